@@ -1,0 +1,435 @@
+"""What a run is: frozen, validated settings from YAML presets and the command line, and signed.
+
+Precedence: defaults here < preset file < grid cell < command line. Each wrong value is reported in
+one line with the place that set it, the key, and what is allowed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple, Self
+
+import yaml
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+
+from diffuse.errors import UserError
+
+IMAGE_SIZE = 28
+CONFIGS = Path(__file__).resolve().parent.parent / "configs"
+
+Loss = Literal["mse", "l1", "huber"]
+Orientation = Literal["row", "col"]
+
+
+def _split_commas(value: Any) -> Any:
+    """Let the command line write `16,32`, or a lone `16`, for a list."""
+    if isinstance(value, str):
+        return [part.strip() for part in value.split(",") if part.strip()]
+    return [value] if isinstance(value, int) else value
+
+
+CommaSeparated = BeforeValidator(_split_commas)
+Epochs = Annotated[tuple[Annotated[int, Field(ge=1)], ...], CommaSeparated]
+
+
+class Section(BaseModel):
+    """A part of the config: immutable, and a key that it does not know is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class DdpmConfig(Section):
+    """Gaussian noise on the linear schedule of Ho et al. 2020, section 4."""
+
+    kind: Literal["ddpm"]
+    timesteps: int = Field(
+        1000, ge=1, le=100_000, description="T; beta and alpha_bar have T + 1 values"
+    )
+    beta_1: float = Field(1e-4, gt=0, lt=1, description="beta at t = 0")
+    beta_2: float = Field(0.02, gt=0, lt=1, description="beta at t = T")
+    loss: Loss = Field("mse", description="between the noise and its prediction")
+
+    @model_validator(mode="after")
+    def _increasing(self) -> Self:
+        if self.beta_1 > self.beta_2:
+            raise ValueError(f"beta_1 ({self.beta_1}) must not exceed beta_2 ({self.beta_2})")
+        return self
+
+
+class AveragingConfig(Section):
+    """Cold diffusion (Bansal et al. 2022) whose degradation averages rows or columns one by one."""
+
+    kind: Literal["averaging"]
+    orientation: Orientation
+    group: int = Field(1, ge=1, description="adjacent lines replaced by one mean at each step")
+    order: Literal["random", "inside-out", "outside-in"] = "random"
+    loss: Loss = Field("mse", description="between the image and its prediction")
+
+    @field_validator("group")
+    @classmethod
+    def _divides(cls, group: int) -> int:
+        if IMAGE_SIZE % group:
+            allowed = ", ".join(str(g) for g in range(1, IMAGE_SIZE + 1) if IMAGE_SIZE % g == 0)
+            raise ValueError(f"{group} does not divide {IMAGE_SIZE}; allowed: {allowed}")
+        return group
+
+    @property
+    def timesteps(self) -> int:
+        """T: after T steps every line is averaged."""
+        return IMAGE_SIZE // self.group
+
+
+class CnnConfig(Section):
+    """The report's network: 7 x 7 convolutions at full resolution."""
+
+    kind: Literal["cnn"]
+    channels: Annotated[tuple[Annotated[int, Field(ge=1, le=4096)], ...], CommaSeparated] = Field(
+        (16, 32, 32, 16), min_length=1
+    )
+    activation: Literal["gelu", "selu", "relu", "silu"] = "gelu"
+
+
+class UNetConfig(Section):
+    """A small U-Net: one entry of `channels` per resolution."""
+
+    kind: Literal["unet"]
+    channels: Annotated[tuple[Annotated[int, Field(ge=8, le=4096)], ...], CommaSeparated] = Field(
+        (32, 64, 128), min_length=1
+    )
+    blocks: int = Field(2, ge=1, le=16, description="residual blocks per resolution")
+    patch: Literal[1, 2, 4] = Field(
+        1, description="fold p x p pixels into channels at the entrance"
+    )
+    attention: bool = Field(False, description="self-attention at the lowest resolution")
+    dropout: float = Field(0.0, ge=0, lt=1)
+
+    @field_validator("channels")
+    @classmethod
+    def _groups_of_eight(cls, channels: tuple[int, ...]) -> tuple[int, ...]:
+        if any(c % 8 for c in channels):
+            raise ValueError("each must be a multiple of 8 (the group norm's groups)")
+        return channels
+
+    @model_validator(mode="after")
+    def _resolutions(self) -> Self:
+        if len(self.channels) > (allowed := {1: 3, 2: 2, 4: 1}[self.patch]):
+            raise ValueError(
+                f"channels has {len(self.channels)} resolutions, but {IMAGE_SIZE} pixels with"
+                f" patch {self.patch} can be halved for at most {allowed}"
+            )
+        return self
+
+
+class DataConfig(Section):
+    limit: int | None = Field(None, ge=1, le=60_000, description="the first N training images only")
+    amplitude: float = Field(0.5, gt=0, le=10, description="images lie in [-amplitude, amplitude]")
+
+
+class TrainConfig(Section):
+    epochs: int = Field(20, ge=1)
+    global_batch: int = Field(128, ge=1, description="images per step over all ranks")
+    lr: float = Field(2e-4, gt=0)
+    warmup_steps: int = Field(0, ge=0, description="the rate rises linearly to lr, then stays")
+    ema: float | None = Field(None, ge=0, lt=1, description="decay of the weights' moving average")
+    grad_clip: float | None = Field(None, gt=0, description="largest gradient norm")
+    accumulate: int = Field(1, ge=1, description="micro-batches per step and rank")
+    amp: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
+    compile: bool = False
+    deterministic: bool = Field(False, description="bitwise repeatable on CUDA, slower")
+
+
+class CheckpointConfig(Section):
+    keep: Literal["asked", "all"] = Field(
+        "asked", description="eval.at_epochs and the last, or all"
+    )
+    every_epochs: int = Field(1, ge=1, description="how often the rolling checkpoint is written")
+    every_minutes: float = Field(10.0, gt=0, description="and within an epoch, not later than")
+
+
+class SamplesConfig(Section):
+    """The picture grids drawn during training."""
+
+    at_epochs: Epochs | None = Field(None, description="default: eval.at_epochs and the last")
+    images: int = Field(16, ge=1, le=1024)
+    steps: int = Field(50, ge=1, description="DDIM steps, or the process's own where fewer")
+
+
+class EvalConfig(Section):
+    at_epochs: Epochs = Field((), description="checkpoints kept and evaluated; the last always is")
+    images: int = Field(1000, ge=1, description="generated images per figure")
+    samplers: Annotated[tuple[str, ...], CommaSeparated] | None = Field(
+        None, description="default: the process's own"
+    )
+    extractor: Literal["classifier", "inception"] = "classifier"
+
+
+class TrackingConfig(Section):
+    mode: Literal["auto", "online", "offline", "disabled"] = "auto"
+    project: str = "diffuse"
+
+
+class SystemConfig(Section):
+    """Where and how the run is carried out; never part of what it is."""
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    threads: int | None = Field(None, ge=1, description="CPU threads per rank; default: torch's")
+    log_every: int = Field(50, ge=1, description="steps between writes of metrics.jsonl")
+    collective_timeout_s: float = Field(
+        600.0, gt=0, description="a collective that hangs longer ends"
+    )
+
+
+class Config(Section):
+    """One run, fully resolved."""
+
+    preset: str = Field(description="the name of the preset, for people; not part of the signature")
+    seed: int = Field(75016, ge=0, lt=2**63)
+    process: Annotated[DdpmConfig | AveragingConfig, Field(discriminator="kind")]
+    model: Annotated[CnnConfig | UNetConfig, Field(discriminator="kind")]
+    data: DataConfig = DataConfig()
+    train: TrainConfig = TrainConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    samples: SamplesConfig = SamplesConfig()
+    eval: EvalConfig = EvalConfig()
+    tracking: TrackingConfig = TrackingConfig()
+    system: SystemConfig = SystemConfig()
+
+    @model_validator(mode="after")
+    def _batch_fits(self) -> Self:
+        if self.data.limit is not None and self.data.limit < self.train.global_batch:
+            raise ValueError(
+                f"data.limit ({self.data.limit}) is smaller than train.global_batch"
+                f" ({self.train.global_batch}): an epoch would have no step"
+            )
+        return self
+
+    @property
+    def signature(self) -> str:
+        """Eight hex digits of all that the weights depend on.
+
+        Settings left at their default are not hashed, so a setting added in a later version leaves
+        the signatures of earlier runs as they are; in return, a released default never changes.
+        """
+        kept = self.model_dump(
+            mode="json",
+            exclude_defaults=True,
+            exclude={
+                "preset": True,
+                "checkpoint": True,
+                "samples": True,
+                "eval": True,
+                "tracking": True,
+                "system": True,
+                "train": {"epochs"},
+            },
+        )
+        if not kept.get("train"):
+            kept.pop("train", None)
+        return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:8]
+
+    @property
+    def run_name(self) -> str:
+        """`ddpm-default-1a2b3c4d`, `cold-default_28-row-5e6f7a8b`: the run directory's name."""
+        slug = re.sub(r"[^A-Za-z0-9_.]+", "-", self.preset).strip("-.") or "run"
+        if isinstance(self.process, AveragingConfig):
+            slug += f"-{self.process.orientation}"
+        return f"{slug}-{self.signature}"
+
+    @property
+    def evaluated_epochs(self) -> tuple[int, ...]:
+        """The epochs whose checkpoints are kept and evaluated, in order; the last is among them."""
+        asked = {epoch for epoch in self.eval.at_epochs if epoch <= self.train.epochs}
+        return tuple(sorted(asked | {self.train.epochs}))
+
+    @property
+    def sampled_epochs(self) -> tuple[int, ...]:
+        """The epochs at which training draws a grid of samples."""
+        if self.samples.at_epochs is None:
+            return self.evaluated_epochs
+        return tuple(sorted(set(self.samples.at_epochs)))
+
+    def to_yaml(self) -> str:
+        """All settings, resolved, as YAML."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
+
+
+class Layer(NamedTuple):
+    """Settings from one place, nested as in YAML, and the name of that place for error messages."""
+
+    source: str
+    values: Mapping[str, Any]
+
+
+def load_config(preset: str, layers: Iterable[Layer] = ()) -> Config:
+    """The preset named by its path under `configs/` (or a YAML file), with `layers` over it.
+
+    Raises UserError: unknown preset, unknown key, wrong type, impossible value.
+    """
+    path = find_yaml(preset, kind="preset", folders=("ddpm", "cold"))
+    name = preset if path.is_relative_to(CONFIGS) else path.stem
+    return resolve([Layer(_shown(path), {"preset": name, **read_yaml(path)}), *layers])
+
+
+def read_config(path: Path) -> Config:
+    """The config.yaml of a run directory."""
+    return resolve([Layer(str(path), read_yaml(path))])
+
+
+def resolve(layers: Sequence[Layer]) -> Config:
+    """Merge `layers`, later over earlier, key by key, and validate the result."""
+    merged: dict[str, Any] = {}
+    sources: dict[tuple[str, ...], str] = {}
+    for layer in layers:
+        _merge(merged, layer.values, layer.source, sources)
+    try:
+        return Config.model_validate(merged)
+    except ValidationError as error:
+        raise UserError(_explain(error, sources, default=layers[0].source)) from None
+
+
+def parse_set(assignments: Sequence[str], source: str = "--set") -> Layer:
+    """`["train.lr=4e-4"]` as a layer; values are read as YAML."""
+    values: dict[str, Any] = {}
+    for assignment in assignments:
+        key, equals, text = assignment.partition("=")
+        keys = key.strip().split(".")
+        if not equals or not all(re.fullmatch(r"\w+", part) for part in keys):
+            raise UserError(f"{source} {assignment!r}: write KEY=VALUE, for example train.lr=4e-4")
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError:
+            value = text
+        for part in reversed(keys):
+            value = {part: value}
+        _merge(values, value, source, {})
+    return Layer(source, values)
+
+
+def find_yaml(name: str, *, kind: str, folders: Sequence[str]) -> Path:
+    """The file that a preset, grid or cluster is named by: under `configs/`, or any *.yaml path."""
+    if name.endswith((".yaml", ".yml")):
+        path = Path(name)
+        if path.is_file():
+            return path.resolve()
+        raise UserError(f"{kind} file {name}: not found")
+    known = [
+        str(path.relative_to(CONFIGS).with_suffix(""))
+        for folder in folders
+        for path in sorted((CONFIGS / folder).glob("*.yaml"))
+    ]
+    for candidate in (name, *(f"{folder}/{name}" for folder in folders if len(folders) == 1)):
+        if candidate in known:
+            return CONFIGS / f"{candidate}.yaml"
+    shown = [Path(k).name for k in known] if len(folders) == 1 else known
+    raise UserError(f"unknown {kind} {name!r}; allowed: {', '.join(shown)}, or a .yaml file")
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A YAML file whose top level is a mapping; read with safe_load, so tags construct nothing."""
+    try:
+        value = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path}: not found") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f" line {mark.line + 1}" if mark else ""
+        raise UserError(f"{path}{where}: not readable as YAML") from None
+    if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
+        raise UserError(f"{path}: must be a YAML mapping of settings")
+    return value
+
+
+def _merge(
+    into: dict[str, Any],
+    values: Mapping[str, Any],
+    source: str,
+    sources: dict[tuple[str, ...], str],
+    prefix: tuple[str, ...] = (),
+) -> None:
+    for key, value in values.items():
+        place = (*prefix, key)
+        if isinstance(value, Mapping):
+            below = into.get(key)
+            into[key] = dict(below) if isinstance(below, Mapping) else {}
+            _merge(into[key], value, source, sources, place)
+        else:
+            into[key] = value
+        sources[place] = source
+
+
+def _explain(error: ValidationError, sources: Mapping[tuple[str, ...], str], default: str) -> str:
+    lines = []
+    for problem in error.errors()[:3]:
+        # A discriminated union puts its tag into the location: process.ddpm.timesteps.
+        tags = {"ddpm", "averaging", "cnn", "unet"}
+        place = tuple(
+            str(part)
+            for position, part in enumerate(problem["loc"])
+            if not (position == 1 and part in tags)
+        )
+        source = next(
+            (sources[place[:n]] for n in range(len(place), 0, -1) if place[:n] in sources), default
+        )
+        key = ".".join(place)
+        match problem["type"]:
+            case "extra_forbidden":
+                allowed = ", ".join(_fields_at(problem["loc"]))
+                text = f"{key}: unknown key; allowed: {allowed}"
+            case "missing":
+                text = f"{key}: missing" + _hint(place)
+            case "value_error":
+                text = f"{key}: {problem['ctx']['error']}" if key else str(problem["ctx"]["error"])
+            case "union_tag_invalid" | "union_tag_not_found":
+                tags_allowed = "ddpm, averaging" if key == "process" else "cnn, unet"
+                text = f"{key}.kind: must be one of {tags_allowed}"
+            case _:
+                shown = repr(problem["input"])
+                shown = shown if len(shown) <= 60 else shown[:57] + "..."
+                text = f"{key}: {problem['msg'][0].lower()}{problem['msg'][1:]}, not {shown}"
+        lines.append(f"{source}: {text}")
+    return "; ".join(lines)
+
+
+def _hint(place: tuple[str, ...]) -> str:
+    if place == ("process", "orientation"):
+        return "; choose --orientation row or --orientation col"
+    return ""
+
+
+def _fields_at(location: tuple[int | str, ...]) -> list[str]:
+    """The keys allowed beside an unknown one."""
+    sections: dict[str, type[BaseModel]] = {
+        "ddpm": DdpmConfig,
+        "averaging": AveragingConfig,
+        "cnn": CnnConfig,
+        "unet": UNetConfig,
+    }
+    model: type[BaseModel] = Config
+    for part in location[:-1]:
+        if part in sections:
+            model = sections[str(part)]
+        elif part in Config.model_fields:
+            annotation = Config.model_fields[str(part)].annotation
+            if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+                model = annotation
+    return sorted(model.model_fields)
+
+
+def _shown(path: Path) -> str:
+    """The path as a person would type it: relative where that is shorter."""
+    try:
+        return str(path.relative_to(Path.cwd()))
+    except ValueError:
+        return str(path)

@@ -1,0 +1,89 @@
+"""How a program of this project ends when it cannot go on: one line for a person, one exit code.
+
+| code | meaning                                                                              |
+|------|--------------------------------------------------------------------------------------|
+| 0    | done                                                                                 |
+| 1    | the environment, or a failed cell: no space, no permission, Slurm gone, loss is NaN   |
+| 2    | what was typed or named is wrong: unknown name, bad value, missing or damaged file    |
+| 75   | interrupted, can be resumed by the same command (EX_TEMPFAIL)                         |
+| 130  | Ctrl-C                                                                               |
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+
+class DiffuseError(Exception):
+    """An end that is explained in one line; subclasses carry the exit code."""
+
+    exit_code = 1
+
+
+class EnvironmentFailed(DiffuseError):
+    """The command was right, but the machine could not carry it out."""
+
+
+class TrainingFailed(DiffuseError):
+    """Training cannot go on (a loss that is not finite, say); the run's files are intact."""
+
+
+class UserError(DiffuseError):
+    """What was typed or named is wrong; the message says what is allowed or what to do."""
+
+    exit_code = 2
+
+
+class Interrupted(DiffuseError):
+    """Stopped from outside at a safe point; the same command goes on from there."""
+
+    exit_code = 75
+
+
+def run(main: Callable[..., Any]) -> NoReturn:
+    """Run a typer app as a program: every expected failure becomes one line and its exit code.
+
+    `DIFFUSE_DEBUG=1` shows the traceback as well.
+    """
+    try:
+        main(standalone_mode=False)
+        code = 0
+    except DiffuseError as error:
+        code = error.exit_code
+        _say(str(error))
+    except KeyboardInterrupt:
+        code = 130
+        _say("stopped by Ctrl-C")
+    except OSError as error:
+        if isinstance(error, BrokenPipeError):  # `... | head`: the reader has what it wanted
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            code = 0
+        else:
+            code = 1
+            where = f"{error.filename}: " if error.filename else ""
+            _say(f"{where}{error.strerror or error}")
+    except Exception as error:
+        # click's errors are told by their interface: newer typers bring a copy of click.
+        if hasattr(error, "format_message"):
+            code = 2
+            _say(f"{error.format_message()} (see --help)")
+        elif type(error).__name__ == "Abort":
+            code = 130
+            _say("stopped")
+        elif type(error).__name__ == "Exit":
+            code = getattr(error, "exit_code", 0)
+        else:
+            raise
+    sys.stdout.flush()
+    sys.exit(code)
+
+
+def _say(message: str) -> None:
+    if os.environ.get("DIFFUSE_DEBUG"):
+        traceback.print_exc()
+    line = " ".join(message.split())
+    print(f"error: {line}", file=sys.stderr, flush=True)
