@@ -3,7 +3,7 @@
     runs/<run name>/
       config.yaml      the resolved config        manifest.json  versions, host, git commit, ...
       metrics.jsonl    one event a line           status.json    state, epoch, step, heartbeat
-      attempts/0001.json ...                      checkpoints/  samples/  evaluations/  plots/  logs/
+      attempts/0001.json ...  checkpoints/  samples/  evaluations/  plots/  logs/
 
 Attempts are fenced: each start claims the next number by creating its file exclusively; whoever is
 no longer the highest publishes nothing more.
@@ -115,7 +115,7 @@ class RunDir:
     def attempt_number(self) -> int:
         """The highest attempt claimed so far; 0 where none was."""
         try:
-            names = os.listdir(self.path / "attempts")
+            names = [path.name for path in (self.path / "attempts").iterdir()]
         except FileNotFoundError:
             return 0
         return max(
