@@ -108,7 +108,7 @@ class UNetConfig(Section):
     channels: Annotated[tuple[Annotated[int, Field(ge=8, le=4096)], ...], CommaSeparated] = Field(
         (32, 64, 128), min_length=1
     )
-    blocks: int = Field(2, ge=1, le=16, description="residual blocks per resolution")
+    blocks: int = Field(2, ge=1, le=16, description="residual blocks per resolution and side")
     patch: Literal[1, 2, 4] = Field(
         1, description="fold p x p pixels into channels at the entrance"
     )

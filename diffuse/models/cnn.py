@@ -1,0 +1,70 @@
+"""The report's network: 7 x 7 convolutions at full resolution, told the time after block one."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from diffuse.config import IMAGE_SIZE, CnnConfig
+
+ACTIVATIONS: dict[str, type[nn.Module]] = {
+    "gelu": nn.GELU,
+    "selu": nn.SELU,
+    "relu": nn.ReLU,
+    "silu": nn.SiLU,
+}
+
+
+class Block(nn.Module):
+    """Conv 7 x 7 -> LayerNorm over channels and pixels -> activation."""
+
+    def __init__(self, in_channels: int, out_channels: int, activation: type[nn.Module]) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(in_channels, out_channels, 7, padding=3)
+        self.norm = nn.LayerNorm((out_channels, IMAGE_SIZE, IMAGE_SIZE))
+        self.activation = activation()
+
+    def forward(self, x: Tensor) -> Tensor:
+        # layer norm wants the plain layout; convolutions may give channels-last
+        return self.activation(self.norm(self.conv(x).contiguous()))  # type: ignore[no-any-return]
+
+
+class Cnn(nn.Module):
+    """x_t [B, 1, 28, 28], time t / T [B] -> prediction [B, 1, 28, 28].
+
+    291,217 parameters with channels 16, 32, 32, 16.
+    """
+
+    frequencies: Tensor
+
+    def __init__(self, config: CnnConfig) -> None:
+        super().__init__()
+        activation = ACTIVATIONS[config.activation]
+        ins = (1, *config.channels[:-1])
+        self.blocks = nn.ModuleList(
+            Block(i, o, activation) for i, o in zip(ins, config.channels, strict=True)
+        )
+        self.head = nn.Conv2d(config.channels[-1], 1, 3, padding=1)
+        self.time_mlp = nn.Sequential(
+            nn.Linear(32, 128),
+            activation(),
+            nn.Linear(128, 128),
+            activation(),
+            nn.Linear(128, 128),
+            activation(),
+            nn.Linear(128, config.channels[0]),
+        )
+        # 16 frequencies: 0, then 2 pi 1.5^0 .. 2 pi 1.5^14
+        frequencies = [0.0, *(2 * math.pi * 1.5**k for k in range(15))]
+        self.register_buffer("frequencies", torch.tensor(frequencies))
+
+    def forward(self, x_t: Tensor, time: Tensor) -> Tensor:
+        phase = time[:, None] * self.frequencies  # [B, 16]
+        features = torch.cat([phase.sin(), phase.cos() - 1], dim=1)  # [B, 32]
+        embedding = self.time_mlp(features)[:, :, None, None]  # [B, C, 1, 1]
+        x = self.blocks[0](x_t) + embedding  # [B, C, 28, 28]
+        for block in self.blocks[1:]:
+            x = block(x)
+        return self.head(x)  # type: ignore[no-any-return]
