@@ -96,7 +96,7 @@ class RunDir:
 
     def status(self) -> dict[str, Any]:
         """The last published status, {} where there is none or it is damaged."""
-        return _read_object(self.status_path)
+        return files.read_json(self.status_path)
 
     def metrics(self, event: str | None = None) -> list[dict[str, Any]]:
         """The events in order of step; of a replayed step the last attempt's event counts.
@@ -124,7 +124,7 @@ class RunDir:
 
     def attempt(self, number: int) -> dict[str, Any]:
         """What attempt `number` said of itself: host, pid, start time, job."""
-        return _read_object(self.path / "attempts" / f"{number:04d}.json")
+        return files.read_json(self.path / "attempts" / f"{number:04d}.json")
 
 
 class Attempt:
@@ -202,6 +202,11 @@ def now() -> str:
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
 
+def default_data_dir() -> Path:
+    """Where the data is unless --data-dir says otherwise: $DIFFUSE_DATA, or ./data."""
+    return Path(os.environ.get("DIFFUSE_DATA") or "data")
+
+
 def open_run(runs_dir: Path, config: Config) -> RunDir:
     """The directory of `config` under `runs_dir`; one that holds another config is refused."""
     run = RunDir(runs_dir / config.run_name)
@@ -229,14 +234,6 @@ def _refuse_if_alive(run: RunDir, number: int) -> None:
         raise UserError(
             f"{run.name} is being trained by process {process.pid} on this machine; stop it first"
         )
-
-
-def _read_object(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return value if isinstance(value, dict) else {}
 
 
 def _lines(path: Path) -> Iterator[dict[str, Any]]:

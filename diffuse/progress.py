@@ -1,0 +1,70 @@
+"""Long work shows itself: a bar with rate and ETA on a terminal, plain lines in a log file."""
+
+from __future__ import annotations
+
+import datetime
+import sys
+import time
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn
+
+LINE_EVERY_S = 30.0
+
+
+class Meter:
+    """Shows steps of one task. Silent where `shown` is false (all ranks but the first)."""
+
+    def __init__(self, title: str, total: int, done: int = 0, shown: bool = True) -> None:
+        self.title, self.total, self.shown = title, total, shown
+        self.bar: Progress | None = None
+        self.last_line = time.monotonic()
+        console = Console(stderr=True)
+        if shown and console.is_terminal:
+            self.bar = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(),
+                TextColumn("{task.completed}/{task.total}  {task.fields[facts]}"),
+                console=console,
+            )
+            self.task = self.bar.add_task(title, total=total, completed=done, facts="")
+
+    def __enter__(self) -> Meter:
+        if self.bar:
+            self.bar.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self.bar:
+            self.bar.stop()
+
+    def update(self, done: int, facts: str) -> None:
+        """Show `done` steps; on a log file a line at most every 30 s."""
+        if self.bar:
+            self.bar.update(self.task, completed=done, facts=facts)
+        elif self.shown and time.monotonic() - self.last_line >= LINE_EVERY_S:
+            self.say(f"{self.title}  {done}/{self.total}  {facts}")
+
+    def say(self, line: str) -> None:
+        """Print a line that stays."""
+        if self.bar:
+            self.bar.console.print(line, highlight=False, markup=False)
+        elif self.shown:
+            print(line, flush=True)
+            self.last_line = time.monotonic()
+
+
+def note(line: str) -> None:
+    """A remark on standard error."""
+    print(line, file=sys.stderr, flush=True)
+
+
+def duration(seconds: float) -> str:
+    """H:MM:SS."""
+    return str(datetime.timedelta(seconds=round(seconds)))

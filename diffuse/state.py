@@ -1,0 +1,87 @@
+"""Everything of a run that changes while it trains: what a checkpoint holds and brings back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim.swa_utils import AveragedModel
+
+from diffuse.averaging import Averaging
+from diffuse.config import AveragingConfig, Config
+from diffuse.ddpm import Ddpm
+from diffuse.distributed import Precision
+from diffuse.ema import moving_average
+from diffuse.errors import UserError
+from diffuse.models import build
+from diffuse.rng import Stream, derive_seed
+
+
+@dataclass
+class TrainState:
+    """Network, averaged network, optimizer, loss scaler, process, and the number of steps done."""
+
+    network: nn.Module
+    ema: AveragedModel | None
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    process: Ddpm | Averaging
+    step: int = 0
+
+    @classmethod
+    def fresh(cls, config: Config, device: torch.device, precision: Precision) -> TrainState:
+        """The state before the first step; initial weights follow from the seed alone."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(derive_seed(config.seed, Stream.INIT))
+            network = build(config.model)
+        network.to(device)
+        return cls(
+            network=network,
+            ema=None if config.train.ema is None else moving_average(network, config.train.ema),
+            optimizer=torch.optim.Adam(network.parameters(), lr=config.train.lr, fused=True),
+            scaler=torch.amp.GradScaler(device.type, enabled=precision == "fp16"),
+            process=build_process(config).to(device),
+        )
+
+    @property
+    def best_network(self) -> nn.Module:
+        """The network to sample with: the averaged one where there is one."""
+        return self.network if self.ema is None else self.ema.module
+
+    def payload(self) -> dict[str, Any]:
+        """What a checkpoint holds of this state."""
+        return {
+            "step": self.step,
+            "model": self.network.state_dict(),
+            "ema": None if self.ema is None else self.ema.module.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "process": self.process.state_dict(),
+        }
+
+    def restore(self, content: dict[str, Any]) -> None:
+        """Take over a checkpoint's content.
+
+        Raises UserError where it does not fit this config.
+        """
+        try:
+            self.network.load_state_dict(content["model"])
+            if self.ema is not None:
+                self.ema.module.load_state_dict(content["ema"])
+                self.ema.n_averaged.fill_(content["step"])
+            self.optimizer.load_state_dict(content["optimizer"])
+            self.scaler.load_state_dict(content["scaler"])
+            self.process.load_state_dict(content["process"])
+            self.step = int(content["step"])
+        except (KeyError, RuntimeError, ValueError, TypeError, AttributeError) as error:
+            reason = str(error).splitlines()[0]
+            raise UserError(f"a checkpoint does not fit this run's config: {reason}") from None
+
+
+def build_process(config: Config) -> Ddpm | Averaging:
+    """The process that `config` describes, on the CPU."""
+    if isinstance(config.process, AveragingConfig):
+        return Averaging.from_config(config.process, config.seed)
+    return Ddpm.from_config(config.process)

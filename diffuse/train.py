@@ -1,0 +1,88 @@
+"""Train one run: `python -m diffuse.train --preset ddpm/default --epochs 100`.
+
+The same command again resumes what was interrupted, does nothing where all is done, and extends
+the run where more epochs are asked for.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from diffuse import errors
+from diffuse.config import Config, Layer, load_config, parse_set, read_yaml
+from diffuse.config import resolve as resolve_layers
+from diffuse.preemption import StopRequest
+from diffuse.rundir import default_data_dir
+
+app = typer.Typer(add_completion=False, rich_markup_mode=None)
+
+
+@app.command()
+def main(
+    preset: Annotated[
+        str | None, typer.Option(help="A path under configs/ without .yaml, or a .yaml file.")
+    ] = None,
+    config: Annotated[
+        Path | None, typer.Option(help="A resolved config.yaml, instead of a preset.")
+    ] = None,
+    epochs: Annotated[int | None, typer.Option(help="Short for --set train.epochs=N.")] = None,
+    orientation: Annotated[
+        str | None, typer.Option(help="row or col, for cold diffusion (no default).")
+    ] = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Any setting, such as train.lr=4e-4."),
+    ] = None,
+    runs_dir: Annotated[Path, typer.Option(help="Where run directories live.")] = Path("runs"),
+    data_dir: Annotated[
+        Path | None, typer.Option(help="Where mnist.h5 is; default: $DIFFUSE_DATA or ./data.")
+    ] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu or cuda.")] = None,
+    threads: Annotated[int | None, typer.Option(help="CPU threads per rank.")] = None,
+) -> None:
+    """Train one run, or go on with it."""
+    # Before torch is imported, which takes seconds: a signal during start-up is not lost.
+    stop = StopRequest().install()
+    resolved = from_command_line(preset, config, epochs, orientation, set_ or [], device, threads)
+
+    from diffuse.training import train
+
+    run = train(resolved, runs_dir, data_dir or default_data_dir(), stop)
+    if run is not None:
+        print(f"{run.path}: done; pictures in {run.samples}")
+
+
+def from_command_line(
+    preset: str | None,
+    config: Path | None,
+    epochs: int | None,
+    orientation: str | None,
+    assignments: list[str],
+    device: str | None,
+    threads: int | None,
+) -> Config:
+    """The config that the command line describes."""
+    layers = [parse_set(assignments)]
+    for option, key, value in (
+        ("--epochs", "train.epochs", epochs),
+        ("--orientation", "process.orientation", orientation),
+        ("--device", "system.device", device),
+        ("--threads", "system.threads", threads),
+    ):
+        if value is not None:
+            layers.append(parse_set([f"{key}={value}"], source=option))
+    if (preset is None) == (config is None):
+        raise errors.UserError("name what to train by either --preset or --config")
+    if config is not None:
+        return resolve_layers([Layer(str(config), read_yaml(config)), *layers])
+    assert preset is not None
+    if orientation is not None and preset.startswith("ddpm/"):
+        raise errors.UserError(f"--orientation is for cold diffusion; {preset} has none")
+    return load_config(preset, layers)
+
+
+if __name__ == "__main__":
+    errors.run(app)

@@ -1,0 +1,451 @@
+"""Training, read from top to bottom.
+
+Randomness of step s follows from (seed, s) and is drawn for the global batch, of which each rank
+takes its slice; the data order of epoch e follows from (seed, e). So a run that was killed and
+started again equals one that was not, and any number of ranks sees the same examples and noise.
+To resume, run the same command again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from enum import IntEnum
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from diffuse import checkpoint, files, manifest, pictures, progress
+from diffuse.config import Config
+from diffuse.data import load_split, to_x0
+from diffuse.distributed import World, join, resolve_precision
+from diffuse.errors import DiffuseError, EnvironmentFailed, UserError
+from diffuse.preemption import StopRequest
+from diffuse.recorder import Recorder
+from diffuse.rng import Stream, derive_seed, generator
+from diffuse.rundir import Attempt, RunDir, Superseded, open_run
+from diffuse.state import TrainState
+
+WRITE_EVERY_S = 5.0  # metrics and heartbeat, where log_every steps take longer
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+
+
+class Request(IntEnum):
+    """What a rank wants done at a step boundary; the highest wish of any rank is done by all."""
+
+    NONE = 0
+    LOG = 1
+    SAVE = 2
+    STOP = 3
+    SUPERSEDED = 4
+
+
+def train(config: Config, runs_dir: Path, data_dir: Path, stop: StopRequest) -> RunDir | None:
+    """Train the run of `config` until all its epochs are there; resumes what was begun.
+
+    Returns the run directory on rank 0, None on the others.
+
+    Raises UserError, EnvironmentFailed, TrainingFailed (a loss that is not finite), Interrupted
+    (a signal asked to stop; saved) and Superseded (a newer attempt took over).
+    """
+    with join(config.system.device, config.system.collective_timeout_s) as world:
+        try:
+            run = _train(config, runs_dir, data_dir, stop, world)
+            return run if world.is_main else None
+        except (RuntimeError, ConnectionError) as error:
+            if world.size > 1 and not isinstance(error, torch.OutOfMemoryError):
+                reason = str(error).splitlines()[0]
+                raise EnvironmentFailed(
+                    f"rank {world.rank} of {world.size} lost the others: {reason}"
+                ) from error
+            raise
+
+
+def _train(
+    config: Config, runs_dir: Path, data_dir: Path, stop: StopRequest, world: World
+) -> RunDir:
+    # ---- what is to be done: epochs whose checkpoint is not there, from the nearest one before
+    settings, device = config.train, world.device
+    if config.system.threads:
+        torch.set_num_threads(config.system.threads)
+    if settings.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.benchmark = not settings.deterministic
+    _check_batch(config, world)
+
+    split = load_split(data_dir, "train", config.data.limit)
+    images = split.images.to(device)  # [N, 28, 28] uint8: all of it lives on the device
+    steps_per_epoch = len(images) // settings.global_batch  # the last partial batch is dropped
+
+    run = open_run(runs_dir, config)
+    if run.config_path.exists():
+        config = _with_earlier_epochs(config, run.config())
+    precision = world.from_main(_precision(config, run, device))
+    missing, content = world.from_main(
+        _plan(config, run, steps_per_epoch) if world.is_main else None
+    )
+    if not missing:
+        if world.is_main and run.status().get("state") != "done":
+            Attempt.claim(run).publish_status("done", epoch=settings.epochs, epochs=settings.epochs)
+        return run
+
+    # ---- begin an attempt
+    attempt = Attempt.claim(run) if world.is_main else None
+    state = TrainState.fresh(config, device, precision)
+    recorder = Recorder(world, state.process.T)
+    environment = manifest.environment(world, precision)
+    if content is not None:
+        state.restore(content)
+        recorder.load_state_dict(content["recorder"])
+    if attempt is not None:
+        files.write_text(run.config_path, config.to_yaml())
+        manifest.write(run, world, precision, split.sha256)
+        attempt.append_metrics(_start_events(state, environment, content))
+    if content is not None and state.step % steps_per_epoch == 0:
+        _draw(config, run, state, state.step // steps_per_epoch, attempt, data_dir)
+
+    forward = world.parallel(state.network)
+    if settings.compile:
+        forward = torch.compile(forward)  # type: ignore[assignment]
+    final_step = missing[-1] * steps_per_epoch
+    saved_step = state.step
+    order = torch.empty(0)
+    order_epoch = 0
+    shown = progress.Meter(run.name, final_step, state.step, shown=world.is_main)
+    clock = _Clock(state.step, settings.global_batch)
+
+    def facts(loss: float | None = None) -> dict[str, Any]:
+        return {
+            "epoch": state.step // steps_per_epoch,
+            "epochs": settings.epochs,
+            "step": state.step,
+            "steps_per_epoch": steps_per_epoch,
+            "loss": loss,
+            "images_per_s": clock.rate,
+            "eta_s": clock.eta(final_step - state.step),
+        }
+
+    def write_metrics(epoch: int) -> None:
+        """Bring the losses since the last time to disk, screen and heartbeat. On every rank."""
+        events = recorder.fetch(epoch)
+        clock.lap(state.step)
+        if attempt is not None and events:
+            attempt.append_metrics(events)
+            now = facts(events[-1]["loss"])
+            attempt.publish_status("running", **now)
+            shown.update(
+                state.step,
+                f"epoch {epoch}/{missing[-1]}  loss {now['loss']:.4f}"
+                f"  {now['images_per_s']:.0f} images/s  ETA {progress.duration(now['eta_s'])}",
+            )
+
+    def save(path: Path) -> None:
+        """Publish a checkpoint. On every rank, for the sums that it gathers."""
+        nonlocal saved_step
+        saved_step = state.step
+        content = {
+            "config": config.model_dump(mode="json"),
+            "signature": config.signature,
+            "epoch": state.step // steps_per_epoch,
+            "environment": environment,
+            "recorder": recorder.state_dict(),
+            **state.payload(),
+        }
+        if attempt is not None:
+            if not checkpoint.all_finite(content["model"]):
+                raise DiffuseError(
+                    f"the weights are no longer finite at step {state.step}; nothing was saved"
+                    " since the last checkpoint; lower train.lr or try train.grad_clip=1"
+                )
+            attempt.check()
+            checkpoint.write(path, content)
+            _retire(config, run, state.step, steps_per_epoch)
+        clock.pause(state.step)
+
+    def own_request() -> Request:
+        if stop.signal is not None:
+            return Request.STOP
+        if attempt is None:
+            return Request.NONE
+        if clock.since_save > 60 * config.checkpoint.every_minutes:
+            return Request.SAVE
+        if len(recorder.pending) >= config.system.log_every or clock.since_lap > WRITE_EVERY_S:
+            return Request.LOG if attempt.is_current else Request.SUPERSEDED
+        return Request.NONE
+
+    try:
+        with shown:
+            shown.say(_opening(config, run, state, world, precision, missing, steps_per_epoch))
+            while state.step < final_step:
+                # ---- at the step boundary: what any rank wants, all do
+                epoch, position = divmod(state.step, steps_per_epoch)
+                epoch += 1
+                request = Request(world.highest(own_request()))
+                if request == Request.SUPERSEDED:
+                    raise Superseded(f"{run.name}: a newer attempt took over; this one stops")
+                if request >= Request.LOG:
+                    write_metrics(epoch)
+                if request >= Request.SAVE and state.step != saved_step:
+                    save(
+                        run.checkpoints / f"step_{state.step:08d}.pt"
+                        if position
+                        else run.checkpoint_path(epoch - 1)
+                    )
+                if request == Request.STOP:
+                    name = stop.signal.name if stop.signal else "another rank's signal"
+                    raise stop.end(
+                        f"{run.name}: stopped by {name} at step {state.step}, saved; the same"
+                        " command goes on from there"
+                    )
+
+                # ---- the step's examples, timesteps and noise: functions of (seed, epoch, step)
+                if order_epoch != epoch:
+                    order_epoch = epoch
+                    rng = generator(config.seed, Stream.DATA_ORDER, epoch)
+                    order = torch.randperm(len(images), generator=rng).to(device)
+                state.step += 1
+                start = position * settings.global_batch
+                mine = world.share(settings.global_batch)
+                indices = order[start : start + settings.global_batch][mine]
+                x0 = to_x0(images[indices], config.data.amplitude)  # [B / ranks, 1, 28, 28]
+                rng = generator(config.seed, Stream.STEP, state.step, device=device)
+                t, eps = state.process.draw(settings.global_batch, rng)
+                t, eps = t[mine], None if eps is None else eps[mine]
+                if getattr(config.model, "dropout", 0):
+                    torch.manual_seed(
+                        derive_seed(config.seed, Stream.DROPOUT, state.step, world.rank)
+                    )
+
+                # ---- forward, backward, update
+                losses = _backward(config, state, forward, x0, t, eps, precision)
+                state.scaler.unscale_(state.optimizer)
+                grads = [p.grad for p in state.network.parameters() if p.grad is not None]
+                grad_norm = nn.utils.get_total_norm(grads)
+                if settings.grad_clip is not None:
+                    nn.utils.clip_grads_with_norm_(
+                        state.network.parameters(), settings.grad_clip, grad_norm
+                    )
+                lr = settings.lr * min(1.0, state.step / max(1, settings.warmup_steps))
+                for group in state.optimizer.param_groups:
+                    group["lr"] = lr
+                state.scaler.step(state.optimizer)
+                state.scaler.update()
+                state.optimizer.zero_grad(set_to_none=True)
+                if state.ema is not None:
+                    state.ema.update_parameters(state.network)
+                recorder.add(state.step, lr, losses, t, grad_norm)
+
+                # ---- at an epoch's end: metrics, then the checkpoint, then pictures
+                if state.step % steps_per_epoch == 0:
+                    write_metrics(epoch)
+                    summary = recorder.end_epoch()
+                    if attempt is not None:
+                        attempt.append_metrics(
+                            [{"event": "epoch", "epoch": epoch, "step": state.step, **summary}]
+                        )
+                        shown.say(
+                            f"epoch {epoch}/{missing[-1]}  loss {summary['loss']:.5f}"
+                            f"  {clock.rate:.0f} images/s"
+                        )
+                    if (
+                        epoch in config.evaluated_epochs
+                        or epoch % config.checkpoint.every_epochs == 0
+                    ):
+                        save(run.checkpoint_path(epoch))
+                    _draw(config, run, state, epoch, attempt, data_dir)
+                    clock.pause(state.step)
+        if attempt is not None:
+            attempt.publish_status("done", **{**facts(summary["loss"]), "eta_s": 0.0})
+    except BaseException as error:
+        if attempt is not None and not isinstance(error, Superseded):
+            with contextlib.suppress(OSError, DiffuseError):  # the first error is the one to tell
+                ended = "interrupted" if getattr(error, "exit_code", 1) in (75, 130) else "failed"
+                reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+                attempt.publish_status(ended, **facts(), reason=reason)  # type: ignore[arg-type]
+        raise
+    return run
+
+
+def _backward(
+    config: Config,
+    state: TrainState,
+    forward: nn.Module,
+    x0: Tensor,
+    t: Tensor,
+    eps: Tensor | None,
+    precision: str,
+) -> Tensor:
+    """Gradients of the mean loss, in `accumulate` parts; this rank's per-example losses [b]."""
+    parts = config.train.accumulate
+    losses = []
+    for k in range(parts):
+        part = slice(k * len(t) // parts, (k + 1) * len(t) // parts)
+        last = k == parts - 1
+        # gradients travel between ranks once, with the last part
+        hold = (
+            contextlib.nullcontext()
+            if last
+            else getattr(forward, "no_sync", contextlib.nullcontext)()
+        )
+        with hold:
+            with torch.autocast(x0.device.type, DTYPES[precision], enabled=precision != "fp32"):
+                loss = state.process.losses(
+                    forward, x0[part], t[part], None if eps is None else eps[part]
+                )
+            state.scaler.scale(loss.mean() / parts).backward()
+        losses.append(loss.detach())
+    return torch.cat(losses)
+
+
+class _Clock:
+    """Time that went into steps, apart from pictures and checkpoints."""
+
+    def __init__(self, step: int, global_batch: int) -> None:
+        self.global_batch = global_batch
+        self.rate = 0.0  # images per second
+        self.saved = self.lapped = time.monotonic()
+        self.step = step
+
+    @property
+    def since_save(self) -> float:
+        return time.monotonic() - self.saved
+
+    @property
+    def since_lap(self) -> float:
+        return time.monotonic() - self.lapped
+
+    def lap(self, step: int) -> None:
+        """Measure the rate since the last lap or pause."""
+        now = time.monotonic()
+        if step > self.step:
+            self.rate = (step - self.step) * self.global_batch / max(now - self.lapped, 1e-9)
+            self.lapped, self.step = now, step
+
+    def pause(self, step: int) -> None:
+        """What happened since the last lap was no training."""
+        self.lapped = self.saved = time.monotonic()
+        self.step = step
+
+    def eta(self, steps: int) -> float:
+        """Seconds for `steps` more at the present rate."""
+        return steps * self.global_batch / self.rate if self.rate else 0.0
+
+
+def _check_batch(config: Config, world: World) -> None:
+    batch, parts = config.train.global_batch, world.size * config.train.accumulate
+    if batch % parts:
+        raise UserError(
+            f"train.global_batch={batch} must be a multiple of ranks x train.accumulate"
+            f" ({world.size} x {config.train.accumulate})"
+        )
+
+
+def _precision(config: Config, run: RunDir, device: torch.device) -> Any:
+    """The precision that the run first started with, else what `auto` gives on this device."""
+    stored = files.read_json(run.manifest_path).get("precision")
+    if config.train.amp == "auto" and stored in DTYPES:
+        try:
+            return resolve_precision(stored, device)
+        except UserError as error:
+            raise UserError(f"{run.name} was started in {stored}. {error}") from None
+    return resolve_precision(config.train.amp, device)
+
+
+def _with_earlier_epochs(config: Config, earlier: Config) -> Config:
+    """`config` that also keeps the epochs asked for in earlier calls."""
+    kept = tuple(sorted({*config.eval.at_epochs, *earlier.evaluated_epochs}))
+    epochs = max(config.train.epochs, *kept)
+    return config.model_copy(
+        update={
+            "eval": config.eval.model_copy(update={"at_epochs": kept}),
+            "train": config.train.model_copy(update={"epochs": epochs}),
+        }
+    )
+
+
+def _plan(
+    config: Config, run: RunDir, steps_per_epoch: int
+) -> tuple[list[int], dict[str, Any] | None]:
+    """The epochs to be made, and the checkpoint to start from (None: from nothing)."""
+    missing = []
+    for epoch in config.evaluated_epochs:
+        try:
+            checkpoint.read(run.checkpoint_path(epoch))
+        except UserError as error:
+            if run.has_epoch(epoch):
+                progress.note(f"{error}; it is made again")
+            missing.append(epoch)
+    if not missing:
+        return [], None
+    content = checkpoint.latest(
+        run,
+        until_step=missing[0] * steps_per_epoch,
+        steps_per_epoch=steps_per_epoch,
+        warn=progress.note,
+    )
+    return missing, content
+
+
+def _retire(config: Config, run: RunDir, step: int, steps_per_epoch: int) -> None:
+    """Delete rolling checkpoints that nothing asked for, all but the last before this one."""
+    if config.checkpoint.keep == "all":
+        return
+    rolling = []
+    for path in run.checkpoints.glob("*.pt"):
+        kind, _, number = path.stem.partition("_")
+        if not number.isdigit() or (kind == "epoch" and int(number) in config.evaluated_epochs):
+            continue
+        at = int(number) * (steps_per_epoch if kind == "epoch" else 1)
+        if at < step:
+            rolling.append((at, path))
+    for _, path in sorted(rolling)[:-1]:
+        path.unlink(missing_ok=True)
+
+
+def _draw(
+    config: Config,
+    run: RunDir,
+    state: TrainState,
+    epoch: int,
+    attempt: Attempt | None,
+    data_dir: Path,
+) -> None:
+    """Pictures of `epoch`, by rank 0, where they are wanted and not there yet."""
+    if attempt is None or epoch not in config.sampled_epochs:
+        return
+    attempt.check()
+    pictures.draw_epoch(config, run, state.process, state.best_network, epoch, data_dir)
+
+
+def _start_events(
+    state: TrainState, environment: dict[str, Any], content: dict[str, Any] | None
+) -> list[dict[str, Any]]:
+    events: list[dict[str, Any]] = [{"event": "start", "step": state.step, **environment}]
+    if content is not None:
+        before = content["environment"]
+        changed = {k: [before.get(k), v] for k, v in environment.items() if before.get(k) != v}
+        if changed:
+            text = ", ".join(f"{k}: {old} -> {new}" for k, (old, new) in changed.items())
+            progress.note(f"resumed under another environment, so not bit for bit: {text}")
+            events.append({"event": "environment_changed", "step": state.step, **changed})
+    return events
+
+
+def _opening(
+    config: Config,
+    run: RunDir,
+    state: TrainState,
+    world: World,
+    precision: str,
+    missing: list[int],
+    steps_per_epoch: int,
+) -> str:
+    start = f"from step {state.step}" if state.step else "from the beginning"
+    return (
+        f"{run.path}: training {start} to epoch {missing[-1]} ({steps_per_epoch} steps each) on"
+        f" {world.size} x {world.device.type}, {precision}, global batch {config.train.global_batch}"
+    )
