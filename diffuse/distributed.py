@@ -21,6 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 from diffuse.errors import UserError
 
 Precision = Literal["bf16", "fp16", "fp32"]
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 T = TypeVar("T")
 
 

@@ -51,7 +51,7 @@ class Recorder:
                     f"the loss became {loss} at step {step} (epoch {epoch}); nothing was saved"
                     " since; lower train.lr, or try train.grad_clip=1 or train.amp=fp32"
                 )
-            # fp16 skips a step whose gradient overflows, so this norm may be infinite; JSON has none
+            # fp16 skips a step whose gradient overflows; JSON has no infinity for its norm
             events.append(
                 {
                     "event": "step",

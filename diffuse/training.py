@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import time
 from enum import IntEnum
 from pathlib import Path
 from typing import Any
@@ -18,11 +17,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from diffuse import checkpoint, files, manifest, pictures, progress
+from diffuse import checkpoint, files, manifest, pictures, progress, remaining
 from diffuse.config import Config
 from diffuse.data import load_split, to_x0
-from diffuse.distributed import World, join, resolve_precision
-from diffuse.errors import DiffuseError, EnvironmentFailed, UserError
+from diffuse.distributed import DTYPES, World, join
+from diffuse.errors import DiffuseError, EnvironmentFailed
 from diffuse.preemption import StopRequest
 from diffuse.recorder import Recorder
 from diffuse.rng import Stream, derive_seed, generator
@@ -30,7 +29,6 @@ from diffuse.rundir import Attempt, RunDir, Superseded, open_run
 from diffuse.state import TrainState
 
 WRITE_EVERY_S = 5.0  # metrics and heartbeat, where log_every steps take longer
-DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
 class Request(IntEnum):
@@ -75,7 +73,7 @@ def _train(
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
     torch.backends.cudnn.benchmark = not settings.deterministic
-    _check_batch(config, world)
+    remaining.check_batch(config, world)
 
     split = load_split(data_dir, "train", config.data.limit)
     images = split.images.to(device)  # [N, 28, 28] uint8: all of it lives on the device
@@ -83,10 +81,11 @@ def _train(
 
     run = open_run(runs_dir, config)
     if run.config_path.exists():
-        config = _with_earlier_epochs(config, run.config())
-    precision = world.from_main(_precision(config, run, device))
+        config = remaining.with_earlier_epochs(config, run.config())
+    precision = world.from_main(remaining.settle_precision(config, run, device))
+    nothing: tuple[list[int], dict[str, Any] | None] = ([], None)
     missing, content = world.from_main(
-        _plan(config, run, steps_per_epoch) if world.is_main else None
+        remaining.plan(config, run, steps_per_epoch) if world.is_main else nothing
     )
     if not missing:
         if world.is_main and run.status().get("state") != "done":
@@ -116,7 +115,7 @@ def _train(
     order = torch.empty(0)
     order_epoch = 0
     shown = progress.Meter(run.name, final_step, state.step, shown=world.is_main)
-    clock = _Clock(state.step, settings.global_batch)
+    clock = progress.Clock(state.step, settings.global_batch)
 
     def facts(loss: float | None = None) -> dict[str, Any]:
         return {
@@ -163,7 +162,7 @@ def _train(
                 )
             attempt.check()
             checkpoint.write(path, content)
-            _retire(config, run, state.step, steps_per_epoch)
+            remaining.retire(config, run, state.step, steps_per_epoch)
         clock.pause(state.step)
 
     def own_request() -> Request:
@@ -301,111 +300,6 @@ def _backward(
     return torch.cat(losses)
 
 
-class _Clock:
-    """Time that went into steps, apart from pictures and checkpoints."""
-
-    def __init__(self, step: int, global_batch: int) -> None:
-        self.global_batch = global_batch
-        self.rate = 0.0  # images per second
-        self.saved = self.lapped = time.monotonic()
-        self.step = step
-
-    @property
-    def since_save(self) -> float:
-        return time.monotonic() - self.saved
-
-    @property
-    def since_lap(self) -> float:
-        return time.monotonic() - self.lapped
-
-    def lap(self, step: int) -> None:
-        """Measure the rate since the last lap or pause."""
-        now = time.monotonic()
-        if step > self.step:
-            self.rate = (step - self.step) * self.global_batch / max(now - self.lapped, 1e-9)
-            self.lapped, self.step = now, step
-
-    def pause(self, step: int) -> None:
-        """What happened since the last lap was no training."""
-        self.lapped = self.saved = time.monotonic()
-        self.step = step
-
-    def eta(self, steps: int) -> float:
-        """Seconds for `steps` more at the present rate."""
-        return steps * self.global_batch / self.rate if self.rate else 0.0
-
-
-def _check_batch(config: Config, world: World) -> None:
-    batch, parts = config.train.global_batch, world.size * config.train.accumulate
-    if batch % parts:
-        raise UserError(
-            f"train.global_batch={batch} must be a multiple of ranks x train.accumulate"
-            f" ({world.size} x {config.train.accumulate})"
-        )
-
-
-def _precision(config: Config, run: RunDir, device: torch.device) -> Any:
-    """The precision that the run first started with, else what `auto` gives on this device."""
-    stored = files.read_json(run.manifest_path).get("precision")
-    if config.train.amp == "auto" and stored in DTYPES:
-        try:
-            return resolve_precision(stored, device)
-        except UserError as error:
-            raise UserError(f"{run.name} was started in {stored}. {error}") from None
-    return resolve_precision(config.train.amp, device)
-
-
-def _with_earlier_epochs(config: Config, earlier: Config) -> Config:
-    """`config` that also keeps the epochs asked for in earlier calls."""
-    kept = tuple(sorted({*config.eval.at_epochs, *earlier.evaluated_epochs}))
-    epochs = max(config.train.epochs, *kept)
-    return config.model_copy(
-        update={
-            "eval": config.eval.model_copy(update={"at_epochs": kept}),
-            "train": config.train.model_copy(update={"epochs": epochs}),
-        }
-    )
-
-
-def _plan(
-    config: Config, run: RunDir, steps_per_epoch: int
-) -> tuple[list[int], dict[str, Any] | None]:
-    """The epochs to be made, and the checkpoint to start from (None: from nothing)."""
-    missing = []
-    for epoch in config.evaluated_epochs:
-        try:
-            checkpoint.read(run.checkpoint_path(epoch))
-        except UserError as error:
-            if run.has_epoch(epoch):
-                progress.note(f"{error}; it is made again")
-            missing.append(epoch)
-    if not missing:
-        return [], None
-    content = checkpoint.latest(
-        run,
-        until_step=missing[0] * steps_per_epoch,
-        steps_per_epoch=steps_per_epoch,
-        warn=progress.note,
-    )
-    return missing, content
-
-
-def _retire(config: Config, run: RunDir, step: int, steps_per_epoch: int) -> None:
-    """Delete rolling checkpoints that nothing asked for, all but the last before this one."""
-    if config.checkpoint.keep == "all":
-        return
-    rolling = []
-    for path in run.checkpoints.glob("*.pt"):
-        kind, _, number = path.stem.partition("_")
-        if not number.isdigit() or (kind == "epoch" and int(number) in config.evaluated_epochs):
-            continue
-        at = int(number) * (steps_per_epoch if kind == "epoch" else 1)
-        if at < step:
-            rolling.append((at, path))
-    for _, path in sorted(rolling)[:-1]:
-        path.unlink(missing_ok=True)
-
-
 def _draw(
     config: Config,
     run: RunDir,
@@ -446,6 +340,6 @@ def _opening(
 ) -> str:
     start = f"from step {state.step}" if state.step else "from the beginning"
     return (
-        f"{run.path}: training {start} to epoch {missing[-1]} ({steps_per_epoch} steps each) on"
-        f" {world.size} x {world.device.type}, {precision}, global batch {config.train.global_batch}"
+        f"{run.path}: training {start} to epoch {missing[-1]}, {steps_per_epoch} steps each, on"
+        f" {world.size} x {world.device.type} in {precision}, batch {config.train.global_batch}"
     )

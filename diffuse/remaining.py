@@ -1,0 +1,84 @@
+"""What remains to be done of a run, and from which checkpoint."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from diffuse import checkpoint, files, progress
+from diffuse.config import Config
+from diffuse.distributed import DTYPES, Precision, World, resolve_precision
+from diffuse.errors import UserError
+from diffuse.rundir import RunDir
+
+
+def check_batch(config: Config, world: World) -> None:
+    batch, parts = config.train.global_batch, world.size * config.train.accumulate
+    if batch % parts:
+        raise UserError(
+            f"train.global_batch={batch} must be a multiple of ranks x train.accumulate"
+            f" ({world.size} x {config.train.accumulate})"
+        )
+
+
+def settle_precision(config: Config, run: RunDir, device: torch.device) -> Precision:
+    """The precision that the run first started with, else what `auto` gives on this device."""
+    stored = files.read_json(run.manifest_path).get("precision")
+    if config.train.amp == "auto" and stored in DTYPES:
+        try:
+            return resolve_precision(stored, device)
+        except UserError as error:
+            raise UserError(f"{run.name} was started in {stored}. {error}") from None
+    return resolve_precision(config.train.amp, device)
+
+
+def with_earlier_epochs(config: Config, earlier: Config) -> Config:
+    """`config` that also keeps the epochs asked for in earlier calls."""
+    kept = tuple(sorted({*config.eval.at_epochs, *earlier.evaluated_epochs}))
+    epochs = max(config.train.epochs, *kept)
+    return config.model_copy(
+        update={
+            "eval": config.eval.model_copy(update={"at_epochs": kept}),
+            "train": config.train.model_copy(update={"epochs": epochs}),
+        }
+    )
+
+
+def plan(
+    config: Config, run: RunDir, steps_per_epoch: int
+) -> tuple[list[int], dict[str, Any] | None]:
+    """The epochs to be made, and the checkpoint to start from (None: from nothing)."""
+    missing = []
+    for epoch in config.evaluated_epochs:
+        try:
+            checkpoint.read(run.checkpoint_path(epoch))
+        except UserError as error:
+            if run.has_epoch(epoch):
+                progress.note(f"{error}; it is made again")
+            missing.append(epoch)
+    if not missing:
+        return [], None
+    content = checkpoint.latest(
+        run,
+        until_step=missing[0] * steps_per_epoch,
+        steps_per_epoch=steps_per_epoch,
+        warn=progress.note,
+    )
+    return missing, content
+
+
+def retire(config: Config, run: RunDir, step: int, steps_per_epoch: int) -> None:
+    """Delete rolling checkpoints that nothing asked for, all but the last before this one."""
+    if config.checkpoint.keep == "all":
+        return
+    rolling = []
+    for path in run.checkpoints.glob("*.pt"):
+        kind, _, number = path.stem.partition("_")
+        if not number.isdigit() or (kind == "epoch" and int(number) in config.evaluated_epochs):
+            continue
+        at = int(number) * (steps_per_epoch if kind == "epoch" else 1)
+        if at < step:
+            rolling.append((at, path))
+    for _, path in sorted(rolling)[:-1]:
+        path.unlink(missing_ok=True)

@@ -1,0 +1,100 @@
+"""Running the project's programs as a user does, and comparing what they leave behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from diffuse import checkpoint
+from diffuse.rundir import RunDir
+
+ROOT = Path(__file__).resolve().parent.parent
+
+# A network and a data set so small that a step takes milliseconds.
+TINY = (
+    "--set=data.limit=512",
+    "--set=train.global_batch=64",
+    "--set=model.channels=4,4",
+    "--set=train.ema=0.9",
+    "--set=train.amp=fp32",
+    "--set=samples.steps=5",
+    "--set=system.log_every=3",
+)
+
+
+def environment(**more: str) -> dict[str, str]:
+    """One thread, no cluster, the project on the path."""
+    env = {k: v for k, v in os.environ.items() if not k.startswith(("SLURM_", "DIFFUSE_"))}
+    return env | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **more}
+
+
+def command(program: str, *arguments: str | Path, ranks: int = 1) -> list[str]:
+    """`python -m program arguments`, under torchrun where there are several ranks."""
+    start = [sys.executable, "-m"]
+    if ranks > 1:
+        start += ["torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}", "-m"]
+    return [*start, program, *map(str, arguments)]
+
+
+def run(
+    program: str, *arguments: str | Path, ranks: int = 1, cwd: Path = ROOT, **env: str
+) -> subprocess.CompletedProcess[str]:
+    """Run a program to its end and return what it printed."""
+    return subprocess.run(
+        command(program, *arguments, ranks=ranks),
+        cwd=cwd,
+        env=environment(**env),
+        capture_output=True,
+        text=True,
+        timeout=280,
+    )
+
+
+def only_run(runs_dir: Path) -> RunDir:
+    """The single run directory in `runs_dir`."""
+    (path,) = [p for p in runs_dir.iterdir() if p.is_dir()]
+    return RunDir(path)
+
+
+def assert_same_training(a: RunDir, b: RunDir, epoch: int, names: tuple[str, ...] = ()) -> None:
+    """Weights, average, optimizer and every step's loss are equal bit for bit."""
+    left, right = (checkpoint.read(r.checkpoint_path(epoch)) for r in (a, b))
+    for part in names or ("model", "ema", "optimizer", "process", "step", "epoch"):
+        assert_same(left[part], right[part], part)
+    for event in ("step", "epoch"):
+        assert strip(a.metrics(event)) == strip(b.metrics(event))
+
+
+def assert_same(a: Any, b: Any, place: str) -> None:
+    """Nested dicts and lists of tensors and values are equal bit for bit."""
+    if isinstance(a, dict):
+        assert a.keys() == b.keys(), place
+        for key in a:
+            assert_same(a[key], b[key], f"{place}.{key}")
+    elif isinstance(a, list):
+        assert len(a) == len(b), place
+        for k, (x, y) in enumerate(zip(a, b, strict=True)):
+            assert_same(x, y, f"{place}[{k}]")
+    elif isinstance(a, torch.Tensor):
+        assert torch.equal(a, b), place
+    else:
+        assert a == b, place
+
+
+def strip(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Events without what may differ between attempts."""
+    return [{k: v for k, v in e.items() if k not in ("attempt",)} for e in events]
+
+
+def losses(run_dir: RunDir) -> list[float]:
+    return [e["loss"] for e in run_dir.metrics("step")]
+
+
+def read_json(path: Path) -> Any:
+    return json.loads(path.read_text())
