@@ -277,9 +277,14 @@ def load_config(preset: str, layers: Iterable[Layer] = ()) -> Config:
 
     Raises UserError: unknown preset, unknown key, wrong type, impossible value.
     """
+    return resolve([preset_layer(preset), *layers])
+
+
+def preset_layer(preset: str) -> Layer:
+    """What a preset's file sets; UserError where there is no such preset."""
     path = find_yaml(preset, kind="preset", folders=("ddpm", "cold"))
     name = preset if path.is_relative_to(CONFIGS) else path.stem
-    return resolve([Layer(_shown(path), {"preset": name, **read_yaml(path)}), *layers])
+    return Layer(shown(path), {"preset": name, **read_yaml(path)})
 
 
 def read_config(path: Path) -> Config:
@@ -427,7 +432,7 @@ def _fields_at(location: tuple[int | str, ...]) -> list[str]:
     return sorted(model.model_fields)
 
 
-def _shown(path: Path) -> str:
+def shown(path: Path) -> str:
     """The path as a person would type it: relative where that is shorter."""
     try:
         return str(path.relative_to(Path.cwd()))

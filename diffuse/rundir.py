@@ -126,6 +126,21 @@ class RunDir:
         """What attempt `number` said of itself: host, pid, start time, job."""
         return files.read_json(self.path / "attempts" / f"{number:04d}.json")
 
+    def running_process(self) -> int | None:
+        """The process on this machine that trains this run now, other than the caller's own."""
+        number = self.attempt_number()
+        if not number or self.status().get("state") != "running":
+            return None
+        record = self.attempt(number)
+        if record.get("host") != socket.gethostname() or record.get("pid") == os.getpid():
+            return None
+        try:
+            process = psutil.Process(int(record.get("pid", -1)))
+            same = abs(process.create_time() - float(record.get("created", 0))) < 2
+            return process.pid if same and process.status() != psutil.STATUS_ZOMBIE else None
+        except (psutil.Error, ValueError):
+            return None
+
 
 class Attempt:
     """One start of a run: the right to publish into its directory until a newer attempt begins."""
@@ -146,8 +161,10 @@ class Attempt:
         except OSError as error:
             raise EnvironmentFailed(f"{run.path}: cannot be written: {error.strerror}") from None
         current = run.attempt_number()
-        if current and run.status().get("state") == "running":
-            _refuse_if_alive(run, current)
+        if pid := run.running_process():
+            raise UserError(
+                f"{run.name} is being trained by process {pid} on this machine; stop it first"
+            )
         me = psutil.Process()
         record = {
             "host": socket.gethostname(),
@@ -218,22 +235,6 @@ def open_run(runs_dir: Path, config: Config) -> RunDir:
                 f" {config.signature}); rename it or use another --runs-dir"
             )
     return run
-
-
-def _refuse_if_alive(run: RunDir, number: int) -> None:
-    record = run.attempt(number)
-    if record.get("host") != socket.gethostname() or record.get("pid") == os.getpid():
-        return
-    try:
-        process = psutil.Process(int(record.get("pid", -1)))
-        same = abs(process.create_time() - float(record.get("created", 0))) < 2
-        alive = same and process.status() != psutil.STATUS_ZOMBIE
-    except (psutil.Error, ValueError):
-        return
-    if alive:
-        raise UserError(
-            f"{run.name} is being trained by process {process.pid} on this machine; stop it first"
-        )
 
 
 def _lines(path: Path) -> Iterator[dict[str, Any]]:
