@@ -127,19 +127,26 @@ class RunDir:
         return files.read_json(self.path / "attempts" / f"{number:04d}.json")
 
     def running_process(self) -> int | None:
-        """The process on this machine that trains this run now, other than the caller's own."""
+        """The process on this machine that trains this run now, other than the caller's own.
+
+        What Slurm started again (after a node was lost, say) does not count as another: the old
+        attempt is fenced off, not waited for.
+        """
         number = self.attempt_number()
         if not number or self.status().get("state") != "running":
             return None
-        record = self.attempt(number)
-        if record.get("host") != socket.gethostname() or record.get("pid") == os.getpid():
+        record, env = self.attempt(number), os.environ
+        here = (socket.gethostname(), env.get("SLURMD_NODENAME"))
+        own_job = record.get("job_id") and record["job_id"] == env.get("SLURM_JOB_ID")
+        if (record.get("host"), record.get("node")) != here or own_job:
             return None
         try:
             process = psutil.Process(int(record.get("pid", -1)))
             same = abs(process.create_time() - float(record.get("created", 0))) < 2
-            return process.pid if same and process.status() != psutil.STATUS_ZOMBIE else None
+            alive = same and process.status() != psutil.STATUS_ZOMBIE
         except (psutil.Error, ValueError):
             return None
+        return process.pid if alive and process.pid != os.getpid() else None
 
 
 class Attempt:
