@@ -72,5 +72,12 @@ class Ddpm:
 
 def per_example_loss(kind: Loss, predicted: Tensor, wanted: Tensor) -> Tensor:
     """The mean over pixels for each example [B], in float32 whatever the network computed in."""
-    function = {"mse": F.mse_loss, "l1": F.l1_loss, "huber": F.huber_loss}[kind]
-    return function(predicted.float(), wanted, reduction="none").mean(dim=(1, 2, 3))
+    predicted = predicted.float()
+    match kind:
+        case "mse":
+            loss = F.mse_loss(predicted, wanted, reduction="none")
+        case "l1":
+            loss = F.l1_loss(predicted, wanted, reduction="none")
+        case "huber":
+            loss = F.huber_loss(predicted, wanted, reduction="none")
+    return loss.mean(dim=(1, 2, 3))

