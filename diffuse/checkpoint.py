@@ -25,7 +25,7 @@ FORMAT = 1
 
 def write(path: Path, payload: dict[str, Any]) -> None:
     """Write `payload` (tensors on any device, plain values, dicts and lists of them) to `path`."""
-    content = _on_cpu({"format": FORMAT, **payload})
+    content = _plain({"format": FORMAT, **payload})
     content["checksum"] = checksum(content)
     with files.atomic(path) as temporary:
         torch.save(content, temporary)
@@ -121,13 +121,15 @@ def all_finite(value: Any) -> bool:
             return True
 
 
-def _on_cpu(value: Any) -> Any:
+def _plain(value: Any) -> Any:
     match value:
         case dict():
-            return {key: _on_cpu(below) for key, below in value.items()}
+            return {key: _plain(below) for key, below in value.items()}
         case list() | tuple():
-            return [_on_cpu(below) for below in value]
+            return [_plain(below) for below in value]
         case Tensor():
             return value.detach().cpu()
-        case _:
+        case _ if type(value) in (str, int, float, bool, type(None)):
             return value
+        case _:  # a subclass of str would be written, and then refused by every reader
+            raise TypeError(f"a checkpoint cannot hold {type(value).__name__}")

@@ -75,9 +75,7 @@ class World:
         if self.size == 1:
             return network
         ids = [self.device.index] if self.device.type == "cuda" else None
-        return DistributedDataParallel(
-            network, device_ids=ids, find_unused_parameters=True, broadcast_buffers=False
-        )
+        return DistributedDataParallel(network, device_ids=ids, find_unused_parameters=True)
 
 
 @contextlib.contextmanager

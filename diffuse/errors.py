@@ -50,8 +50,8 @@ def run(main: Callable[..., Any]) -> NoReturn:
     `DIFFUSE_DEBUG=1` shows the traceback as well.
     """
     try:
-        main(standalone_mode=False)
-        code = 0
+        ended = main(standalone_mode=False)
+        code = ended if isinstance(ended, int) else 0  # typer returns the code of a typer.Exit
     except DiffuseError as error:
         code = error.exit_code
         _say(str(error))
@@ -74,8 +74,6 @@ def run(main: Callable[..., Any]) -> NoReturn:
         elif type(error).__name__ == "Abort":
             code = 130
             _say("stopped")
-        elif type(error).__name__ == "Exit":
-            code = getattr(error, "exit_code", 0)
         else:
             raise
     sys.stdout.flush()

@@ -26,7 +26,7 @@ def environment(world: World, precision: str) -> dict[str, Any]:
         "threads": torch.get_num_threads() if world.device.type == "cpu" else None,
         "precision": precision,
         "device": distributed.device_name(world.device),
-        "torch": torch.__version__,
+        "torch": str(torch.__version__),
         "cuda": torch.version.cuda if world.device.type == "cuda" else None,
     }
 

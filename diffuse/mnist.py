@@ -59,7 +59,7 @@ def read_array(path: Path, name: str) -> NDArray[Any]:
 
 def digest(array: NDArray[Any]) -> str:
     """SHA-256 of an array's bytes."""
-    return hashlib.sha256(np.ascontiguousarray(array)).hexdigest()
+    return hashlib.sha256(np.ascontiguousarray(array).data).hexdigest()
 
 
 def _remedy(path: Path) -> str:

@@ -6,6 +6,7 @@ the run where more epochs are asked for.
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -46,6 +47,8 @@ def main(
     """Train one run, or go on with it."""
     # Before torch is imported, which takes seconds: a signal during start-up is not lost.
     stop = StopRequest().install()
+    # DDP warns of find_unused_parameters on every start; distributed.py says why it is set.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     resolved = from_command_line(preset, config, epochs, orientation, set_ or [], device, threads)
 
     from diffuse.training import train
