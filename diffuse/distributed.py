@@ -89,7 +89,7 @@ def join(device: str, timeout_s: float) -> Iterator[World]:
     Raises UserError where CUDA is asked for and there is none.
     """
     rank, local_rank, size = _place()
-    chosen = _choose_device(device, local_rank)
+    chosen = choose_device(device, local_rank)
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)
     world = World(rank, local_rank, size, chosen)
@@ -161,7 +161,10 @@ def _place() -> tuple[int, int, int]:
     return int(env["SLURM_PROCID"]), int(env["SLURM_LOCALID"]), size
 
 
-def _choose_device(device: str, local_rank: int) -> torch.device:
+def choose_device(device: str, local_rank: int = 0) -> torch.device:
+    """The device for auto, cpu or cuda. Raises UserError where there is none such."""
+    if device not in ("auto", "cpu", "cuda"):
+        raise UserError(f"--device {device}: allowed are auto, cpu, cuda")
     count = torch.cuda.device_count()
     if device == "cpu" or (device == "auto" and count == 0):
         return torch.device("cpu")
