@@ -7,8 +7,7 @@ every tensor and value travels inside. A damaged file is refused by name.
 from __future__ import annotations
 
 import hashlib
-import pickle
-import zipfile
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -37,21 +36,7 @@ def read(path: Path) -> dict[str, Any]:
     Raises UserError: missing, damaged, or not one of this project's checkpoints. Nothing in the
     file is executed (weights_only).
     """
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such checkpoint") from None
-    except (
-        pickle.UnpicklingError,
-        zipfile.BadZipFile,
-        RuntimeError,
-        EOFError,
-        ValueError,
-        KeyError,
-    ):
-        raise UserError(
-            f"{path}: damaged, or not a checkpoint of tensors and plain values"
-        ) from None
+    content = load_plain(path)
     if not isinstance(content, dict) or "checksum" not in content or "config" not in content:
         raise UserError(f"{path}: not a checkpoint of this project")
     if content.pop("checksum") != checksum(content):
@@ -59,6 +44,22 @@ def read(path: Path) -> dict[str, Any]:
     if content.pop("format") != FORMAT:
         raise UserError(f"{path}: of another version of this project")
     return content
+
+
+def load_plain(path: Path) -> Any:
+    """Tensors and plain values from a file of torch's, on the CPU. Nothing in it is executed.
+
+    Raises UserError where it is missing or damaged.
+    """
+    try:
+        with warnings.catch_warnings(action="ignore"):  # of a foreign pickle's protocol
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except (FileNotFoundError, IsADirectoryError):
+        raise UserError(f"{path}: no such file") from None
+    except PermissionError:
+        raise
+    except Exception:  # a damaged pickle or archive fails in any way
+        raise UserError(f"{path}: damaged, or not a file of tensors and plain values") from None
 
 
 def latest(

@@ -8,16 +8,15 @@ What the tensors do not tell (the activation) is taken from the preset in the fi
 
 from __future__ import annotations
 
-import pickle
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from diffuse.averaging import Averaging
+from diffuse.checkpoint import load_plain
 from diffuse.config import Config, Layer, resolve
 from diffuse.ddpm import Ddpm
 from diffuse.errors import UserError
@@ -32,12 +31,7 @@ def read(path: Path) -> tuple[Config, Ddpm | Averaging, Cnn, int]:
 
     Raises UserError where the file is missing, damaged or something else. Nothing in it is run.
     """
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file") from None
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, OSError):
-        raise UserError(f"{path}: damaged, or not a file of tensors") from None
+    state = load_plain(path)
     if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
         raise UserError(f"{path}: not a state dict of tensors")
     try:
