@@ -15,8 +15,7 @@ help: ## List the targets
 quickstart: $(VENV)/.train $(DATA)/mnist.h5 ## Train both models on real MNIST (about 10 minutes on 2 cores) and show pictures
 	$(BIN)/python launch/sweep.py --grid quick --data-dir $(DATA)
 
-test: $(VENV)/.dev ## Install what the tests need (Slurm too, where possible), then run them
-	$(BIN)/python -m tests.cluster.install
+test: $(VENV)/.dev ## Install what the tests need, then run them
 	$(BIN)/python -m pytest -n 2
 
 check: $(VENV)/.dev ## Format, lint and type-check, as pre-commit does

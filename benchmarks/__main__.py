@@ -24,13 +24,14 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from diffuse import errors
 from diffuse.averaging import Averaging
-from diffuse.config import AveragingConfig, Config, load_config
+from diffuse.config import AveragingConfig, Config
 from diffuse.data import load_split, to_x0
 from diffuse.ddpm import Ddpm
 from diffuse.distributed import DTYPES, resolve_precision
 from diffuse.generate import generate
 from diffuse.models import build
 from diffuse.prepare import stage_mnist
+from diffuse.presets import load_config
 from diffuse.rundir import RunDir
 from diffuse.samplers import SamplerSpec
 from diffuse.state import build_process

@@ -1,7 +1,6 @@
-"""What a run is: frozen, validated settings from YAML presets and the command line, and signed.
+"""What a run is: frozen, validated settings, and the signature of all that its weights depend on.
 
-Precedence: defaults here < preset file < grid cell < command line. Each wrong value is reported in
-one line with the place that set it, the key, and what is allowed.
+presets.py reads them from YAML files and the command line.
 """
 
 from __future__ import annotations
@@ -9,9 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple, Self
+from typing import Annotated, Any, Literal, Self
 
 import yaml
 from pydantic import (
@@ -19,15 +16,11 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
-    ValidationError,
     field_validator,
     model_validator,
 )
 
-from diffuse.errors import UserError
-
 IMAGE_SIZE = 28
-CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 
 Loss = Literal["mse", "l1", "huber"]
 Orientation = Literal["row", "col"]
@@ -263,178 +256,3 @@ class Config(Section):
     def to_yaml(self) -> str:
         """All settings, resolved, as YAML."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
-
-
-class Layer(NamedTuple):
-    """Settings from one place, nested as in YAML, and the name of that place for error messages."""
-
-    source: str
-    values: Mapping[str, Any]
-
-
-def load_config(preset: str, layers: Iterable[Layer] = ()) -> Config:
-    """The preset named by its path under `configs/` (or a YAML file), with `layers` over it.
-
-    Raises UserError: unknown preset, unknown key, wrong type, impossible value.
-    """
-    return resolve([preset_layer(preset), *layers])
-
-
-def preset_layer(preset: str) -> Layer:
-    """What a preset's file sets; UserError where there is no such preset."""
-    path = find_yaml(preset, kind="preset", folders=("ddpm", "cold"))
-    name = preset if path.is_relative_to(CONFIGS) else path.stem
-    return Layer(shown(path), {"preset": name, **read_yaml(path)})
-
-
-def read_config(path: Path) -> Config:
-    """The config.yaml of a run directory."""
-    return resolve([Layer(str(path), read_yaml(path))])
-
-
-def resolve(layers: Sequence[Layer]) -> Config:
-    """Merge `layers`, later over earlier, key by key, and validate the result."""
-    merged: dict[str, Any] = {}
-    sources: dict[tuple[str, ...], str] = {}
-    for layer in layers:
-        _merge(merged, layer.values, layer.source, sources)
-    try:
-        return Config.model_validate(merged)
-    except ValidationError as error:
-        raise UserError(_explain(error, sources, default=layers[0].source)) from None
-
-
-def parse_set(assignments: Sequence[str], source: str = "--set") -> Layer:
-    """`["train.lr=4e-4"]` as a layer; values are read as YAML."""
-    values: dict[str, Any] = {}
-    for assignment in assignments:
-        key, equals, text = assignment.partition("=")
-        keys = key.strip().split(".")
-        if not equals or not all(re.fullmatch(r"\w+", part) for part in keys):
-            raise UserError(f"{source} {assignment!r}: write KEY=VALUE, for example train.lr=4e-4")
-        try:
-            value = yaml.safe_load(text)
-        except yaml.YAMLError:
-            value = text
-        for part in reversed(keys):
-            value = {part: value}
-        _merge(values, value, source, {})
-    return Layer(source, values)
-
-
-def find_yaml(name: str, *, kind: str, folders: Sequence[str]) -> Path:
-    """The file that a preset, grid or cluster is named by: under `configs/`, or any *.yaml path."""
-    if name.endswith((".yaml", ".yml")):
-        path = Path(name)
-        if path.is_file():
-            return path.resolve()
-        raise UserError(f"{kind} file {name}: not found")
-    known = [
-        str(path.relative_to(CONFIGS).with_suffix(""))
-        for folder in folders
-        for path in sorted((CONFIGS / folder).glob("*.yaml"))
-    ]
-    for candidate in (name, *(f"{folder}/{name}" for folder in folders if len(folders) == 1)):
-        if candidate in known:
-            return CONFIGS / f"{candidate}.yaml"
-    shown = [Path(k).name for k in known] if len(folders) == 1 else known
-    raise UserError(f"unknown {kind} {name!r}; allowed: {', '.join(shown)}, or a .yaml file")
-
-
-def read_yaml(path: Path) -> dict[str, Any]:
-    """A YAML file whose top level is a mapping; read with safe_load, so tags construct nothing."""
-    try:
-        value = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path}: not found") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f" line {mark.line + 1}" if mark else ""
-        raise UserError(f"{path}{where}: not readable as YAML") from None
-    if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
-        raise UserError(f"{path}: must be a YAML mapping of settings")
-    return value
-
-
-def _merge(
-    into: dict[str, Any],
-    values: Mapping[str, Any],
-    source: str,
-    sources: dict[tuple[str, ...], str],
-    prefix: tuple[str, ...] = (),
-) -> None:
-    for key, value in values.items():
-        place = (*prefix, key)
-        if isinstance(value, Mapping):
-            below = into.get(key)
-            into[key] = dict(below) if isinstance(below, Mapping) else {}
-            _merge(into[key], value, source, sources, place)
-        else:
-            into[key] = value
-        sources[place] = source
-
-
-def _explain(error: ValidationError, sources: Mapping[tuple[str, ...], str], default: str) -> str:
-    lines = []
-    for problem in error.errors()[:3]:
-        # A discriminated union puts its tag into the location: process.ddpm.timesteps.
-        tags = {"ddpm", "averaging", "cnn", "unet"}
-        place = tuple(
-            str(part)
-            for position, part in enumerate(problem["loc"])
-            if not (position == 1 and part in tags)
-        )
-        source = next(
-            (sources[place[:n]] for n in range(len(place), 0, -1) if place[:n] in sources), default
-        )
-        key = ".".join(place)
-        match problem["type"]:
-            case "extra_forbidden":
-                allowed = ", ".join(_fields_at(problem["loc"]))
-                text = f"{key}: unknown key; allowed: {allowed}"
-            case "missing":
-                text = f"{key}: missing" + _hint(place)
-            case "value_error":
-                text = f"{key}: {problem['ctx']['error']}" if key else str(problem["ctx"]["error"])
-            case "union_tag_invalid" | "union_tag_not_found":
-                tags_allowed = "ddpm, averaging" if key == "process" else "cnn, unet"
-                text = f"{key}.kind: must be one of {tags_allowed}"
-            case _:
-                shown = repr(problem["input"])
-                shown = shown if len(shown) <= 60 else shown[:57] + "..."
-                text = f"{key}: {problem['msg'][0].lower()}{problem['msg'][1:]}, not {shown}"
-        lines.append(f"{source}: {text}")
-    return "; ".join(lines)
-
-
-def _hint(place: tuple[str, ...]) -> str:
-    if place == ("process", "orientation"):
-        return "; choose --orientation row or --orientation col"
-    return ""
-
-
-def _fields_at(location: tuple[int | str, ...]) -> list[str]:
-    """The keys allowed beside an unknown one."""
-    sections: dict[str, type[BaseModel]] = {
-        "ddpm": DdpmConfig,
-        "averaging": AveragingConfig,
-        "cnn": CnnConfig,
-        "unet": UNetConfig,
-    }
-    model: type[BaseModel] = Config
-    for part in location[:-1]:
-        if part in sections:
-            model = sections[str(part)]
-        elif part in Config.model_fields:
-            annotation = Config.model_fields[str(part)].annotation
-            if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-                model = annotation
-    return sorted(model.model_fields)
-
-
-def shown(path: Path) -> str:
-    """The path as a person would type it: relative where that is shorter."""
-    try:
-        return str(path.relative_to(Path.cwd()))
-    except ValueError:
-        return str(path)

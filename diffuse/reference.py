@@ -17,11 +17,12 @@ from torch import Tensor
 
 from diffuse.averaging import Averaging
 from diffuse.checkpoint import load_plain
-from diffuse.config import Config, Layer, resolve
+from diffuse.config import Config
 from diffuse.ddpm import Ddpm
 from diffuse.errors import UserError
 from diffuse.models import build
 from diffuse.models.cnn import Cnn
+from diffuse.presets import Layer, resolve
 
 NAME = re.compile(r"(?:ddpm|custom)_mnist_(?P<epoch>\d+)_(?:(?:row|col)_)?(?P<preset>\w+)")
 

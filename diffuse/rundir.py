@@ -24,8 +24,9 @@ from typing import Any, Literal
 import psutil
 
 from diffuse import files
-from diffuse.config import Config, read_config
+from diffuse.config import Config
 from diffuse.errors import DiffuseError, EnvironmentFailed, UserError
+from diffuse.presets import read_config
 
 State = Literal["running", "interrupted", "failed", "done"]
 

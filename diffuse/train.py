@@ -13,9 +13,10 @@ from typing import Annotated
 import typer
 
 from diffuse import errors
-from diffuse.config import Config, Layer, load_config, parse_set, read_yaml
-from diffuse.config import resolve as resolve_layers
+from diffuse.config import Config
 from diffuse.preemption import StopRequest
+from diffuse.presets import Layer, load_config, parse_set, read_yaml
+from diffuse.presets import resolve as resolve_layers
 from diffuse.rundir import default_data_dir
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None)

@@ -16,11 +16,12 @@ from torch import Tensor, nn
 
 from diffuse import checkpoint, prior, reference
 from diffuse.averaging import Averaging
-from diffuse.config import Config, Layer, resolve
+from diffuse.config import Config
 from diffuse.data import load_split, to_x0
 from diffuse.errors import UserError
 from diffuse.generate import generate
 from diffuse.models import build
+from diffuse.presets import Layer, resolve
 from diffuse.rundir import RunDir, default_data_dir
 from diffuse.samplers import Process, SamplerSpec, default_specs
 from diffuse.state import build_process

@@ -14,8 +14,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
-from diffuse.config import Layer, Section, find_yaml, read_yaml, shown
+from diffuse.config import Section
 from diffuse.errors import UserError
+from diffuse.presets import Layer, find_yaml, read_yaml, shown
 from launch.validated import validated
 
 _AsList = BeforeValidator(lambda value: [value] if isinstance(value, str) else value)

@@ -13,20 +13,9 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field
 
-from diffuse.config import (
-    CommaSeparated,
-    Config,
-    Epochs,
-    Layer,
-    Orientation,
-    Section,
-    find_yaml,
-    preset_layer,
-    read_yaml,
-    resolve,
-    shown,
-)
+from diffuse.config import CommaSeparated, Config, Epochs, Orientation, Section
 from diffuse.errors import UserError
+from diffuse.presets import Layer, find_yaml, preset_layer, read_yaml, resolve, shown
 from launch.validated import validated
 
 _AsList = BeforeValidator(lambda value: [value] if isinstance(value, str) else value)

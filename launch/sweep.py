@@ -72,7 +72,7 @@ def main(
     device: Annotated[str | None, typer.Option(help="auto, cpu or cuda.")] = None,
 ) -> None:
     """Train the cells of a grid: preset x orientation x seed x epoch."""
-    from diffuse.config import Layer, parse_set
+    from diffuse.presets import Layer, parse_set
     from launch.cluster import choose
     from launch.plan import as_plain, plan, summary
 
@@ -105,7 +105,7 @@ def _load(
     name: str, assignments: list[str], epochs: str | None, seeds: str | None, device: str | None
 ) -> Grid:
     """The grid with what the command line says about all its cells."""
-    from diffuse.config import parse_set
+    from diffuse.presets import parse_set
     from launch.grid import Overrides, load_grid, parse_numbers
 
     layers = [parse_set(assignments)]

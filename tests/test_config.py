@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from diffuse.config import CONFIGS, Layer, load_config, parse_set, read_config
 from diffuse.errors import UserError
+from diffuse.presets import CONFIGS, Layer, load_config, parse_set, read_config
 
 PRESETS = sorted(
     f"{folder}/{path.stem}"

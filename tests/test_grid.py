@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from diffuse import files
-from diffuse.config import load_config, parse_set
 from diffuse.errors import UserError
+from diffuse.presets import load_config, parse_set
 from diffuse.rundir import RunDir
 from launch.cluster import choose
 from launch.grid import Overrides, load_grid, parse_numbers

@@ -13,11 +13,11 @@ ROOT = Path(__file__).resolve().parent.parent
 
 # From the foundations up. A module imports from its own layer or one below.
 LAYERS = (
-    {"errors", "files", "config", "rng", "rundir"},
+    {"errors", "files", "config", "presets", "rng", "rundir"},
     {"distributed", "progress", "preemption", "mnist", "mnist_source", "sample_file", "plots"},
     {"data", "ddpm", "averaging", "models", "ema", "noise", "checkpoint"},
     {"prior", "samplers", "state", "recorder", "manifest", "remaining"},
-    {"generate", "reference", "pictures"},
+    {"generate", "reference", "pictures", "classifier"},
     {"trained", "training"},
     {"train", "sample", "prepare"},
 )
