@@ -118,7 +118,14 @@ def sampling(config: Config, data_dir: Path, precision: str, rounds: int) -> tup
         spec = SamplerSpec.parse(name, process)
         start = time.perf_counter()
         generate(
-            network, process, spec, seed=0, indices=range(n), device=torch.device("cpu"), batch=n
+            network,
+            process,
+            spec,
+            seed=0,
+            indices=range(n),
+            amplitude=config.data.amplitude,
+            device=torch.device("cpu"),
+            batch=n,
         )
         return time.perf_counter() - start
 

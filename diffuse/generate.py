@@ -20,10 +20,10 @@ def generate(
     *,
     seed: int,
     indices: Sequence[int],
+    amplitude: float,
     device: torch.device,
     originals: Tensor | None = None,
     prior: LineMeans | None = None,
-    amplitude: float = 0.5,
     batch: int = 256,
     on_step: Callable[[int, int], None] = lambda done, total: None,
 ) -> Tensor:
@@ -46,7 +46,7 @@ def generate(
         def report(done: int, steps: int, before: int = number) -> None:
             on_step(before * steps + done, len(parts) * steps)
 
-        made.append(spec.run(network, process, x, noise, report).cpu())
+        made.append(spec.run(network, process, x, noise, amplitude, report).cpu())
     network.train(was_training)
     return torch.cat(made)
 

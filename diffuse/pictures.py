@@ -54,8 +54,16 @@ def sample_panels(
     n, amplitude = config.samples.images, config.data.amplitude
     device = next(network.parameters()).device
     if not isinstance(process, Averaging):
-        spec = SamplerSpec.parse("ddim", process, steps=min(config.samples.steps, process.T))
-        x = generate(network, process, spec, seed=config.seed, indices=range(n), device=device)
+        spec = SamplerSpec("ddim", min(config.samples.steps, process.T), clip=True)
+        x = generate(
+            network,
+            process,
+            spec,
+            seed=config.seed,
+            indices=range(n),
+            amplitude=amplitude,
+            device=device,
+        )
         return [(f"DDIM, {spec.steps} steps", to_uint8(x, amplitude).numpy())], str(spec)
 
     split = load_split(data_dir, "test", n)
@@ -73,6 +81,7 @@ def sample_panels(
             spec,
             seed=config.seed,
             indices=range(len(x0)),
+            amplitude=amplitude,
             device=device,
             originals=x0,
         )

@@ -27,7 +27,8 @@ def main(
     sampler: Annotated[
         str | None,
         typer.Option(
-            help="ancestral, ddim, dpm; for cold: algorithm2, algorithm1, direct, unconditional."
+            help="ancestral, ddim, dpm, also as ddim-50-clip (each x0 kept in range); for cold:"
+            " algorithm2, algorithm1, direct, unconditional."
         ),
     ] = None,
     steps: Annotated[
@@ -55,8 +56,10 @@ def main(
     from diffuse.progress import Meter
 
     model = diffuse.load(source, epoch=epoch, device=choose_device(device))
-    default = model.sampler
-    spec = model.spec(sampler or default.name, steps=steps, eta=eta)
+    spec = model.sampler
+    if sampler is not None or steps is not None or eta:
+        usual = f"{spec.name}-clip" if spec.clip else spec.name
+        spec = model.spec(sampler or usual, steps=steps, eta=eta)
     amplitude = model.config.data.amplitude
 
     with Meter(f"{n} samples, {spec}", total=spec.steps * math.ceil(n / batch)) as meter:

@@ -1,10 +1,10 @@
 """Samplers: pure functions of one signature, from x_T [B, 1, 28, 28] to x_0 [B, 1, 28, 28].
 
-    sampler(network, process, x_T, steps=..., eta=..., noise=..., on_step=...)
+    sampler(network, process, x_T, steps=..., eta=..., limit=..., noise=..., on_step=...)
 
-`steps` are the network's evaluations, `eta` is DDIM's share of fresh noise, `noise()` gives the
-next standard normals, and `on_step(done, steps)` is told of progress. A sampler that has no use for
-one of them ignores it.
+`steps` are the network's evaluations, `eta` is DDIM's share of fresh noise, each prediction of x0 is
+cut off to [-limit, limit] (None: is not), `noise()` gives the next standard normals, and
+`on_step(done, steps)` is told of progress. A sampler that has no use for one of them ignores it.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ class Sampler(Protocol):
         *,
         steps: int,
         eta: float,
+        limit: float | None,
         noise: Noise,
         on_step: OnStep,
     ) -> Tensor: ...
@@ -51,6 +52,7 @@ def ancestral(
     *,
     steps: int,
     eta: float,
+    limit: float | None,
     noise: Noise,
     on_step: OnStep,
 ) -> Tensor:
@@ -74,6 +76,7 @@ def ddim(
     *,
     steps: int,
     eta: float,
+    limit: float | None,
     noise: Noise,
     on_step: OnStep,
 ) -> Tensor:
@@ -85,8 +88,7 @@ def ddim(
     taus = timesteps(process.T, steps)
     for k, (t, s) in enumerate(itertools.pairwise(taus)):
         now, then = process.alpha_bar[t], process.alpha_bar[s]
-        eps_hat = _predict(network, process, x, t)
-        x0_hat = (x - (1 - now).sqrt() * eps_hat) / now.sqrt()
+        x0_hat, eps_hat = _split(network, process, x, t, limit)
         sigma = eta * ((1 - then) / (1 - now) * (1 - now / then)).sqrt()
         x = then.sqrt() * x0_hat + (1 - then - sigma**2).clamp(min=0).sqrt() * eps_hat
         if eta > 0 and s > 0:
@@ -103,6 +105,7 @@ def dpm(
     *,
     steps: int,
     eta: float,
+    limit: float | None,
     noise: Noise,
     on_step: OnStep,
 ) -> Tensor:
@@ -116,7 +119,7 @@ def dpm(
     taus = timesteps(process.T, steps)
     before: tuple[Tensor, Tensor] | None = None  # x0_hat and h of the step before
     for k, (t, s) in enumerate(itertools.pairwise(taus)):
-        x0_hat = (x - sigma[t] * _predict(network, process, x, t)) / alpha[t]
+        x0_hat, _ = _split(network, process, x, t, limit)
         h = log_snr[s] - log_snr[t]
         blend = x0_hat
         if before is not None and s > 0:
@@ -136,6 +139,7 @@ def algorithm1(
     *,
     steps: int,
     eta: float,
+    limit: float | None,
     noise: Noise,
     on_step: OnStep,
 ) -> Tensor:
@@ -156,6 +160,7 @@ def algorithm2(
     *,
     steps: int,
     eta: float,
+    limit: float | None,
     noise: Noise,
     on_step: OnStep,
 ) -> Tensor:
@@ -176,6 +181,7 @@ def direct(
     *,
     steps: int,
     eta: float,
+    limit: float | None,
     noise: Noise,
     on_step: OnStep,
 ) -> Tensor:
@@ -198,15 +204,21 @@ DEFAULT_STEPS = {"ddim": 50, "dpm": 20}
 
 @dataclass(frozen=True)
 class SamplerSpec:
-    """A sampler with its settings, written `ddim-50`, `ancestral`, `algorithm2`."""
+    """A sampler with its settings, written `ddim-50-clip`, `ancestral`, `algorithm2`.
+
+    With `clip` each prediction of x0 is brought into the images' range, which keeps a network of
+    little training from running away.
+    """
 
     name: str
     steps: int
     eta: float = 0.0
+    clip: bool = False
 
     def __str__(self) -> str:
         text = f"{self.name}-{self.steps}" if self.name in DEFAULT_STEPS else self.name
-        return f"{text}-eta{self.eta:g}" if self.eta else text
+        text += f"-eta{self.eta:g}" if self.eta else ""
+        return f"{text}-clip" if self.clip else text
 
     @property
     def is_conditional(self) -> bool:
@@ -222,17 +234,19 @@ class SamplerSpec:
         Raises UserError: unknown, not for this process, or more steps than T.
         """
         allowed = FOR_DDPM if isinstance(process, Ddpm) else FOR_AVERAGING
-        found = re.fullmatch(r"([a-z]+[12]?)(?:-(\d+))?(?:-eta([\d.]+))?", text)
+        found = re.fullmatch(r"([a-z]+[12]?)(?:-(\d+))?(?:-eta([\d.]+))?(-clip)?", text)
         if not found or found[1] not in allowed:
             kind = "DDPM" if isinstance(process, Ddpm) else "cold diffusion"
             raise UserError(f"sampler {text!r}: for {kind} the samplers are {', '.join(allowed)}")
         name = found[1]
         chosen = int(found[2]) if found[2] else steps
-        eta = float(found[3]) if found[3] else eta
+        eta, clip = float(found[3]) if found[3] else eta, found[4] is not None
         if name not in DEFAULT_STEPS:
             natural = 1 if name == "direct" else process.T
             if chosen not in (None, natural):
                 raise UserError(f"sampler {name} takes {natural} steps here, not {chosen}")
+            if clip:
+                raise UserError(f"clip is for {' and '.join(DEFAULT_STEPS)}, not for {name}")
             return cls(name, natural)
         chosen = min(DEFAULT_STEPS[name], process.T) if chosen is None else chosen
         if not 1 <= chosen <= process.T:
@@ -243,7 +257,7 @@ class SamplerSpec:
             raise UserError(f"eta must be from 0 (deterministic) to 1 (ancestral), not {eta}")
         if eta and name != "ddim":
             raise UserError(f"eta is for ddim, not for {name}")
-        return cls(name, chosen, eta)
+        return cls(name, chosen, eta, clip)
 
     def run(
         self,
@@ -251,25 +265,46 @@ class SamplerSpec:
         process: Process,
         x: Tensor,
         noise: Noise,
+        amplitude: float,
         on_step: OnStep = lambda done, steps: None,
     ) -> Tensor:
-        """x_T [B, 1, 28, 28] to x_0 [B, 1, 28, 28]."""
+        """x_T [B, 1, 28, 28] to x_0 [B, 1, 28, 28]; images lie in [-amplitude, amplitude]."""
         sampler = (FOR_DDPM | FOR_AVERAGING)[self.name]
         return sampler(
-            network, process, x, steps=self.steps, eta=self.eta, noise=noise, on_step=on_step
+            network,
+            process,
+            x,
+            steps=self.steps,
+            eta=self.eta,
+            limit=amplitude if self.clip else None,
+            noise=noise,
+            on_step=on_step,
         )
 
 
 def default_specs(process: Process) -> tuple[str, ...]:
     """The samplers by which a process is judged unless others are asked for."""
     if isinstance(process, Ddpm):
-        return (f"ddim-{min(50, process.T)}",)
+        return (f"ddim-{min(50, process.T)}-clip",)
     return ("algorithm2", "direct", "unconditional")
 
 
 def timesteps(T: int, steps: int) -> list[int]:
     """`steps` + 1 evenly spaced timesteps from T down to 0."""
     return [round(T - k * T / steps) for k in range(steps + 1)]
+
+
+def _split(
+    network: Network, process: Ddpm, x: Tensor, t: int, limit: float | None
+) -> tuple[Tensor, Tensor]:
+    """What x_t is made of by the network's prediction: x0_hat within the limit, and eps_hat."""
+    alpha, sigma = process.alpha_bar[t].sqrt(), (1 - process.alpha_bar[t]).sqrt()
+    eps_hat = _predict(network, process, x, t)
+    x0_hat = (x - sigma * eps_hat) / alpha
+    if limit is not None:
+        x0_hat = x0_hat.clamp(-limit, limit)
+        eps_hat = (x - alpha * x0_hat) / sigma  # else x0_hat and eps_hat would not make up x_t
+    return x0_hat, eps_hat
 
 
 def _predict(network: Network, process: Process, x: Tensor, t: int) -> Tensor:

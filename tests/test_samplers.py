@@ -59,7 +59,7 @@ def test_ancestral_equals_diffusers_ddpm_step_for_step(
     from diffusers.schedulers import scheduling_ddpm
 
     x_T, noise = torch.randn(3, 1, 28, 28), Recorded()
-    ours = SamplerSpec.parse("ancestral", ddpm).run(network, ddpm, x_T, noise)
+    ours = SamplerSpec.parse("ancestral", ddpm).run(network, ddpm, x_T, noise, 1.0)
     scheduler = theirs("DDPMScheduler", variance_type="fixed_large", clip_sample=False)
     replay = iter(noise.drawn)
     monkeypatch.setattr(scheduling_ddpm, "randn_tensor", lambda *a, **k: next(replay))
@@ -75,11 +75,12 @@ def test_ancestral_equals_diffusers_ddpm_step_for_step(
     torch.testing.assert_close(ours, x, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("clip", [False, True])
 @pytest.mark.parametrize(("steps", "eta"), [(T, 0.0), (10, 0.0), (8, 1.0), (T, 1.0)])
-def test_ddim_equals_diffusers_ddim(ddpm: Ddpm, steps: int, eta: float) -> None:
+def test_ddim_equals_diffusers_ddim(ddpm: Ddpm, steps: int, eta: float, clip: bool) -> None:
     x_T, noise = torch.randn(3, 1, 28, 28), Recorded()
-    ours = SamplerSpec.parse("ddim", ddpm, steps=steps, eta=eta).run(network, ddpm, x_T, noise)
-    scheduler = theirs("DDIMScheduler", clip_sample=False, set_alpha_to_one=False)
+    ours = SamplerSpec("ddim", steps, eta, clip).run(network, ddpm, x_T, noise, 1.0)
+    scheduler = theirs("DDIMScheduler", clip_sample=clip, set_alpha_to_one=False)
     scheduler.num_inference_steps = steps
     x, replay = x_T, iter(noise.drawn)
     for t, s in zip(timesteps(T, steps)[:-1], timesteps(T, steps)[1:], strict=True):
@@ -87,7 +88,9 @@ def test_ddim_equals_diffusers_ddim(ddpm: Ddpm, steps: int, eta: float) -> None:
         scheduler.config.num_train_timesteps = (t - s) * steps
         fresh = next(replay, torch.zeros(3, 1, 28, 28))
         eps_hat = network(x, torch.full((3,), t / T))
-        x = scheduler.step(eps_hat, t, x, eta=eta, variance_noise=fresh).prev_sample
+        x = scheduler.step(
+            eps_hat, t, x, eta=eta, variance_noise=fresh, use_clipped_model_output=clip
+        ).prev_sample
         if s == 0 and eta > 0:
             # theirs adds noise in the last step too; with none, the direction term is the same
             assert not fresh.any()
@@ -109,7 +112,7 @@ def test_dpm_equals_diffusers_dpm_solver(ddpm: Ddpm) -> None:
     for t in scheduler.timesteps:
         eps_hat = network(x, torch.full((3,), float(t) / T))
         x = scheduler.step(eps_hat, t, x).prev_sample
-    ours = SamplerSpec.parse("dpm", ddpm, steps=steps).run(network, ddpm, x_T, Recorded())
+    ours = SamplerSpec.parse("dpm", ddpm, steps=steps).run(network, ddpm, x_T, Recorded(), 1.0)
     torch.testing.assert_close(ours, x, rtol=1e-4, atol=1e-4)
 
 
@@ -137,7 +140,7 @@ def test_cold_algorithms_equal_the_papers_loops(orientation: str, group: int) ->
         ("algorithm2", two),
         ("direct", restored(x_T, steps)),
     ):
-        ours = SamplerSpec.parse(name, process).run(network, process, x_T, Recorded())
+        ours = SamplerSpec.parse(name, process).run(network, process, x_T, Recorded(), 1.0)
         torch.testing.assert_close(ours, wanted)
 
 
@@ -146,14 +149,14 @@ def test_cold_algorithms_with_a_perfect_restorer_return_the_image(name: str) -> 
     process = Averaging.from_config(AveragingConfig(kind="averaging", orientation="row"), seed=1)
     x0 = torch.randn(2, 1, 28, 28)
     x_T = process.degrade(x0, torch.full((2,), 28))
-    x = SamplerSpec.parse(name, process).run(lambda x, t: x0, process, x_T, Recorded())
+    x = SamplerSpec.parse(name, process).run(lambda x, t: x0, process, x_T, Recorded(), 1.0)
     torch.testing.assert_close(x, x0, rtol=1e-5, atol=1e-5)
 
 
 def test_ddim_with_the_true_noise_returns_the_image(ddpm: Ddpm) -> None:
     x0, eps = torch.randn(2, 1, 28, 28), torch.randn(2, 1, 28, 28)
     x_T = ddpm.degrade(x0, torch.full((2,), T), eps)
-    x = SamplerSpec.parse("ddim-7", ddpm).run(lambda x, t: eps, ddpm, x_T, Recorded())
+    x = SamplerSpec.parse("ddim-7", ddpm).run(lambda x, t: eps, ddpm, x_T, Recorded(), 1.0)
     wanted = ddpm.degrade(x0, torch.zeros(2, dtype=torch.int64), eps)  # x at t = 0
     torch.testing.assert_close(x, wanted, rtol=1e-4, atol=1e-4)
 
@@ -185,7 +188,9 @@ def test_an_image_is_the_same_in_any_batch_and_bits_repeat(
     spec = SamplerSpec.parse(sampler, ddpm)
 
     def made(batch: int, numbers: range) -> Tensor:
-        return generate(net, ddpm, spec, seed=7, indices=numbers, device=CPU, batch=batch)
+        return generate(
+            net, ddpm, spec, seed=7, indices=numbers, amplitude=0.5, device=CPU, batch=batch
+        )
 
     whole = made(6, range(6))
     assert torch.equal(made(6, range(6)), whole)
@@ -204,6 +209,7 @@ def test_an_image_is_the_same_in_any_batch_and_bits_repeat(
         ("ancestral", 50, 0.0, "takes 40 steps"),
         ("ddim", 10, 1.5, "eta must be"),
         ("dpm", 10, 0.5, "eta is for ddim"),
+        ("ancestral-clip", None, 0.0, "clip is for ddim and dpm"),
     ],
 )
 def test_a_sampler_that_does_not_fit_is_refused(
