@@ -2,8 +2,8 @@
 
     sampler(network, process, x_T, steps=..., eta=..., limit=..., noise=..., on_step=...)
 
-`steps` are the network's evaluations, `eta` is DDIM's share of fresh noise, each prediction of x0 is
-cut off to [-limit, limit] (None: is not), `noise()` gives the next standard normals, and
+`steps` are the network's evaluations, `eta` is DDIM's share of fresh noise, `limit` is where each
+prediction of x0 is cut off (None: nowhere), `noise()` gives the next standard normals, and
 `on_step(done, steps)` is told of progress. A sampler that has no use for one of them ignores it.
 """
 
