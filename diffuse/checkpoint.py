@@ -7,6 +7,7 @@ every tensor and value travels inside. A damaged file is refused by name.
 from __future__ import annotations
 
 import hashlib
+import io
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -26,8 +27,9 @@ def write(path: Path, payload: dict[str, Any]) -> None:
     """Write `payload` (tensors on any device, plain values, dicts and lists of them) to `path`."""
     content = _plain({"format": FORMAT, **payload})
     content["checksum"] = checksum(content)
-    with files.atomic(path) as temporary:
-        torch.save(content, temporary)
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    files.write_bytes(path, buffer.getbuffer())
 
 
 def read(path: Path) -> dict[str, Any]:

@@ -21,19 +21,29 @@ def atomic(path: Path) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{socket.gethostname()}-{os.getpid()}.tmp")
     try:
-        yield temporary
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
+        with _naming(path):
+            yield temporary
+            with temporary.open("rb+") as file:
+                os.fsync(file.fileno())
+            temporary.replace(path)
         _sync_folder(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 
 
+def write_bytes(path: Path, content: bytes | memoryview) -> None:
+    """Write `content` to `path` atomically.
+
+    Libraries write their formats into memory first: on a full disk each of them fails in its own
+    way, and this in one.
+    """
+    with atomic(path) as temporary:
+        temporary.write_bytes(content)
+
+
 def write_text(path: Path, text: str) -> None:
     """Write `text` to `path` atomically."""
-    with atomic(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+    write_bytes(path, text.encode())
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -55,7 +65,7 @@ def append_lines(path: Path, lines: list[str]) -> None:
 
     A last line torn by an earlier death is closed first and stays as a line that is no JSON.
     """
-    with path.open("ab+") as file:
+    with _naming(path), path.open("ab+") as file:
         size = file.seek(0, os.SEEK_END)
         if size and not _ends_with_newline(path, size):
             lines = ["", *lines]
@@ -68,6 +78,17 @@ def sha256(path: Path) -> str:
     """The file's SHA-256 in hex."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextlib.contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """An OSError of this block, such as a full disk, names the file that it is about."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None and error.errno is not None:
+            raise OSError(error.errno, os.strerror(error.errno), str(path)) from error
+        raise
 
 
 def _ends_with_newline(path: Path, size: int) -> bool:

@@ -5,6 +5,7 @@ Colours are from Okabe and Ito's set, which the colour-blind can tell apart.
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -103,5 +104,6 @@ def _figure(width: float, height: float) -> Figure:
 
 
 def _save(figure: Figure, path: Path) -> None:
-    with files.atomic(path) as temporary:
-        figure.savefig(temporary, format="png")
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    files.write_bytes(path, buffer.getbuffer())

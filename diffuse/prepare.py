@@ -6,6 +6,7 @@ SHA-256, and several processes may do it at once: one works, the others wait and
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import Annotated
 
@@ -63,12 +64,14 @@ def stage_mnist(data_dir: Path, source: str = "auto", idx_dir: Path | None = Non
             for name, sha256 in mnist.SHA256.items():
                 if mnist.digest(arrays[name]) != sha256:
                     raise UserError(f"{origin}: {name} is not MNIST's (its SHA-256 is another one)")
-            with files.atomic(path) as temporary, h5py.File(temporary, "w") as file:
+            buffer = io.BytesIO()
+            with h5py.File(buffer, "w") as file:
                 for name, array in arrays.items():
                     # not compressed: read whole by every job
                     file.create_dataset(name, data=array)
                     file[name].attrs["sha256"] = mnist.SHA256[name]
                 file.attrs["source"] = origin
+            files.write_bytes(path, buffer.getbuffer())
     except Timeout:
         raise EnvironmentFailed(
             f"{data_dir}: another process has been staging for {LOCK_TIMEOUT_S} s; if it is dead,"

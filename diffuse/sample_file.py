@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,8 +21,10 @@ def write(
     **more: NDArray[Any],
 ) -> None:
     """Write `images` and further data sets atomically, compressed."""
-    with files.atomic(path) as temporary, h5py.File(temporary, "w") as file:
+    buffer = io.BytesIO()
+    with h5py.File(buffer, "w") as file:
         for name, array in {"images": images, **more}.items():
             file.create_dataset(name, data=array, compression="gzip", compression_opts=4)
         for name, value in attributes.items():
             file.attrs[name] = value
+    files.write_bytes(path, buffer.getbuffer())

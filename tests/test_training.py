@@ -228,6 +228,31 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(
         assert checkpoint.all_finite(checkpoint.read(path)["model"])
 
 
+def test_a_file_that_finds_no_room_is_named_in_one_line_and_the_run_goes_on_later(
+    whole: RunDir, tmp_path: Path, data_dir: Path
+) -> None:
+    """A limit on file sizes stands for a full disk or a quota: the write fails half-way."""
+    arguments = (*DDPM, f"--epochs={EPOCHS}", f"--runs-dir={tmp_path}", f"--data-dir={data_dir}")
+    command = programs.command("diffuse.train", *arguments)
+    size = whole.checkpoint_path(EPOCHS).stat().st_size // 1024 // 2  # KiB
+    done = subprocess.run(
+        ["bash", "-c", f'ulimit -f {size}; exec "$@"', "limited", *command],
+        cwd=programs.ROOT,
+        env=programs.environment(),
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+    assert done.returncode == 1, done.stderr
+    assert "Traceback" not in done.stderr
+    assert "epoch_0001.pt: File too large" in done.stderr.splitlines()[-1]
+    mine = programs.only_run(tmp_path)
+    assert mine.status()["state"] == "failed"
+    assert not list(mine.checkpoints.iterdir())
+    assert train(tmp_path, data_dir, *DDPM).returncode == 0
+    programs.assert_same_training(mine, whole, EPOCHS)
+
+
 def test_an_older_attempt_publishes_nothing_once_a_newer_one_has_begun(
     whole: RunDir, tmp_path: Path, data_dir: Path
 ) -> None:
