@@ -25,7 +25,7 @@ from diffuse.rng import Stream, derive_seed, generator
 from diffuse.rundir import default_data_dir
 
 WEIGHTS = Path(__file__).parent / "weights" / "mnist_classifier.pt"
-WEIGHTS_SHA256 = "d7520b42270378e34e14888f1bfe79baf2893337c4ce951b6068dfe2fc3ef5de"
+WEIGHTS_SHA256 = "750a0b4847e90b10296a87d17c953c4375c0bd2f20989e001030a0392bc44e74"
 FEATURES = 128
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
 
