@@ -54,7 +54,7 @@ def sample_panels(
     n, amplitude = config.samples.images, config.data.amplitude
     device = next(network.parameters()).device
     if not isinstance(process, Averaging):
-        spec = SamplerSpec("ddim", min(config.samples.steps, process.T), clip=True)
+        spec = SamplerSpec("ddim", min(config.samples.steps, process.T), eta=1, clip=True)
         x = generate(
             network,
             process,

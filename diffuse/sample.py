@@ -34,7 +34,7 @@ def main(
     steps: Annotated[
         int | None, typer.Option(help="Network evaluations, for ddim and dpm.")
     ] = None,
-    eta: Annotated[float, typer.Option(help="Fresh noise in ddim, from 0 to 1.")] = 0.0,
+    eta: Annotated[float | None, typer.Option(help="Fresh noise in ddim, from 0 to 1.")] = None,
     n: Annotated[int, typer.Option("-n", min=1, help="How many images.")] = 64,
     seed: Annotated[int, typer.Option(min=0, help="Another seed gives other images.")] = 0,
     epoch: Annotated[int | None, typer.Option(help="Of a run; default: its last.")] = None,
@@ -56,10 +56,11 @@ def main(
     from diffuse.progress import Meter
 
     model = diffuse.load(source, epoch=epoch, device=choose_device(device))
-    spec = model.sampler
-    if sampler is not None or steps is not None or eta:
-        usual = f"{spec.name}-clip" if spec.clip else spec.name
-        spec = model.spec(sampler or usual, steps=steps, eta=eta)
+    usual = model.sampler
+    if sampler is None:
+        sampler = f"{usual.name}-clip" if usual.clip else usual.name
+        steps, eta = steps or usual.steps, usual.eta if eta is None else eta
+    spec = model.spec(sampler, steps=steps, eta=eta or 0.0)
     amplitude = model.config.data.amplitude
 
     with Meter(f"{n} samples, {spec}", total=spec.steps * math.ceil(n / batch)) as meter:

@@ -285,7 +285,7 @@ class SamplerSpec:
 def default_specs(process: Process) -> tuple[str, ...]:
     """The samplers by which a process is judged unless others are asked for."""
     if isinstance(process, Ddpm):
-        return (f"ddim-{min(50, process.T)}-clip",)
+        return (f"ddim-{min(50, process.T)}-eta1-clip",)
     return ("algorithm2", "direct", "unconditional")
 
 

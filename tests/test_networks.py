@@ -89,7 +89,7 @@ def test_a_ddpm_weight_file_gives_the_reports_outputs(
     x, t = torch.randn(4, 1, 28, 28), torch.tensor([1, 2, T // 2, T]) / T
     torch.testing.assert_close(model.network(x, t), network(x, t), rtol=0, atol=1e-5)
     assert (model.process.T, model.epoch) == (T, int(name.split("_")[2]))
-    assert str(model.sampler) == "ddim-50"
+    assert str(model.sampler) == "ddim-50-eta1-clip"
     assert torch.isfinite(model.sample(2, sampler="ddim-3")).all()
 
 
