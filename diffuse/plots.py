@@ -6,7 +6,7 @@ Colours are from Okabe and Ito's set, which the colour-blind can tell apart.
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -107,3 +107,27 @@ def _save(figure: Figure, path: Path) -> None:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
     files.write_bytes(path, buffer.getbuffer())
+
+
+def epoch_curves(
+    path: Path,
+    curves: Mapping[str, Sequence[tuple[int, float]]],
+    floor: float,
+    label: str,
+    *,
+    title: str,
+) -> None:
+    """A figure of each sampler over epochs, and what real images get, dashed."""
+    figure = _figure(6, 4)
+    axes = figure.subplots()
+    for name, points in curves.items():
+        axes.plot(*zip(*points, strict=True), marker="o", label=name)
+    axes.axhline(floor, color="0.4", linestyle="--", label="real test images")
+    if label.startswith("FID"):
+        axes.set_yscale("log")
+    axes.set_xticks(sorted({epoch for points in curves.values() for epoch, _ in points}))
+    axes.set_xlabel("epoch")
+    axes.set_ylabel(label)
+    axes.set_title(title, fontsize=9)
+    axes.legend(fontsize=8)
+    _save(figure, path)

@@ -31,9 +31,20 @@ def main(
     idx_dir: Annotated[
         Path | None, typer.Option(help="A folder with the four IDX files (.gz or not), instead.")
     ] = None,
+    inception: Annotated[
+        bool, typer.Option("--inception", help="Also stage Inception's weights (92 MB), for FID.")
+    ] = False,
+    inception_file: Annotated[
+        Path | None, typer.Option(help="Take Inception's weights from this file.")
+    ] = None,
 ) -> None:
     """Stage MNIST as HDF5; does nothing where it is there and intact."""
-    stage_mnist(data_dir or default_data_dir(), source, idx_dir)
+    folder = data_dir or default_data_dir()
+    stage_mnist(folder, source, idx_dir)
+    if inception or inception_file:
+        from diffuse import inception_weights
+
+        inception_weights.stage(folder, inception_file)
 
 
 def stage_mnist(data_dir: Path, source: str = "auto", idx_dir: Path | None = None) -> Path:

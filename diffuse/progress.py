@@ -44,10 +44,11 @@ class Meter:
         if self.bar:
             self.bar.stop()
 
-    def update(self, done: int, facts: str) -> None:
-        """Show `done` steps; on a log file a line at most every 30 s."""
+    def update(self, done: int, facts: str, total: int | None = None) -> None:
+        """Show `done` steps (of a `total` found out by now); in a log file every 30 s at most."""
+        self.total = total or self.total
         if self.bar:
-            self.bar.update(self.task, completed=done, facts=facts)
+            self.bar.update(self.task, completed=done, total=self.total, facts=facts)
         elif self.shown and time.monotonic() - self.last_line >= LINE_EVERY_S:
             self.say(f"{self.title}  {done}/{self.total}  {facts}")
 

@@ -131,6 +131,15 @@ def load(
     return _from_checkpoint(name, content, device, run)
 
 
+def config_of(path: Path) -> Config:
+    """The config of what `load` would load, without its weights where they are not needed."""
+    if path.is_dir():
+        return RunDir(path).config()
+    if path.suffix == ".pth":
+        return reference.read(path)[0]
+    return resolve([Layer(str(path), checkpoint.read(path)["config"])])
+
+
 def _checkpoint_of(run: RunDir, epoch: int | None) -> dict[str, Any]:
     there = sorted(
         int(p.stem[6:]) for p in run.checkpoints.glob("epoch_*.pt") if p.stem[6:].isdigit()

@@ -14,12 +14,23 @@ ROOT = Path(__file__).resolve().parent.parent
 # From the foundations up. A module imports from its own layer or one below.
 LAYERS = (
     {"errors", "files", "config", "presets", "rng", "rundir"},
-    {"distributed", "progress", "preemption", "mnist", "mnist_source", "sample_file", "plots"},
+    {
+        "distributed",
+        "progress",
+        "preemption",
+        "mnist",
+        "mnist_source",
+        "inception_weights",
+        "sample_file",
+        "plots",
+    },
     {"data", "ddpm", "averaging", "models", "ema", "noise", "checkpoint"},
     {"prior", "samplers", "state", "recorder", "manifest", "remaining"},
-    {"generate", "reference", "pictures", "classifier"},
-    {"trained", "training"},
-    {"train", "sample", "prepare"},
+    {"generate", "reference", "pictures", "classifier", "metrics", "evaluation_file"},
+    {"features", "trained"},
+    {"reference_features", "generated"},
+    {"evaluation", "training"},
+    {"train", "sample", "prepare", "evaluate"},
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 

@@ -1,0 +1,147 @@
+"""One figure: how good a set of images is, by which protocol, and what real images would get.
+
+    figure = Judge.make("classifier", data_dir, device).figure(images, spec, seed=0, ...)
+
+A figure never stands without its protocol, nor without its floor: the real test set judged in the
+same way, with as many images.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from diffuse import metrics
+from diffuse.data import load_split
+from diffuse.distributed import World
+from diffuse.errors import UserError
+from diffuse.features import Extractor, load_extractor
+from diffuse.reference_features import RealFeatures, real_features
+from diffuse.samplers import SamplerSpec
+
+Figure = dict[str, Any]
+
+
+@dataclass
+class Judge:
+    """An extractor with what it makes of the real images."""
+
+    extractor: Extractor
+    train: RealFeatures
+    test: RealFeatures
+    data_dir: Path
+    world: World
+    floors: dict[int, Figure] = field(default_factory=dict)
+
+    @classmethod
+    def make(cls, extractor: str, data_dir: Path, world: World) -> Judge:
+        """Load the extractor and the real images' features (the first time, compute them).
+
+        Raises UserError where weights or data are missing or damaged.
+        """
+        chosen = load_extractor(extractor, data_dir, world.device)
+        train, test = (real_features(chosen, split, data_dir) for split in ("train", "test"))
+        return cls(chosen, train, test, data_dir, world)
+
+    def figure(
+        self, images: Tensor, spec: SamplerSpec, *, seed: int, is_cold: bool, samples: str | None
+    ) -> Figure:
+        """Judge generated uint8 images [n, 28, 28]. Called on all ranks, which share the work.
+
+        Args:
+            samples: where the images lie, relative to the run directory.
+
+        Raises UserError for too few images.
+        """
+        started = time.monotonic()
+        n = len(images)
+        metrics.require_enough(n)
+        features, logits = self._extract(images)
+        judged = self._scores(features, logits)
+        floor = self.floor(n)
+        return {
+            "protocol": self.protocol(n, spec, seed, is_cold),
+            **judged,
+            "floor": floor,
+            "real_is": floor["is"],
+            "real_is_std": floor["is_std"],
+            "reconstruction": self._reconstruction(images) if spec.is_conditional else None,
+            "labels": labels(n, self.extractor.size),
+            "samples": samples,
+            "seconds": round(time.monotonic() - started, 2),
+        }
+
+    def protocol(self, n: int, spec: SamplerSpec, seed: int, is_cold: bool) -> dict[str, Any]:
+        """All that a figure depends on beside the images' quality."""
+        source = "noise"
+        if is_cold:
+            source = "test images" if spec.is_conditional else "prior"
+        return {
+            "extractor": self.extractor.name,
+            "extractor_sha256": self.extractor.sha256,
+            "features": self.extractor.size,
+            "real_split": "train",
+            "real_images": self.train.moments.n,
+            "real_sha256": self.train.data_sha256,
+            "images": n,
+            "value_range": "[0, 1], clamped, as uint8",
+            "resize": self.extractor.resize,
+            "sampler": str(spec),
+            "seed": seed,
+            "source": source,
+            "kid_subset_size": metrics.kid_subset_size(n),
+            "kid_subsets": metrics.KID_SUBSETS,
+            "is_splits": metrics.IS_SPLITS,
+        }
+
+    def floor(self, n: int) -> Figure:
+        """What the first n real test images get, all of them where n is more than there are."""
+        n = min(n, len(self.test.features))
+        if n not in self.floors:
+            self.floors[n] = self._scores(self.test.features[:n], self.test.logits[:n])
+        return self.floors[n]
+
+    def _scores(self, features: Tensor, logits: Tensor) -> Figure:
+        kid, kid_std = metrics.kid(self.train.features, features)
+        score, score_std = metrics.inception_score(logits)
+        return {
+            "fid": metrics.fid(self.train.moments, features),
+            "kid": kid,
+            "kid_std": kid_std,
+            "is": score,
+            "is_std": score_std,
+        }
+
+    def _extract(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Features and logits of all images, each rank having done its share."""
+        n, size = len(images), self.world.size
+        each = math.ceil(n / size)
+        mine = slice(self.world.rank * each, (self.world.rank + 1) * each)
+        features = torch.zeros(n, self.extractor.size)
+        logits = torch.zeros(n, self.test.logits.shape[1])
+        if len(images[mine]):
+            features[mine], logits[mine] = self.extractor(images[mine])
+        return self.world.sum(features), self.world.sum(logits)
+
+    def _reconstruction(self, images: Tensor) -> dict[str, float]:
+        originals = load_split(self.data_dir, "test", len(images)).images
+        if originals.shape != images.shape:
+            raise UserError(
+                f"samples are {list(images.shape)}, the test images {list(originals.shape)}"
+            )
+        return metrics.reconstruction(originals, images)
+
+
+def labels(n: int, size: int) -> list[str]:
+    """What a reader must know of a figure from n images and `size` features."""
+    if n <= size:
+        return [f"{n:,} images for {size:,} features: no full covariance, FID says little"]
+    if n < 10_000:
+        return [f"{n:,} images: FID is biased upwards, compare it with the floor only"]
+    return []

@@ -1,0 +1,56 @@
+"""Inception's weights, staged once for jobs that have no network.
+
+torch-fidelity's conversion of the network that FID was defined with; torchmetrics uses the same.
+"""
+
+from __future__ import annotations
+
+import shutil
+import urllib.request
+from pathlib import Path
+
+from diffuse import files
+from diffuse.errors import EnvironmentFailed, UserError
+
+NAME = "inception.pth"
+URL = (
+    "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/"
+    "weights-inception-2015-12-05-6726825d.pth"
+)
+SHA256_PREFIX = "6726825d"  # by torch.hub's convention a part of the file's name
+
+
+def stage(data_dir: Path, source: Path | None = None) -> Path:
+    """Bring the weights to data_dir/inception.pth, from `source` or else from the internet.
+
+    Raises UserError (`source` is missing), EnvironmentFailed (unreachable, or other bytes).
+    """
+    path = data_dir / NAME
+    if source is None and path.exists():
+        if files.sha256(path).startswith(SHA256_PREFIX):
+            print(f"{path}: already staged and intact")
+            return path
+        print(f"{path}: not the published weights; staging them again", flush=True)
+    if source is not None and not source.is_file():
+        raise UserError(f"{source}: no such file")
+    with files.atomic(path) as temporary:
+        if source is not None:
+            shutil.copyfile(source, temporary)
+        else:
+            _download(temporary)
+            if not files.sha256(temporary).startswith(SHA256_PREFIX):
+                raise EnvironmentFailed(f"{URL}: the file's SHA-256 is not the published one")
+    print(f"{path}: staged, SHA-256 {files.sha256(path)}")
+    return path
+
+
+def _download(path: Path) -> None:
+    print(f"{URL} ...", flush=True)
+    try:
+        with urllib.request.urlopen(URL, timeout=20) as response, path.open("wb") as file:
+            shutil.copyfileobj(response, file)
+    except OSError as error:
+        raise EnvironmentFailed(
+            f"Inception's weights could not be fetched ({error}); run this on a machine with"
+            f" internet, or fetch {URL} elsewhere and name the file by --inception-file"
+        ) from None

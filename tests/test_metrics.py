@@ -1,0 +1,148 @@
+"""FID, KID and IS against closed forms, definitions, and torch-fidelity on the same features."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from diffuse import metrics
+from diffuse.data import to_uint8
+from diffuse.errors import UserError
+from diffuse.metrics import Moments
+
+
+def gaussian(n: int, d: int, seed: int, scale: float = 1.0, shift: float = 0.0) -> torch.Tensor:
+    rng = torch.Generator().manual_seed(seed)
+    return torch.randn(n, d, generator=rng) * scale + shift
+
+
+def test_fid_of_gaussians_is_the_closed_form() -> None:
+    """Isotropic N(0, 1) and N(m, s^2) in d dimensions: d m^2 + d (s - 1)^2."""
+    d, m, s = 8, 0.5, 1.5
+    found = metrics.fid(Moments.of(gaussian(200_000, d, 1)), gaussian(200_000, d, 2, s, m))
+    assert found == pytest.approx(d * m**2 + d * (s - 1) ** 2, rel=0.01)
+
+
+def test_fid_of_a_set_with_itself_is_zero() -> None:
+    x = gaussian(500, 16, 0)
+    assert abs(metrics.fid(Moments.of(x), x)) < 1e-9
+
+
+def test_fid_kid_and_is_equal_torch_fidelity_on_the_same_features() -> None:
+    from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
+    from torch_fidelity.metric_isc import isc_features_to_metric
+    from torch_fidelity.metric_kid import kid_features_to_metric
+
+    real, made = gaussian(1500, 32, 1).relu(), gaussian(1000, 32, 2, 1.2, 0.1).relu()
+    statistics = [fid_features_to_statistics(x) for x in (real, made)]
+    theirs = fid_statistics_to_metric(*statistics, verbose=False)
+    assert metrics.fid(Moments.of(real), made) == pytest.approx(
+        theirs["frechet_inception_distance"], rel=1e-3
+    )
+    size = metrics.kid_subset_size(len(made))
+    theirs = kid_features_to_metric(
+        real, made, kid_subsets=metrics.KID_SUBSETS, kid_subset_size=size, verbose=False
+    )
+    mean, std = metrics.kid(real, made)
+    # other random subsets: the means agree within their standard error
+    error = std / math.sqrt(metrics.KID_SUBSETS)
+    assert mean == pytest.approx(theirs["kernel_inception_distance_mean"], abs=5 * error)
+    logits = made[:, :10] * 3
+    theirs = isc_features_to_metric(logits, splits=1, shuffle=False)
+    whole = logits.double().softmax(1)
+    by_definition = (whole * (whole.log() - whole.mean(0).log())).sum(1).mean().exp()
+    assert theirs["inception_score_mean"] == pytest.approx(float(by_definition), rel=1e-6)
+
+
+def test_kid_over_one_full_subset_equals_the_unbiased_estimator() -> None:
+    """Equation 4 of Binkowski et al. with the kernel (x.y / d + 1)^3, as loops."""
+    n, d = 12, 4
+    x, y = gaussian(n, d, 1).double(), gaussian(2 * n, d, 2, 1.3).double()
+    kernel = lambda a, b: (float(a @ b) / d + 1) ** 3  # noqa: E731
+    estimates = []
+    with metrics._seeded():
+        for _ in range(metrics.KID_SUBSETS):
+            a, b = x[torch.randperm(n)[:n]], y[torch.randperm(2 * n)[:n]]
+            within = sum(
+                kernel(a[i], a[j]) + kernel(b[i], b[j])
+                for i in range(n)
+                for j in range(n)
+                if i != j
+            )
+            across = sum(kernel(p, q) for p in a for q in b)
+            estimates.append(within / (n * (n - 1)) - 2 * across / n**2)
+    mean, std = metrics.kid(x, y)
+    assert mean == pytest.approx(sum(estimates) / len(estimates), rel=1e-9)
+    assert std == pytest.approx(float(torch.tensor(estimates).std(unbiased=False)), rel=1e-6)
+
+
+def test_is_of_certain_and_balanced_classes_is_their_number_and_of_one_class_is_one() -> None:
+    classes = torch.arange(10).repeat(200)
+    certain = 60.0 * torch.nn.functional.one_hot(classes, 10)
+    mean, _ = metrics.inception_score(certain)
+    assert 9.5 < mean <= 10
+    assert metrics.inception_score(torch.zeros(40, 10))[0] == pytest.approx(1)
+
+
+def test_figures_repeat_and_leave_the_global_generator_alone() -> None:
+    x, y = gaussian(100, 8, 1), gaussian(100, 8, 2)
+    torch.manual_seed(5)
+    first = (metrics.kid(x, y), metrics.inception_score(y))
+    after = torch.rand(1)
+    torch.manual_seed(5)
+    assert torch.equal(after, torch.rand(1))
+    assert first == (metrics.kid(x, y), metrics.inception_score(y))
+
+
+def test_reconstruction_of_known_errors() -> None:
+    x0 = torch.randint(0, 246, (4, 28, 28), dtype=torch.uint8)
+    found = metrics.reconstruction(x0, x0 + 10)
+    assert found["mse"] == pytest.approx((10 / 255) ** 2)
+    assert found["psnr"] == pytest.approx(20 * math.log10(25.5))
+    assert 0.5 < found["ssim"] < 1
+    assert metrics.reconstruction(x0, x0)["ssim"] == pytest.approx(1)
+
+
+def test_images_are_clamped_before_the_cast() -> None:
+    x = torch.tensor([-9.0, -0.5, 0.0, 0.5, 9.0]).reshape(5, 1, 1, 1)
+    assert to_uint8(x, 0.5).flatten().tolist() == [0, 0, 128, 255, 255]
+
+
+def test_too_few_images_are_refused() -> None:
+    with pytest.raises(UserError, match="use 20 or more"):
+        metrics.inception_score(torch.zeros(19, 10))
+
+
+def test_features_are_cached_and_a_damaged_cache_is_made_again(
+    tmp_path: Path, data_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from diffuse import features, reference_features
+    from diffuse.data import Split, load_split
+
+    small = load_split(data_dir, "test", 50)
+    extractor = features.load_extractor("classifier", data_dir, torch.device("cpu"))
+    calls = []
+
+    def load(folder: Path, split: str) -> Split:
+        calls.append(split)
+        return small
+
+    monkeypatch.setattr(reference_features, "load_split", load)
+    made = reference_features.real_features(extractor, "test", tmp_path)
+    again = reference_features.real_features(extractor, "test", tmp_path)
+    assert calls == ["test"]
+    assert torch.equal(made.features, again.features)
+    assert torch.equal(made.moments.products, again.moments.products)
+    torch.testing.assert_close(made.features, extractor(small.images)[0])
+    (path,) = (tmp_path / "features").glob("*.h5")
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    for damaged in (bytes(content), content[:1000], b""):
+        path.write_bytes(damaged)
+        assert torch.equal(
+            reference_features.real_features(extractor, "test", tmp_path).logits, made.logits
+        )
+    assert len(calls) >= 3
