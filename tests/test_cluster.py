@@ -54,9 +54,9 @@ def test_accounting_tells_of_a_job_that_has_ended(slurm: Cluster) -> None:
 def test_a_node_that_dies_is_noticed_and_its_job_starts_again(slurm: Cluster) -> None:
     job = slurm.slurm(*SLEEP[:-1], "--requeue", "-wnode1", SLEEP[-1]).strip()
     slurm.wait_for(job, "RUNNING")
-    assert list(leftovers.processes(slurm.folder, "node1"))
+    wait_until(lambda: _has_jobs(slurm, "node1"), 20, "the job's processes")
     slurm.kill_node("node1")
-    assert not list(leftovers.processes(slurm.folder, "node1"))
+    assert not _has_jobs(slurm, "node1")
     slurm.wait_for(job, "PENDING")
     slurm.start_slurmd("node1")
     slurm.wait_for(job, "RUNNING")
@@ -102,3 +102,7 @@ def test_nothing_of_a_cluster_stays_however_its_owner_ends(number: signal.Signal
     finally:
         owner.kill()
         owner.wait()
+
+
+def _has_jobs(cluster: Cluster, node: str) -> bool:
+    return any(leftovers.processes(cluster.folder, node))

@@ -101,9 +101,11 @@ class Cluster:
         """
         self.kill_slurmd(node)
         found = list(leftovers.processes(self.folder, node))
-        for process in found:
-            with contextlib.suppress(psutil.Error):
-                process.kill()
+        # All at one instant: a step whose tasks die before it does would still report that.
+        for act in (psutil.Process.suspend, psutil.Process.kill):
+            for process in found:
+                with contextlib.suppress(psutil.Error):
+                    act(process)
         psutil.wait_procs(found, timeout=5)
 
     def stop_slurmd(self, node: str) -> None:
