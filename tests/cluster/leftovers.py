@@ -15,7 +15,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
-from filelock import FileLock
+from filelock import FileLock, Timeout
+
+from tests.cluster.configuration import NODES
 
 HOSTS = Path("/etc/hosts")
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -48,7 +50,7 @@ def undo(folder: Path) -> None:
 
 
 def processes(folder: Path, node: str | None = None) -> Iterator[psutil.Process]:
-    """The cluster's daemons and its jobs' processes, known by their SLURM_CONF.
+    """The cluster's daemons and its jobs' processes, known by their SLURM_CONF and log.
 
     Args:
         node: only this node's jobs.
@@ -57,18 +59,21 @@ def processes(folder: Path, node: str | None = None) -> Iterator[psutil.Process]
         try:
             if process.status() == psutil.STATUS_ZOMBIE:
                 continue
+            if process.name() == "slurmstepd":  # has an environment of its own
+                if _node_of_step(process, folder) in ({node} if node else set(NODES)):
+                    yield process
+                continue
             env = process.environ()
             if env.get("SLURM_CONF") != str(folder / "etc" / "slurm.conf"):
                 continue
-            name = process.name()
-        except psutil.Error:
-            continue
-        # A person's shell may have the same SLURM_CONF; it is none of ours.
-        if "SLURM_JOB_ID" in env or name == "slurmstepd":
-            if node is None or env.get("SLURMD_NODENAME") == node or _is_step_of(process, node):
+            # A person's shell may have the same SLURM_CONF; it is none of ours.
+            if "SLURM_JOB_ID" in env:
+                if node in (None, env.get("SLURMD_NODENAME")):
+                    yield process
+            elif node is None and process.name() in DAEMONS:
                 yield process
-        elif node is None and name in DAEMONS:
-            yield process
+        except (psutil.Error, FileNotFoundError):
+            continue
 
 
 def set_host_names(owner: str, names: tuple[str, ...]) -> None:
@@ -83,15 +88,22 @@ def set_host_names(owner: str, names: tuple[str, ...]) -> None:
             HOSTS.write_text("\n".join(lines) + "\n")
 
 
-def _is_step_of(process: psutil.Process, node: str) -> bool:
-    """Whether this is the parent, on `node`, of a job's processes."""
-    for child in process.children():
-        with contextlib.suppress(psutil.Error):
-            if child.environ().get("SLURMD_NODENAME") == node:
-                return True
-    return False
+def _node_of_step(process: psutil.Process, folder: Path) -> str | None:
+    """The node of the cluster in `folder` to whose log this slurmstepd writes."""
+    for descriptor in Path(f"/proc/{process.pid}/fd").iterdir():
+        with contextlib.suppress(OSError):
+            target = Path(str(descriptor.readlink()).removesuffix(" (deleted)"))
+            if target.parent == folder / "log" and target.stem.startswith("slurmd-"):
+                return target.stem.removeprefix("slurmd-")
+    return None
+
+
+def main(folder: Path) -> None:
+    """Wait for the owner's end, and undo its cluster unless a new owner has taken the folder."""
+    sys.stdin.buffer.read()
+    with contextlib.suppress(Timeout), FileLock(folder.with_suffix(".lock"), timeout=2):
+        undo(folder)
 
 
 if __name__ == "__main__":
-    sys.stdin.buffer.read()
-    undo(Path(sys.argv[1]))
+    main(Path(sys.argv[1]))
