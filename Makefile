@@ -16,6 +16,7 @@ quickstart: $(VENV)/.train $(DATA)/mnist.h5 ## Train both models on real MNIST (
 	$(BIN)/python launch/sweep.py --grid quick --cluster local --data-dir $(DATA)
 
 test: $(VENV)/.dev ## Install what the tests need, then run them
+	$(BIN)/python -m tests.cluster.install
 	$(BIN)/python -m pytest -n 2
 
 check: $(VENV)/.dev ## Format, lint and type-check, as pre-commit does
