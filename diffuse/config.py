@@ -53,6 +53,9 @@ class DdpmConfig(Section):
     beta_1: float = Field(1e-4, gt=0, lt=1, description="beta at t = 0")
     beta_2: float = Field(0.02, gt=0, lt=1, description="beta at t = T")
     loss: Loss = Field("mse", description="between the noise and its prediction")
+    min_snr: float | None = Field(
+        None, gt=0, description="gamma of the min-SNR weights (Hang et al. 2023); null: none"
+    )
 
     @model_validator(mode="after")
     def _increasing(self) -> Self:

@@ -21,9 +21,13 @@ class Ddpm:
     """x_t = sqrt(alpha_bar_t) x0 + sqrt(1 - alpha_bar_t) eps: equation 4 of Ho et al., 1.4 of the
     report."""
 
-    def __init__(self, beta: Tensor, loss: Loss = "mse") -> None:
-        """beta: [T + 1], at t = 0..T; computed with in float64, kept in float32."""
-        self.loss = loss
+    def __init__(self, beta: Tensor, loss: Loss = "mse", min_snr: float | None = None) -> None:
+        """
+        Args:
+            beta: [T + 1], at t = 0..T; computed with in float64, kept in float32.
+            min_snr: gamma of Hang et al. 2023; None weights all timesteps alike.
+        """
+        self.loss, self.min_snr = loss, min_snr
         self.T = len(beta) - 1
         beta = beta.double()
         self.beta = beta.float()  # [T + 1]
@@ -34,7 +38,7 @@ class Ddpm:
         """beta_t = (beta_2 - beta_1) t / T + beta_1 for t = 0..T."""
         t = torch.arange(config.timesteps + 1, dtype=torch.float64)
         beta = (config.beta_2 - config.beta_1) * t / config.timesteps + config.beta_1
-        return cls(beta, config.loss)
+        return cls(beta, config.loss, config.min_snr)
 
     def to(self, device: torch.device | str) -> Ddpm:
         """Move the schedule to `device`, in place."""
@@ -58,7 +62,19 @@ class Ddpm:
         """The loss of each example [B] between eps and its prediction: algorithm 1 of Ho et al."""
         assert eps is not None
         eps_hat = network(self.degrade(x0, t, eps), t / self.T)
-        return per_example_loss(self.loss, eps_hat, eps)
+        return self.weight(t) * per_example_loss(self.loss, eps_hat, eps)
+
+    def weight(self, t: Tensor) -> Tensor:
+        """min(SNR, gamma) / SNR at t [B], or ones: Hang et al. 2023, section 3.4, for eps.
+
+        It takes weight from the nearly clean images, whose last noise costs a network most of its
+        effort and shows least.
+        """
+        if self.min_snr is None:
+            return torch.ones_like(t, dtype=torch.float32)
+        alpha_bar = self.alpha_bar[t]
+        snr = alpha_bar / (1 - alpha_bar)  # [B]
+        return snr.clamp(max=self.min_snr) / snr
 
     def state_dict(self) -> dict[str, Tensor]:
         """The schedule."""

@@ -1,4 +1,4 @@
-"""What a job runs: one program of diffuse as a child process, its output in the run's logs.
+"""What a job runs: one program as a child process, its output in the run's logs.
 
 submitit imports this module by name wherever the job runs, so it takes paths and plain values only
 and loads no torch: the child does. Signals are handed on to the child, which saves and ends; its
@@ -9,37 +9,85 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 from diffuse import files
-from diffuse.rundir import now
+from diffuse.rundir import RunDir, now
 
 INTERRUPTED = 75
 FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR2)
+asked_to_stop: list[int] = []  # the signals that this job received
 
 
 def train(
-    run_dir: str, config: dict[str, Any], data_dir: str, environment: dict[str, str | None]
+    run_dir: str,
+    config: dict[str, Any],
+    data_dir: str,
+    environment: dict[str, str | None],
+    max_requeues: int = 0,
 ) -> dict[str, Any]:
     """Train the run that `config` describes, in `run_dir`, or go on with it.
 
     Args:
         config: a resolved config as plain values.
         environment: variables for the child; None takes one away.
+        max_requeues: of a Slurm job, in a row, without a newer checkpoint.
 
-    Returns the exit code, negative for a signal, and the path of the log.
+    Returns the exit code, negative for a signal, and the path of the log. In a Slurm job it does
+    not return: the process ends with that code, by which the batch script decides on a requeue.
     """
-    run = Path(run_dir)
-    config_path = run / "logs" / f"{job_name('train')}.yaml"
+    run = RunDir(Path(run_dir))
+    name = job_name("train")
+    record = {"checkpoint": _newest_checkpoint(run)}
+    if _rank() == 0 and _starts_without_progress(run, record["checkpoint"]) > max_requeues:
+        files.write_json(run.logs / f"{name}.json", {**record, "ended": now(), "code": 1})
+        sys.exit(
+            f"error: {run.name}: {max_requeues} requeues in a row without a new checkpoint;"
+            " the time limit, or the notice before it, is too short (cluster: time)"
+        )
+    config_path = run.logs / f"{name}.yaml"
     files.write_text(config_path, _as_yaml(config))
-    arguments = ["--config", str(config_path), "--runs-dir", str(run.parent)]
-    return _run("train", run, [*arguments, "--data-dir", data_dir], environment)
+    arguments = ["--config", str(config_path), "--runs-dir", str(run.path.parent)]
+    return _run(
+        "diffuse.train", run.logs, [*arguments, "--data-dir", data_dir], environment, record
+    )
+
+
+def evaluate(
+    run_dir: str, epochs: Sequence[int], data_dir: str, environment: dict[str, str | None]
+) -> dict[str, Any]:
+    """Evaluate these epochs of a run by its own settings; returns as `train` does."""
+    arguments = [run_dir, "--data-dir", data_dir]
+    for epoch in epochs:
+        arguments += ["--epoch", str(epoch)]
+    return _run("diffuse.evaluate", RunDir(Path(run_dir)).logs, arguments, environment)
+
+
+def train_then_evaluate(
+    run_dir: str,
+    config: dict[str, Any] | None,
+    epochs: Sequence[int],
+    data_dir: str,
+    environment: dict[str, str | None],
+) -> dict[str, Any]:
+    """The chain of one run on this machine: training (where there is a config), evaluation."""
+    result: dict[str, Any] = {"code": 0, "log": None}
+    if config is not None:
+        result = train(run_dir, config, data_dir, environment)
+    if result["code"] == 0 and epochs:
+        result = evaluate(run_dir, epochs, data_dir, environment)
+    return result
+
+
+def report(runs_dir: str, arguments: Sequence[str], logs: str) -> dict[str, Any]:
+    """Compare what has become of a grid; returns as `train` does."""
+    return _run("launch.compare", Path(logs), [*arguments, "--runs-dir", runs_dir], {})
 
 
 def job_name(program: str) -> str:
@@ -54,23 +102,43 @@ def job_name(program: str) -> str:
 
 
 def _run(
-    program: str, run: Path, arguments: list[str], environment: dict[str, str | None]
+    module: str,
+    logs: Path,
+    arguments: Sequence[str],
+    environment: dict[str, str | None],
+    record: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
-    log_path = run / "logs" / f"{job_name(program)}.log"
-    command = [sys.executable, "-m", f"diffuse.{program}", *arguments]
+    """Run `python -m module`, its output in `logs`, and beside that a record of how it ended."""
+    name = job_name(module.rpartition(".")[2])
+    facts = {"program": module, "started": now(), **(record or {})}
+    log_path = logs / f"{name}{f'-rank{_rank()}' if _rank() else ''}.log"
+    logs.mkdir(parents=True, exist_ok=True)
+    if _rank() == 0:
+        files.write_json(logs / f"{name}.json", facts)
+    code = _child(module, arguments, environment, log_path)
+    if _rank() == 0:
+        files.write_json(logs / f"{name}.json", {**facts, "ended": now(), "code": code})
+    if code and "SLURM_JOB_ID" in os.environ:
+        sys.exit(code if code > 0 else 128 - code)
+    return {"code": code, "log": str(log_path)}
+
+
+def _child(
+    module: str, arguments: Sequence[str], environment: dict[str, str | None], log_path: Path
+) -> int:
+    """The exit code of `python -m module`; a signal that ended it counts as negative."""
+    command = [sys.executable, "-m", module, *arguments]
     child: subprocess.Popen[bytes] | None = None
-    asked_to_stop = False
 
     def hand_on(number: int, frame: FrameType | None) -> None:
-        nonlocal asked_to_stop
-        asked_to_stop = True
+        asked_to_stop.append(number)
         if child is not None:
             child.send_signal(signal.SIGTERM if number == signal.SIGHUP else number)
 
-    # submitit's own handlers would requeue from in here, where there may be no scontrol.
     for number in FORWARDED:
         signal.signal(number, hand_on)
-    started = now()
+    if asked_to_stop:  # between two programs of a chain
+        return INTERRUPTED
     with log_path.open("ab", buffering=0) as log:
         log.write(f"$ {' '.join(command)}\n".encode())
         # A session of its own: a terminal's Ctrl-C reaches the launcher alone, which decides.
@@ -85,11 +153,30 @@ def _run(
         if asked_to_stop:
             child.terminate()
         code = child.wait()
-    if asked_to_stop and code < 0:
-        code = INTERRUPTED  # it died of the signal while starting up: nothing is lost
-    record = {"program": program, "started": started, "ended": now(), "code": code}
-    files.write_json(log_path.with_suffix(".json"), {**record, "host": socket.gethostname()})
-    return {"code": code, "log": str(log_path)}
+    # A child that died of the signal was still starting up: nothing is lost.
+    return INTERRUPTED if asked_to_stop and code < 0 else code
+
+
+def _rank() -> int:
+    return int(os.environ.get("SLURM_PROCID", 0)) if "SLURM_JOB_ID" in os.environ else 0
+
+
+def _newest_checkpoint(run: RunDir) -> str | None:
+    paths = sorted(run.checkpoints.glob("*.pt"), key=lambda path: path.stat().st_mtime)
+    return paths[-1].name if paths else None
+
+
+def _starts_without_progress(run: RunDir, checkpoint: str | None) -> int:
+    """How often in a row this Slurm job has started from the checkpoint it would start from now."""
+    attempt = int(os.environ.get("SLURM_RESTART_COUNT", 0))
+    stem = job_name("train").rpartition("-r")[0]
+    count = 0
+    while attempt > count:
+        earlier = files.read_json(run.logs / f"{stem}-r{attempt - count - 1:02d}.json")
+        if not earlier or earlier.get("checkpoint") != checkpoint:
+            break
+        count += 1
+    return count
 
 
 def _environment(changes: dict[str, str | None]) -> dict[str, str]:

@@ -10,13 +10,29 @@ import contextlib
 import os
 import socket
 from collections.abc import Iterator
+from dataclasses import dataclass, field, fields
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock, Timeout
 
 from diffuse import files
 from diffuse.errors import EnvironmentFailed
 from diffuse.rundir import now
+
+
+@dataclass
+class Submission:
+    """Jobs handed in by one sweep; `jobs` grows array by array."""
+
+    name: str  # the time, for people, and unique
+    grid: str
+    cluster: str
+    code: str  # the snapshot's hash
+    commit: str | None
+    command: list[str]
+    jobs: list[dict[str, Any]] = field(default_factory=list)  # run, program, job_id, epochs
+    code_changed: dict[str, str] = field(default_factory=dict)  # run: the code of its last job
 
 
 class Ledger:
@@ -31,15 +47,26 @@ class Ledger:
     def holder_path(self) -> Path:
         return self.path / "holder.json"
 
+    @property
+    def code_dir(self) -> Path:
+        return self.runs_dir / ".launch" / "code"
+
+    def record(self, submission: Submission) -> None:
+        """Write down a submission, or what has been added to it."""
+        files.write_json(self.path / "submissions" / f"{submission.name}.json", vars(submission))
+
     @contextlib.contextmanager
-    def locked(self) -> Iterator[None]:
+    def locked(self, wait_s: float = 0) -> Iterator[None]:
         """Hold this grid; EnvironmentFailed, with the holder's name, where another sweep does.
 
         The lock goes with the process, however that ends.
+
+        Args:
+            wait_s: how long the other sweep is waited for.
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            lock = FileLock(self.path / "lock", timeout=0)
+            lock = FileLock(self.path / "lock", timeout=wait_s)
             lock.acquire()
         except Timeout:
             holder = files.read_json(self.holder_path)
@@ -59,3 +86,14 @@ class Ledger:
         finally:
             self.holder_path.unlink(missing_ok=True)
             lock.release()
+
+
+def submissions(runs_dir: Path, grid: str = "*") -> list[Submission]:
+    """What was submitted under `runs_dir`, oldest first; damaged files are left out."""
+    known = {f.name for f in fields(Submission)}
+    found = []
+    for path in (runs_dir / ".launch").glob(f"{grid}/submissions/*.json"):
+        content = files.read_json(path)
+        if {"name", "jobs", "grid", "cluster", "code", "commit", "command"} <= content.keys():
+            found.append(Submission(**{k: v for k, v in content.items() if k in known}))
+    return sorted(found, key=lambda s: s.name)

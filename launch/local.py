@@ -23,14 +23,14 @@ import psutil
 import submitit
 
 from diffuse.errors import UserError
-from launch.job import train
+from launch import job as jobs
 from launch.ledger import Ledger
 from launch.plan import Planned
 
 if TYPE_CHECKING:
     from launch.show import Watch
 
-State = Literal["queued", "training", "done", "interrupted", "failed", "left"]
+State = Literal["queued", "training", "evaluating", "done", "interrupted", "failed", "left"]
 STOP_WAIT_S = 60.0  # for a step's end and its checkpoint, after the first Ctrl-C
 POLL_S = 0.25
 YEAR_MIN = 365 * 24 * 60  # submitit's local jobs have a time limit; ours have none
@@ -45,6 +45,7 @@ class Outcome:
     code: int | None = None
     reason: str = ""
     log: Path | None = None
+    started: float = 0.0
 
 
 @dataclass
@@ -90,8 +91,16 @@ class Pool:
         gpus: handed out in turn; where there is none the child's view is left as it is.
     """
 
-    def __init__(self, ledger: Ledger, data_dir: Path, gpus: Sequence[str], parallel: int) -> None:
+    def __init__(
+        self,
+        ledger: Ledger,
+        data_dir: Path,
+        gpus: Sequence[str],
+        parallel: int,
+        evaluate: bool = True,
+    ) -> None:
         self.data_dir, self.gpus, self.parallel = data_dir, gpus, parallel
+        self.evaluate = evaluate
         self.threads = max(1, len(os.sched_getaffinity(0)) // parallel)
         self.folder = Path(tempfile.mkdtemp(prefix="jobs-", dir=ledger.path))
         self.executor = submitit.LocalExecutor(self.folder)
@@ -120,6 +129,7 @@ class Pool:
                 elif len(stopper.signals) > 1 or time.monotonic() > deadline:
                     self._kill()
                 for slot, (outcome, job) in list(self.active.items()):
+                    _notice_evaluation(outcome)
                     if job.done():
                         _conclude(outcome, job, stopping=bool(stopper.signals))
                         del self.active[slot]
@@ -147,9 +157,16 @@ class Pool:
         }
         with _ignoring(signal.SIGINT, signal.SIGHUP):
             job = self.executor.submit(
-                train, str(run.dir.path), config, str(self.data_dir), environment
+                jobs.train_then_evaluate,
+                str(run.dir.path),
+                config if run.is_todo else None,
+                run.unevaluated if self.evaluate else (),
+                str(self.data_dir),
+                environment,
             )
-        outcome.state, self.active[slot] = "training", (outcome, job)
+        outcome.state = "training" if run.is_todo else "evaluating"
+        outcome.started = time.time()
+        self.active[slot] = (outcome, job)
 
     def _ask_to_stop(self) -> None:
         """Signal submitit's controllers (theirs is the job's id), which hand it on to the jobs."""
@@ -190,6 +207,12 @@ def _ignoring(*numbers: signal.Signals) -> Iterator[None]:
             signal.signal(number, handler)
 
 
+def _notice_evaluation(outcome: Outcome) -> None:
+    logs = outcome.planned.dir.logs.glob("evaluate-*.log")
+    if outcome.state == "training" and any(p.stat().st_mtime >= outcome.started for p in logs):
+        outcome.state = "evaluating"
+
+
 def _conclude(outcome: Outcome, job: submitit.Job[Any], stopping: bool) -> None:
     """Take down how a job ended."""
     try:
@@ -197,7 +220,7 @@ def _conclude(outcome: Outcome, job: submitit.Job[Any], stopping: bool) -> None:
     except submitit.core.utils.UncompletedJobError as error:
         result, outcome.reason = {}, str(error).strip().splitlines()[-1]
     outcome.code = result.get("code")
-    outcome.log = Path(result["log"]) if "log" in result else None
+    outcome.log = Path(result["log"]) if result.get("log") else None
     if outcome.code == 0:
         outcome.state = "done"
     elif outcome.code in (75, 130) or (stopping and outcome.code is None):

@@ -23,6 +23,7 @@ class Planned:
     state: State
     detail: str
     have: frozenset[int]  # the cells whose checkpoint is there
+    evaluated: frozenset[int]  # the cells whose evaluation is there
 
     @property
     def name(self) -> str:
@@ -33,6 +34,11 @@ class Planned:
         """Whether a training job is needed."""
         return self.state in ("new", "resume", "extend")
 
+    @property
+    def unevaluated(self) -> tuple[int, ...]:
+        """The cells that are still to be evaluated, once they are trained."""
+        return tuple(epoch for epoch in self.run.epochs if epoch not in self.evaluated)
+
 
 def plan(grid: Grid, runs_dir: Path) -> list[Planned]:
     """The state of every run of the grid under `runs_dir`. Opens no checkpoint, writes nothing."""
@@ -42,16 +48,17 @@ def plan(grid: Grid, runs_dir: Path) -> list[Planned]:
 def look_at(run: GridRun, directory: RunDir) -> Planned:
     """The state of one run: what a sweep would do about it."""
     if not directory.path.is_dir():
-        return Planned(run, directory, "new", "new", frozenset())
-    kept = _kept_epochs(directory)
+        return Planned(run, directory, "new", "new", frozenset(), frozenset())
+    kept = _epochs(directory.checkpoints, ".pt")
     have = frozenset(run.epochs) & kept
+    evaluated = have & _epochs(directory.evaluations, ".json")
     missing = [epoch for epoch in run.epochs if epoch not in kept]
     status = directory.status()
     state, reached = status.get("state"), int(status.get("epoch") or 0)
     wanted = run.epochs[-1]
 
     def planned(state: State, detail: str) -> Planned:
-        return Planned(run, directory, state, detail, have)
+        return Planned(run, directory, state, detail, have, evaluated)
 
     if pid := directory.running_process():
         return planned("running", f"running (process {pid})")
@@ -72,7 +79,7 @@ def look_at(run: GridRun, directory: RunDir) -> Planned:
 
 
 def summary(planned: Iterable[Planned]) -> str:
-    """`24 cells in 6 runs, 8 cells done; 4 training jobs: 1 resume, 3 new`."""
+    """`24 cells in 6 runs, 8 done; 4 training jobs: 1 resume, 3 new; 20 cells to evaluate`."""
     runs = list(planned)
     cells = sum(len(p.run.epochs) for p in runs)
     done = sum(len(p.have) for p in runs)
@@ -80,7 +87,9 @@ def summary(planned: Iterable[Planned]) -> str:
     jobs = sum(counts.values())
     text = f"{cells} cell{'s' * (cells != 1)} in {len(runs)} run{'s' * (len(runs) != 1)}"
     text += f", {done} done; {jobs or 'no'} training job{'s' * (jobs != 1)}"
-    return text + (": " + ", ".join(f"{n} {state}" for state, n in counts.items()) if jobs else "")
+    text += ": " + ", ".join(f"{n} {state}" for state, n in counts.items()) if jobs else ""
+    left = sum(len(p.unevaluated) for p in runs)
+    return text + (f"; {left} cell{'s' * (left != 1)} to evaluate" if left else "")
 
 
 def as_plain(planned: Iterable[Planned]) -> dict[str, list[dict[str, Any]]]:
@@ -111,19 +120,18 @@ def as_plain(planned: Iterable[Planned]) -> dict[str, list[dict[str, Any]]]:
                     **common,
                     "epoch": epoch,
                     "state": "done" if done else p.state,
+                    "evaluated": epoch in p.evaluated,
                     "checkpoint": str(p.dir.checkpoint_path(epoch)) if done else None,
                 }
             )
     return {"runs": runs, "cells": cells}
 
 
-def _kept_epochs(directory: RunDir) -> frozenset[int]:
+def _epochs(folder: Path, suffix: str) -> frozenset[int]:
+    """The epochs of the files `epoch_0020.pt` and the like."""
     try:
-        names = [path.name for path in directory.checkpoints.iterdir()]
+        names = [path.name for path in folder.iterdir()]
     except FileNotFoundError:
         return frozenset()
-    return frozenset(
-        int(name[6:-3])
-        for name in names
-        if name.startswith("epoch_") and name.endswith(".pt") and name[6:-3].isdigit()
-    )
+    numbers = (n.removeprefix("epoch_").removesuffix(suffix) for n in names if n.endswith(suffix))
+    return frozenset(int(number) for number in numbers if number.isdigit())

@@ -22,6 +22,7 @@ from launch.plan import Planned
 STYLES = {
     "done": "green",
     "training": "cyan",
+    "evaluating": "cyan",
     "running": "cyan",
     "failed": "bold red",
     "interrupted": "yellow",
@@ -86,7 +87,7 @@ class Watch:
 
     def _progress_table(self, outcomes: Sequence[Outcome]) -> Table:
         table = _table(self.title, "run", "state", "epoch", "loss", "images/s", "ETA")
-        order = ["training", "failed", "interrupted", "queued", "left", "done"]
+        order = ["training", "evaluating", "failed", "interrupted", "queued", "left", "done"]
         room = max(4, self.console.height - 6)
         by_state = sorted(outcomes, key=lambda o: order.index(o.state))
         for outcome in by_state[:room]:
@@ -140,7 +141,7 @@ def ending(
 
 def pictures(target: Console, planned: Sequence[Planned], most: int = 12) -> None:
     """The newest picture of each run."""
-    newest = [max(p.dir.samples.glob("*.png"), default=None) for p in planned]
+    newest = [max(p.dir.samples.glob("epoch_*.png"), default=None) for p in planned]
     found = [path for path in newest if path is not None]
     if found:
         target.print("pictures:")

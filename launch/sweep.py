@@ -70,8 +70,17 @@ def main(
         typer.Option(min=1, help="Jobs at a time (array_parallelism); local default: one per GPU."),
     ] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu or cuda.")] = None,
+    evaluate: Annotated[
+        bool, typer.Option("--evaluate/--no-evaluate", help="Judge each cell; compare them.")
+    ] = True,
+    rerun: Annotated[
+        bool, typer.Option("--rerun", help="All again, beside what is there: RUNS_DIR/rerun-001.")
+    ] = False,
+    cancel: Annotated[
+        bool, typer.Option("--cancel", help="End the grid's jobs on Slurm; submit nothing.")
+    ] = False,
 ) -> None:
-    """Train the cells of a grid: preset x orientation x seed x epoch."""
+    """Train and evaluate the cells of a grid: preset x orientation x seed x epoch."""
     from diffuse.presets import Layer, parse_set
     from launch.cluster import choose
     from launch.plan import as_plain, plan, summary
@@ -86,8 +95,14 @@ def main(
     settings = file.resolve([chosen.cluster, *typed])
     for run in chosen.runs:
         file.resolve([*run.cluster, *typed])
+    if rerun:
+        runs_dir = _next_rerun(runs_dir)
     planned = plan(chosen, runs_dir)
 
+    if cancel:
+        from launch import show, there
+
+        raise typer.Exit(there.cancel(runs_dir, chosen, show.console()))
     if dry_run:
         if as_json:
             print(json.dumps(as_plain(planned), indent=2))
@@ -98,7 +113,26 @@ def main(
             out.print(plan_table(f"grid {chosen.name} in {runs_dir}, on {file.name}", planned))
             out.print(summary(planned))
         return
-    raise typer.Exit(_here(chosen, settings, runs_dir, data_dir, device, as_json))
+    if settings.kind == "slurm":
+        from diffuse.rundir import default_data_dir
+        from launch import local, show, there
+
+        data = (data_dir or default_data_dir()).absolute()
+        local.require_data(data)
+        out = show.console(stderr=as_json)
+        code = there.submit(chosen, file, typed, runs_dir, data, evaluate, out)
+        if as_json:
+            print(json.dumps(as_plain(plan(chosen, runs_dir)), indent=2))
+        raise typer.Exit(code)
+    raise typer.Exit(_here(chosen, settings, runs_dir, data_dir, device, as_json, evaluate))
+
+
+def _next_rerun(runs_dir: Path) -> Path:
+    """`RUNS_DIR/rerun-001`, or the first such that is not there yet."""
+    number = 1
+    while (runs_dir / f"rerun-{number:03d}").exists():
+        number += 1
+    return runs_dir / f"rerun-{number:03d}"
 
 
 def _load(
@@ -126,6 +160,7 @@ def _here(
     data_dir: Path | None,
     device: str | None,
     as_json: bool,
+    evaluate: bool,
 ) -> int:
     """Work through the grid on this machine; the exit code."""
     from diffuse.rundir import default_data_dir
@@ -137,16 +172,16 @@ def _here(
     title = f"grid {grid.name} in {runs_dir}"
     data = (data_dir or default_data_dir()).absolute()
     ledger = Ledger(runs_dir.absolute(), grid.name)
-    if any(p.is_todo for p in plan(grid, runs_dir)):
+    if any(p.is_todo or p.unevaluated for p in plan(grid, runs_dir)):
         local.require_data(data)  # before anything is written
     with ledger.locked(), local.Stopper().installed() as stopper:
         planned = plan(grid, ledger.runs_dir)
         out.print(f"{title}: {summary(planned)}", soft_wrap=True)
         outcomes = []
-        if todo := [p for p in planned if p.is_todo]:
+        if todo := [p for p in planned if p.is_todo or (evaluate and p.unevaluated)]:
             gpus = local.visible_gpus(device or "auto")
             parallel = settings.array_parallelism or len(gpus) or 1
-            pool = local.Pool(ledger, data, gpus, parallel)
+            pool = local.Pool(ledger, data, gpus, parallel, evaluate)
             with show.Watch(out, title).shown() as watch:
                 outcomes = pool.run(todo, stopper, watch)
     ended = plan(grid, runs_dir)

@@ -82,3 +82,13 @@ def test_the_loss_is_the_mean_over_pixels_of_each_example(kind: str) -> None:
         rtol=1e-5,
         atol=1e-7,
     )
+
+
+def test_min_snr_weights_are_the_papers_formula() -> None:
+    process = Ddpm.from_config(DdpmConfig(kind="ddpm", min_snr=5.0))
+    for t in (1, 50, 130, 500, 1000):
+        snr = float(process.alpha_bar[t] / (1 - process.alpha_bar[t]))
+        found = float(process.weight(torch.tensor([t]))[0])
+        assert found == pytest.approx(min(snr, 5.0) / snr, rel=1e-5)
+    plain = Ddpm.from_config(DdpmConfig(kind="ddpm"))
+    assert torch.equal(plain.weight(torch.arange(1, 9)), torch.ones(8))

@@ -1,0 +1,161 @@
+"""The one file that asks Slurm: what the site allows, and what has become of jobs.
+
+Every question is one call for all jobs together. submit.py is what hands jobs in.
+"""
+
+from __future__ import annotations
+
+import os
+import pwd
+import re
+import subprocess
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from diffuse.errors import EnvironmentFailed, UserError
+from launch.cluster import Cluster
+
+TIMEOUT_S = 60
+LIVE = {"PENDING", "RUNNING", "CONFIGURING", "COMPLETING", "SUSPENDED", "REQUEUED", "REQUEUE_HOLD"}
+
+
+@dataclass(frozen=True)
+class Job:
+    """What Slurm says of one job, an array's task counting as one."""
+
+    id: str  # 12, or 12_3
+    state: str  # PENDING, RUNNING, TIMEOUT, ...
+    reason: str = ""  # why it waits
+    node: str = ""
+    name: str = ""
+
+    @property
+    def is_live(self) -> bool:
+        return self.state in LIVE
+
+    def __str__(self) -> str:
+        if self.state == "PENDING":
+            return f"queued as {self.id} ({self.reason})"
+        return f"{self.state.lower()} as {self.id}" + (f" on {self.node}" if self.node else "")
+
+
+@dataclass(frozen=True)
+class Partition:
+    name: str
+    is_default: bool
+    max_minutes: float  # infinite where the site sets no limit
+
+
+@dataclass(frozen=True)
+class Site:
+    """What this cluster allows."""
+
+    partitions: tuple[Partition, ...]
+    max_array_size: int
+
+    def check(self, settings: Cluster, source: str) -> None:
+        """Refuse, before anything is submitted, an unknown partition or too long a time limit."""
+        known = {partition.name: partition for partition in self.partitions}
+        if settings.partition is None:
+            chosen = [partition for partition in self.partitions if partition.is_default]
+        else:
+            names = [name.strip() for name in settings.partition.split(",")]
+            for name in names:
+                if name not in known:
+                    raise UserError(
+                        f"{source}: unknown partition {name!r}; allowed here: {', '.join(known)}"
+                    )
+            chosen = [known[name] for name in names]
+        for partition in chosen:
+            if settings.time is not None and settings.time > partition.max_minutes:
+                raise UserError(
+                    f"{source}: time: {settings.time} minutes is more than partition"
+                    f" {partition.name} allows ({partition.max_minutes:.0f})"
+                )
+
+
+def site() -> Site:
+    """Ask the controller for partitions and limits."""
+    partitions = [
+        Partition(facts["PartitionName"], facts.get("Default") == "YES", _minutes(facts["MaxTime"]))
+        for facts in map(_pairs, _ask("scontrol", "show", "partition", "--oneliner").splitlines())
+        if "PartitionName" in facts
+    ]
+    size = re.search(r"^MaxArraySize\s*=\s*(\d+)", _ask("scontrol", "show", "config"), re.MULTILINE)
+    return Site(tuple(partitions), int(size.group(1)) if size else 1001)
+
+
+def queue() -> dict[str, Job]:
+    """This user's jobs that wait or run, by id; one squeue call."""
+    user = pwd.getpwuid(os.getuid()).pw_name
+    fields = ("%i", "%T", "%r", "%N", "%j")
+    text = _ask("squeue", "--noheader", "--array", f"--user={user}", f"--format={'|'.join(fields)}")
+    jobs = (Job(*line.split("|", 4)) for line in text.splitlines() if line.count("|") >= 4)
+    return {job.id: job for job in jobs}
+
+
+def accounting(ids: Iterable[str]) -> dict[str, Job]:
+    """What accounting remembers of jobs, by id; {} on a site without it. One sacct call.
+
+    Args:
+        ids: of jobs or whole arrays; the answer has an array's tasks one by one.
+    """
+    wanted = sorted({job_id.partition("_")[0] for job_id in ids})
+    if not wanted:
+        return {}
+    try:
+        text = _ask(
+            "sacct",
+            "--noheader",
+            "--parsable2",
+            "--allocations",
+            f"--jobs={','.join(wanted)}",
+            "--format=JobID,State,NodeList,JobName",
+        )
+    except EnvironmentFailed:
+        return {}
+    jobs = {}
+    for line in text.splitlines():
+        job_id, state, node, name = (line.split("|", 3) + [""] * 4)[:4]
+        node = "" if node == "None assigned" else node
+        jobs[job_id] = Job(job_id, state.split()[0] if state else "", "", node, name)
+    return jobs
+
+
+def cancel(ids: Sequence[str]) -> None:
+    """End these jobs."""
+    for start in range(0, len(ids), 500):
+        _ask("scancel", *ids[start : start + 500])
+
+
+def _ask(*command: str) -> str:
+    """The output of a Slurm command; EnvironmentFailed where it fails or hangs."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S)
+    except FileNotFoundError:
+        raise EnvironmentFailed(
+            f"{command[0]} is not here; on a machine without Slurm use --cluster local"
+        ) from None
+    except subprocess.TimeoutExpired:
+        raise EnvironmentFailed(
+            f"{command[0]} has not answered for {TIMEOUT_S} s; is Slurm's controller up?"
+        ) from None
+    if done.returncode:
+        said = (done.stderr.strip() or done.stdout.strip() or "no message").splitlines()[-1]
+        raise EnvironmentFailed(
+            f"Slurm does not answer ({said}); without a cluster use --cluster local"
+        )
+    return done.stdout
+
+
+def _pairs(line: str) -> dict[str, str]:
+    return dict(re.findall(r"(\w+)=(\S*)", line))
+
+
+def _minutes(text: str) -> float:
+    """Slurm's [days-]hours:minutes:seconds in minutes."""
+    if text in ("UNLIMITED", "INFINITE", "NONE"):
+        return float("inf")
+    days, _, clock = text.rpartition("-")
+    hours, minutes, seconds = (int(part) for part in clock.split(":"))
+    return int(days or 0) * 1440 + hours * 60 + minutes + seconds / 60

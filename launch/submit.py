@@ -1,0 +1,153 @@
+"""Hand jobs to Slurm as arrays, through submitit.
+
+The batch script runs on the host: it starts one Python per rank with srun, inside the image where
+there is one, and afterwards requeues its own array task where the work was interrupted (there is
+no scontrol in an image).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import shlex
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import submitit
+from submitit.core.utils import FailedJobError, FailedSubmissionError
+
+from diffuse.errors import EnvironmentFailed
+from launch.cluster import Cluster
+from launch.snapshot import Snapshot
+
+# Where the work was interrupted and Slurm has not ended the job (scancel, say), do it again.
+REQUEUE = """\
+code=$?
+job=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}
+job=${job:-$SLURM_JOB_ID}
+if [ $code -eq 75 ] && [ "$(squeue --noheader --jobs="$job" --format=%T)" = RUNNING ]; then
+  scontrol requeue "$job" && sleep 60 # Slurm ends this script
+  echo "error: Slurm did not requeue $job; the next sweep goes on from its checkpoint" >&2
+fi
+exit $code"""
+
+
+@dataclass(frozen=True)
+class Submitter:
+    """Submits arrays of calls of one function of launch.job.
+
+    Args:
+        folder: submitit's files: scripts, pickles, the output of jobs before their programs start.
+        binds: folders that the image must see.
+    """
+
+    folder: Path
+    grid: str
+    snapshot: Snapshot
+    binds: tuple[Path, ...]
+
+    def array(
+        self,
+        program: str,
+        function: Callable[..., Any],
+        calls: Sequence[tuple[Any, ...]],
+        settings: Cluster,
+        throttle: int,
+        after: str | None = None,
+    ) -> list[str]:
+        """Submit one array with a task for each call; the ids of its tasks.
+
+        Args:
+            after: what it depends on, as sbatch has it; a dependency that can never be met ends it.
+
+        Raises EnvironmentFailed with Slurm's own words where it refuses.
+        """
+        executor = self._executor(program, settings, throttle, after)
+        try:
+            with contextlib.redirect_stderr(io.StringIO()):  # submitit prints what it raises
+                jobs = executor.map_array(function, *zip(*calls, strict=True))
+        except (FailedJobError, FailedSubmissionError) as error:
+            lines = [line for line in str(error).splitlines() if line.strip()]
+            said = (lines or ["no message"])[-1].removeprefix("sbatch: ").removeprefix("error: ")
+            raise EnvironmentFailed(f"sbatch refused: {said}") from None
+        return [str(job.job_id) for job in jobs]
+
+    def _executor(
+        self, program: str, settings: Cluster, throttle: int, after: str | None
+    ) -> submitit.SlurmExecutor:
+        executor = submitit.SlurmExecutor(self.folder, python=self._python(settings))
+        extra = {k.replace("-", "_"): v for k, v in settings.extra.items() if v is not False}
+        wait = {"dependency": after, "kill_on_invalid_dep": "yes"} if after else {}
+        executor.update_parameters(
+            job_name=f"{program}-{self.grid}",
+            partition=settings.partition,
+            account=settings.account,
+            qos=settings.qos,
+            constraint=settings.constraint,
+            time=settings.time,  # None leaves it to the partition
+            nodes=settings.nodes,
+            ntasks_per_node=max(1, settings.gpus_per_node),
+            gpus_per_node=settings.gpus_per_node or None,
+            cpus_per_task=settings.cpus_per_task,
+            mem=None if settings.memory_gb is None else f"{round(settings.memory_gb * 1024)}M",
+            array_parallelism=throttle,
+            wckey=None,
+            stderr_to_stdout=True,
+            setup=[*settings.setup, *self._exports(settings)],
+            srun_args=["--kill-on-bad-exit=1", f"--cpus-per-task={settings.cpus_per_task}"],
+            teardown=REQUEUE.splitlines(),
+            additional_parameters={
+                "requeue": True,  # also after a node's death
+                "signal": f"USR2@{_notice_s(settings.time)}",
+                "chdir": str(self.folder),
+                **wait,
+                **extra,
+            },
+        )
+        return executor
+
+    def _exports(self, settings: Cluster) -> list[str]:
+        variables = {
+            "PYTHONPATH": str(self.snapshot.path),
+            "PYTHONSAFEPATH": "1",  # the folder a job starts in is no code
+            "DIFFUSE_CODE": self.snapshot.hash,
+            "DIFFUSE_GRID": self.grid,
+            "OMP_NUM_THREADS": str(settings.cpus_per_task),
+            # submitit would requeue by itself, from inside the image: give it a signal nobody sends
+            "SUBMITIT_PREEMPT_SIGNAL": "WINCH",
+        }
+        if self.snapshot.commit:
+            variables["DIFFUSE_COMMIT"] = self.snapshot.commit
+        if settings.image:
+            variables["DIFFUSE_IMAGE"] = str(Path(settings.image).expanduser().absolute())
+        lines = [f"export {name}={shlex.quote(value)}" for name, value in variables.items()]
+        if settings.image:
+            lines.append(
+                "APPTAINER=$(command -v apptainer || command -v singularity)"
+                ' || { echo "error: no apptainer on $SLURMD_NODENAME; load it in the cluster'
+                " file's setup\" >&2; exit 1; }"
+            )
+        return lines
+
+    def _python(self, settings: Cluster) -> str:
+        """The shell command that is python in a job, up to its arguments.
+
+        A signal during Python's start must not end it; the job takes it up once it can.
+        """
+        start = """bash -c 'trap "" USR2; exec "$@"' diffuse-job"""
+        if settings.image is None:
+            return f"{start} {shlex.quote(sys.executable)}"
+        binds = dict.fromkeys((*map(str, self.binds), *settings.binds))
+        options = [f"--bind={shlex.quote(bind)}" for bind in binds]
+        if settings.gpus_per_node:
+            options.append("--nv")
+        image = shlex.quote(str(Path(settings.image).expanduser().absolute()))
+        return " ".join([start, '"$APPTAINER" exec', *options, image, "python"])
+
+
+def _notice_s(minutes: int | None) -> int:
+    """Seconds between the signal and the time limit; Slurm may send it up to 60 s earlier."""
+    return 90 if minutes is None else min(90, max(15, minutes * 60 // 6))

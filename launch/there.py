@@ -1,0 +1,128 @@
+"""A sweep on a Slurm cluster: submit what is missing, say so, return."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from diffuse.errors import UserError
+from diffuse.presets import Layer
+from launch import chain, slurm, snapshot
+from launch.chain import Request
+from launch.cluster import ClusterFile
+from launch.grid import Grid
+from launch.ledger import Ledger, Submission, submissions
+from launch.plan import Planned, plan, summary
+from launch.slurm import Job
+from launch.submit import Submitter
+
+LOCK_WAIT_S = 120
+
+
+def submit(
+    grid: Grid,
+    file: ClusterFile,
+    typed: Sequence[Layer],
+    runs_dir: Path,
+    data_dir: Path,
+    evaluate: bool,
+    out: Console,
+) -> int:
+    """Submit the grid's missing jobs; 0 also where there is nothing to do."""
+    ledger = Ledger(runs_dir.absolute(), grid.name)
+    settings = file.resolve([grid.cluster, *typed])
+    if settings.image is not None and not Path(settings.image).expanduser().exists():
+        raise UserError(f"{file.source}: image {settings.image}: not found (make image)")
+    site = slurm.site()
+    by_run = {run.name: file.resolve([*run.cluster, *typed]) for run in grid.runs}
+    for chosen in {s.model_dump_json(): s for s in by_run.values()}.values():
+        site.check(chosen, file.source)
+    with ledger.locked(wait_s=LOCK_WAIT_S):
+        planned = plan(grid, ledger.runs_dir)
+        live = live_jobs(ledger.runs_dir)
+        lacking = [p for p in planned if p.is_todo or (evaluate and p.unevaluated)]
+        waiting = {p.name: live[p.name] for p in lacking if p.name in live}
+        todo = [p for p in lacking if p.name not in waiting and p.state != "running"]
+        title = f"grid {grid.name} in {runs_dir}"
+        out.print(f"{title}: {summary(planned)}", soft_wrap=True)
+        for name, jobs in waiting.items():
+            out.print(f"  {name}: {', '.join(map(str, jobs))}", soft_wrap=True)
+        if not todo:
+            out.print("nothing to submit")
+            return 0
+        code = snapshot.take(ledger.code_dir)
+        submission = Submission(
+            name=f"{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}-{time.time_ns() % 10**6:06d}",
+            grid=grid.name,
+            cluster=file.name,
+            code=code.hash,
+            commit=code.commit,
+            command=sys.argv,
+            code_changed=_changed_code(todo, ledger, code.hash),
+        )
+        for name, before in submission.code_changed.items():
+            out.print(
+                f"  {name}: the code changed since its last jobs ({before} -> {code.hash})",
+                soft_wrap=True,
+            )
+        folder = ledger.path / f"jobs-{submission.name}"
+        binds = (ledger.runs_dir, data_dir)
+        chain.submit_all(
+            [Request(p, by_run[p.name], evaluate) for p in todo],
+            Submitter(folder, grid.name, code, binds),
+            ledger,
+            submission,
+            data_dir,
+            site,
+            settings.model_copy(update={"nodes": 1, "gpus_per_node": 0}) if evaluate else None,
+        )
+    _announce(submission, out, runs_dir)
+    return 0
+
+
+def live_jobs(runs_dir: Path, grid: str = "*") -> dict[str, list[Job]]:
+    """The jobs of each run that wait or run in Slurm, of those that sweeps here submitted."""
+    queue = slurm.queue()
+    found: dict[str, list[Job]] = {}
+    for submission in submissions(runs_dir, grid):
+        for record in submission.jobs:
+            job = queue.get(record["job_id"])
+            if job is not None and job.is_live:
+                found.setdefault(record["run"] or "report", []).append(job)
+    return found
+
+
+def cancel(runs_dir: Path, grid: Grid, out: Console) -> int:
+    """End the grid's jobs that wait or run; their trainings save first where Slurm lets them."""
+    jobs = live_jobs(runs_dir.absolute(), grid.name)
+    ids = [job.id for listed in jobs.values() for job in listed]
+    if not ids:
+        out.print(f"grid {grid.name} in {runs_dir}: no job waits or runs")
+        return 0
+    slurm.cancel(ids)
+    out.print(f"grid {grid.name} in {runs_dir}: cancelled {len(ids)} jobs of {len(jobs)} runs")
+    return 0
+
+
+def _changed_code(todo: Sequence[Planned], ledger: Ledger, code: str) -> dict[str, str]:
+    """Runs whose last jobs ran other code, and that code."""
+    names = {p.name for p in todo if p.state != "new"}
+    last: dict[str, str] = {}
+    for submission in submissions(ledger.runs_dir):
+        last.update({j["run"]: submission.code for j in submission.jobs if j["run"] in names})
+    return {name: before for name, before in last.items() if before != code}
+
+
+def _announce(submission: Submission, out: Console, runs_dir: Path) -> None:
+    by_array: dict[tuple[str, str], int] = {}
+    for record in submission.jobs:
+        key = (record["program"], record["job_id"].partition("_")[0])
+        by_array[key] = by_array.get(key, 0) + 1
+    for (program, array), n in by_array.items():
+        out.print(f"  {program}: job {array}" + (f", {n} tasks" if n > 1 else ""), soft_wrap=True)
+    where = f"--grid {submission.grid} --runs-dir {runs_dir}"
+    out.print(f"submitted; watch: python launch/status.py {where} --follow", soft_wrap=True)
