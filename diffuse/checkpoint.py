@@ -86,6 +86,11 @@ def latest(
     return None
 
 
+def weights_sha256(payload: dict[str, Any]) -> str:
+    """One hash for the network's weights and their average: are two runs' weights the same?"""
+    return checksum(_plain({"model": payload["model"], "ema": payload["ema"]}))
+
+
 def checksum(value: Any) -> str:
     """SHA-256 over the keys, types, shapes and bytes of nested dicts, lists, tensors and values."""
     digest = hashlib.sha256()

@@ -162,6 +162,9 @@ def _train(
                 )
             attempt.check()
             checkpoint.write(path, content)
+            place = {"epoch": content["epoch"], "step": state.step}
+            weights = checkpoint.weights_sha256(content)
+            attempt.append_metrics([{"event": "checkpoint", **place, "weights": weights}])
             remaining.retire(config, run, state.step, steps_per_epoch)
         clock.pause(state.step)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -54,6 +54,17 @@ class Ledger:
     def record(self, submission: Submission) -> None:
         """Write down a submission, or what has been added to it."""
         files.write_json(self.path / "submissions" / f"{submission.name}.json", vars(submission))
+
+    def note_runs(self, names: Iterable[str]) -> None:
+        """Remember which runs sweeps of this grid were about, whatever --set and --seeds said."""
+        known = self.runs()
+        if new := [name for name in names if name not in known]:
+            files.write_json(self.path / "runs.json", {"runs": known + new})
+
+    def runs(self) -> list[str]:
+        """The runs that sweeps of this grid were about."""
+        names = files.read_json(self.path / "runs.json").get("runs")
+        return [str(name) for name in names] if isinstance(names, list) else []
 
     @contextlib.contextmanager
     def locked(self, wait_s: float = 0) -> Iterator[None]:

@@ -16,7 +16,7 @@ from typing import Any
 from diffuse.errors import EnvironmentFailed, UserError
 from diffuse.rundir import RunDir
 from launch import slurm
-from launch.ledger import submissions
+from launch.ledger import Ledger, submissions
 from launch.slurm import Job
 
 LOST_AFTER_S = 180.0  # without a heartbeat, a job or a process
@@ -61,11 +61,12 @@ def standings(runs_dir: Path, grid: str | None = None) -> list[Standing]:
     names = set(jobs)
     if grid is None:
         names |= {path.parent.name for path in runs_dir.glob("*/config.yaml")}
-    elif not names:
-        raise UserError(
-            f"{runs_dir}: no jobs of a grid {grid!r} were submitted from here; leave --grid out to"
-            " see every run"
-        )
+    else:
+        names |= set(Ledger(runs_dir, grid).runs())
+        if not names:
+            raise UserError(
+                f"{runs_dir}: no sweep of a grid {grid!r} here; leave --grid out to see every run"
+            )
     queue, past = _ask_slurm(jobs)
     return [
         _standing(RunDir(runs_dir / name), jobs.get(name, {}), grids.get(name, ""), queue, past)

@@ -177,6 +177,7 @@ def _here(
     with ledger.locked(), local.Stopper().installed() as stopper:
         planned = plan(grid, ledger.runs_dir)
         out.print(f"{title}: {summary(planned)}", soft_wrap=True)
+        ledger.note_runs(run.name for run in grid.runs)
         outcomes = []
         if todo := [p for p in planned if p.is_todo or (evaluate and p.unevaluated)]:
             gpus = local.visible_gpus(device or "auto")
@@ -194,11 +195,25 @@ def _here(
                 run.update(outcome=outcome.state, reason=outcome.reason or None, log=log)
         print(json.dumps(plain, indent=2))
     show.ending(out, title, ended, outcomes)
+    if evaluate and not stopper.signals and any(p.evaluated for p in ended):
+        _report(grid, runs_dir, as_json)
     if any(o.state == "failed" for o in outcomes):
         return 1
     if stopper.signals:
         return 130 if stopper.signals[0] == signal.SIGINT else 75
     return 0 if all(p.state == "done" for p in ended) else 75
+
+
+def _report(grid: Grid, runs_dir: Path, as_json: bool) -> None:
+    """The last link of the chain: every run of the grid on one page."""
+    from diffuse import files
+    from launch import report, results
+
+    there = [run.name for run in grid.runs if (runs_dir / run.name / "config.yaml").exists()]
+    found = [results.read(path) for path in results.find(runs_dir, there)]
+    path = runs_dir / "report.html"
+    files.write_text(path, report.render(found, runs_dir, f"diffuse: {grid.name}"))
+    print(f"report: {path}", file=sys.stderr if as_json else sys.stdout)
 
 
 if __name__ == "__main__":

@@ -54,6 +54,7 @@ def submit(
         if not todo:
             out.print("nothing to submit")
             return 0
+        ledger.note_runs(run.name for run in grid.runs)
         code = snapshot.take(ledger.code_dir)
         submission = Submission(
             name=f"{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}-{time.time_ns() % 10**6:06d}",
