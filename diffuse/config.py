@@ -170,7 +170,9 @@ class EvalConfig(Section):
 
 class TrackingConfig(Section):
     mode: Literal["auto", "online", "offline", "disabled"] = "auto"
-    project: str = "diffuse"
+    project: str = Field("diffuse", min_length=1, max_length=128)
+    entity: str | None = Field(None, description="W&B's team or user; default: the key's own")
+    log_checkpoints: bool = Field(False, description="upload kept checkpoints as artifacts")
 
 
 class SystemConfig(Section):

@@ -25,6 +25,7 @@ TINY = (
     "--set=train.amp=fp32",
     "--set=samples.steps=5",
     "--set=system.log_every=3",
+    "--set=tracking.mode=disabled",
 )
 
 

@@ -16,8 +16,8 @@ LAYERS = (
     {"errors", "files", "config", "presets", "rng", "rundir"},
     {"distributed", "progress", "preemption", "mnist", "mnist_source", "sample_file", "plots"},
     {"data", "ddpm", "averaging", "models", "ema", "noise", "checkpoint"},
-    {"prior", "samplers", "state", "recorder", "manifest", "remaining"},
-    {"generate", "reference", "pictures", "classifier"},
+    {"prior", "samplers", "state", "recorder", "manifest", "remaining", "wandb_mirror"},
+    {"generate", "reference", "pictures", "classifier", "tracking"},
     {"trained", "training"},
     {"train", "sample", "prepare"},
 )
