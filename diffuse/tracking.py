@@ -14,7 +14,6 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
@@ -26,8 +25,7 @@ from diffuse.config import Config
 from diffuse.rundir import RunDir
 
 Job = Literal["train", "evaluate"]
-END_S = 30.0  # for the last rows to arrive, at the end of a program
-INTERRUPTED_END_S = 8.0  # the same where Slurm is about to kill us
+INTERRUPTED_END_S = 8.0  # the longest wait where Slurm is about to kill us
 _open: dict[Path, Mirror] = {}  # of this process, by run directory
 
 
@@ -40,6 +38,7 @@ class Mirror:
 
     def __init__(self, run: RunDir, config: Config, job: Job = "train", active: bool = True):
         self.run = run
+        self.end_s = config.tracking.end_s
         self.process: subprocess.Popen[bytes] | None = None
         self.log_start = 0
         mode = config.tracking.mode
@@ -50,7 +49,7 @@ class Mirror:
             with log_path(run).open("ab") as log:
                 self.log_start = log.tell()
                 self.process = subprocess.Popen(
-                    command(run, job, mode, END_S),
+                    command(run, job, mode, config.tracking.end_s),
                     stdin=subprocess.PIPE,
                     stdout=log,
                     stderr=log,
@@ -72,7 +71,8 @@ class Mirror:
             self.process.stdin.close()
         interrupted = self.run.status().get("state") == "interrupted"
         try:
-            self.process.wait(INTERRUPTED_END_S if interrupted else END_S)
+            limit = min(self.end_s, INTERRUPTED_END_S) if interrupted else self.end_s
+            self.process.wait(limit)
             said = notes(self.run, self.log_start)
         except subprocess.TimeoutExpired:
             said = ["W&B did not take the last rows in time; `python launch/sync.py` sends them"]
@@ -113,12 +113,10 @@ def mirror_evaluation(run: RunDir, config: Config, evaluation: dict[str, Any]) -
         Mirror(run, config, "evaluate").close()
 
 
-def command(
-    run: RunDir, job: Job, mode: str, limit_s: float, more: Sequence[str] = ()
-) -> list[str]:
-    """The mirror as a program: it reads its standard input's end as the sign to finish."""
+def command(run: RunDir, job: Job, mode: str, limit_s: float) -> list[str]:
+    """The mirror as a program: it takes its standard input's end as the sign to finish."""
     arguments = [str(run.path.absolute()), job, mode, str(limit_s)]
-    return [sys.executable, "-m", "diffuse.wandb_mirror", *arguments, *more]
+    return [sys.executable, "-m", "diffuse.wandb_mirror", *arguments]
 
 
 def environment() -> dict[str, str]:
@@ -146,7 +144,7 @@ def notes(run: RunDir, start: int = 0) -> list[str]:
     return [line for line in lines if line.startswith("W&B")]
 
 
-def end(process: subprocess.Popen[bytes]) -> None:
+def end(process: subprocess.Popen[Any]) -> None:
     """Leave nothing of the mirror behind: neither it nor the client's own processes."""
     with contextlib.suppress(psutil.NoSuchProcess):
         family = psutil.Process(process.pid).children(recursive=True)

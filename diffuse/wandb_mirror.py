@@ -55,12 +55,13 @@ def main(path: str, job: str, mode: str, limit_s: float, strict: bool) -> int:
     except ImportError:
         return say("not mirrored: wandb is not installed; pip install 'diffuse[track]'")
     if mode == "auto":
-        mode = os.environ.get("WANDB_MODE", mode)
+        wanted = os.environ.get("WANDB_MODE")
+        mode = wanted if wanted in ("online", "offline", "disabled") else mode
     settled, why = settle(mode)
     try:
         if settled == "online":
             try:
-                return mirror(run, config, job, "online", ended)
+                return mirror(run, config, job, "online", ended, strict)
             except NotStarted as error:
                 settled, why = "offline", str(error)
         if strict:
@@ -68,7 +69,7 @@ def main(path: str, job: str, mode: str, limit_s: float, strict: bool) -> int:
         if settled == "disabled":
             return 0
         say(f"offline: {why}; `python launch/sync.py` uploads the run later" if why else "offline")
-        return mirror(run, config, job, "offline", ended)
+        return mirror(run, config, job, "offline", ended, strict)
     except NotStarted as error:
         return say(f"not mirrored: {error}")
 
@@ -77,17 +78,20 @@ class NotStarted(Exception):
     """W&B would not begin a run, for the reason given."""
 
 
-def mirror(run: RunDir, config: Config, job: str, mode: Mode, ended: threading.Event) -> int:
+def mirror(
+    run: RunDir, config: Config, job: str, mode: Mode, ended: threading.Event, strict: bool
+) -> int:
     """Hand on the lines of metrics.jsonl that W&B has not yet, until `ended`; the exit code.
 
     Raises NotStarted.
     """
+    follows = job == "train" and not strict  # a trainer's events, while they are written
     folder = run.path / "wandb"
     state_path = folder / f"{mode}.json"
     lock = FileLock(folder / f"{mode}.lock")
     try:
         # A trainer waits for an earlier attempt's mirror to end; others leave it the lines.
-        lock.acquire(timeout=LOCK_S if job == "evaluate" else -1)
+        lock.acquire(timeout=-1 if follows else LOCK_S)
     except Timeout:
         return say(f"{mode}: another process mirrors this run now")
     client = begin(run, config, job, mode)
@@ -104,7 +108,9 @@ def mirror(run: RunDir, config: Config, job: str, mode: Mode, ended: threading.E
         state = run.status().get("state")
         if state == "interrupted":
             client.mark_preempting()
-        client.finish(exit_code=0 if state == "done" else 1)
+        # A trainer that is gone and still `running` was killed.
+        failed = state in ("failed", "interrupted") or (follows and state == "running")
+        client.finish(exit_code=int(failed))
         files.write_json(state_path, {"line": tail.number, "written": now()})
         if mode == "online":
             for log in folder.glob("offline-run-*/run-*.wandb"):
@@ -178,6 +184,13 @@ def begin(run: RunDir, config: Config, job: str, mode: Mode) -> Any:
     for name in ("epoch/*", "eval/*", "samples"):
         client.define_metric(name, step_metric="epoch")
     return client
+
+
+def default_entity() -> str:
+    """The team or user that the key belongs to, as the server says."""
+    import wandb
+
+    return str(wandb.Api(timeout=int(INIT_S)).default_entity)
 
 
 def row_of(run: RunDir, line: dict[str, Any]) -> dict[str, Any]:
@@ -285,19 +298,21 @@ def has_key(server: str) -> bool:
 
 
 def answers(server: str) -> bool:
-    """Whether the server says anything at all within PROBE_S, through a proxy where one is set."""
+    """Whether the server says anything sensible within PROBE_S, through a proxy where one is set."""
     import requests
 
-    heard = threading.Event()
+    heard = []
 
     def ask() -> None:
         with contextlib.suppress(requests.RequestException):
-            requests.get(f"{server}/healthz", timeout=PROBE_S, stream=True).close()
-            heard.set()
+            with requests.get(f"{server}/healthz", timeout=PROBE_S, stream=True) as response:
+                heard.append(response.status_code < 500)
 
     # In a thread: neither a name that is not resolved nor a server that trickles may hold us.
-    threading.Thread(target=ask, daemon=True).start()
-    return heard.wait(PROBE_S)
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(PROBE_S)
+    return any(heard)
 
 
 def watch_parent(limit_s: float) -> threading.Event:
