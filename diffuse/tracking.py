@@ -81,6 +81,16 @@ class Mirror:
         for line in said:
             progress.note(line)
 
+    def cpu_seconds(self) -> float:
+        """Processor time of the mirror and of the client's own processes so far."""
+        used = 0.0
+        with contextlib.suppress(psutil.NoSuchProcess):
+            assert self.process is not None
+            mirror = psutil.Process(self.process.pid)
+            for process in (mirror, *mirror.children(recursive=True)):
+                used += sum(process.cpu_times()[:2])
+        return used
+
     def __enter__(self) -> Mirror:
         return self
 

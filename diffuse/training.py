@@ -321,7 +321,8 @@ def _draw(
         return
     attempt.check()
     pictures.draw_epoch(config, run, state.process, state.best_network, epoch, data_dir)
-    attempt.append_metrics([{"event": "samples", "epoch": epoch, "step": state.step}])
+    if all(event["epoch"] != epoch for event in run.metrics("samples")):
+        attempt.append_metrics([{"event": "samples", "epoch": epoch, "step": state.step}])
 
 
 def _start_events(

@@ -12,17 +12,12 @@ where to go on; offline, wandb/offline.json does.
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import json
-import netrc
 import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
-from urllib.parse import urlsplit
 
 import psutil
 from filelock import FileLock, Timeout
@@ -31,10 +26,11 @@ from diffuse import files
 from diffuse.config import Config
 from diffuse.errors import UserError
 from diffuse.rundir import RunDir, now
+from diffuse.wandb_access import reason, settle
+from diffuse.wandb_rows import Tail, row_of
 
 Mode = Literal["online", "offline"]
 POLL_S = 1.0
-PROBE_S = 5.0
 INIT_S = 20.0
 LOCK_S = 10.0
 
@@ -122,8 +118,13 @@ def mirror(
 
 def hand_on(client: Any, run: RunDir, config: Config, number: int, line: dict[str, Any]) -> None:
     """Log one event; one that cannot be read (a damaged picture, say) is noted and left out."""
+    import wandb
+
     try:
         row, kept = row_of(run, line), artifact(run, config, line)
+        if "samples" in row:
+            caption = f"{run.name}, epoch {row['epoch']}"
+            row["samples"] = wandb.Image(str(row["samples"]), caption=caption)
     except Exception as error:
         say(f"line {number + 1} of metrics.jsonl was left out: {reason(error)}")
         return
@@ -193,46 +194,6 @@ def default_entity() -> str:
     return str(wandb.Api(timeout=int(INIT_S)).default_entity)
 
 
-def row_of(run: RunDir, line: dict[str, Any]) -> dict[str, Any]:
-    """What W&B is told of one event; {} for what it need not know."""
-    import wandb
-
-    match line.get("event"):
-        case "step" | "speed" as event:
-            keys = ("loss", "lr", "grad_norm") if event == "step" else ("images_per_s",)
-            row = {f"train/{key}": line[key] for key in keys if line.get(key) is not None}
-            return {"step": line["step"], **row}
-        case "epoch":
-            quartiles = enumerate(line["loss_by_t_quartile"], start=1)
-            row = {f"epoch/loss_t_quartile_{k}": q for k, q in quartiles if q is not None}
-            return {"epoch": line["epoch"], "epoch/loss": line["loss"], **row}
-        case "samples":
-            path = run.samples / f"epoch_{line['epoch']:04d}.png"
-            if path.is_file():
-                caption = f"{run.name}, epoch {line['epoch']}"
-                return {"epoch": line["epoch"], "samples": wandb.Image(str(path), caption=caption)}
-        case "evaluation":
-            name = f"epoch_{line['epoch']:04d}.json"
-            figures = files.read_json(run.evaluations / name).get("figures", [])
-            row = {k: v for figure in figures for k, v in figure_row(figure).items()}
-            return {"epoch": line["epoch"], **row} if row else {}
-    return {}
-
-
-def figure_row(figure: dict[str, Any]) -> dict[str, float]:
-    """A figure as `eval/fid/ddim-50 classifier-1000 3f2a`: its protocol is part of the name.
-
-    So two protocols never share a curve: the last letters are a hash of all of it.
-    """
-    protocol = figure["protocol"]
-    digest = hashlib.sha256(json.dumps(protocol, sort_keys=True).encode()).hexdigest()[:4]
-    label = f"{protocol['sampler']} {protocol['extractor']}-{protocol['images']} {digest}"
-    values = {key: figure.get(key) for key in ("fid", "kid", "kid_std", "is", "is_std")}
-    values |= {f"{key}_floor": v for key, v in (figure.get("floor") or {}).items()}
-    values |= figure.get("reconstruction") or {}
-    return {f"eval/{key}/{label}": value for key, value in values.items() if value is not None}
-
-
 def artifact(run: RunDir, config: Config, line: dict[str, Any]) -> Any:
     """The checkpoint that was written, as a W&B artifact; None where none is asked for."""
     import wandb
@@ -245,74 +206,6 @@ def artifact(run: RunDir, config: Config, line: dict[str, Any]) -> Any:
     made = wandb.Artifact(run.name, type="model", metadata={"epoch": line["epoch"]})
     made.add_file(str(path))
     return made
-
-
-class Tail:
-    """The lines of a file that grows, from number `start` (0-based) on, each once."""
-
-    def __init__(self, path: Path, start: int) -> None:
-        self.path, self.start = path, start
-        self.number = self.offset = 0
-
-    def new(self) -> Iterator[tuple[int, dict[str, Any]]]:
-        """Whole lines that were not given yet, with their numbers; damaged ones as {}."""
-        with contextlib.suppress(FileNotFoundError), self.path.open("rb") as file:
-            file.seek(self.offset)
-            for raw in file:
-                if not raw.endswith(b"\n"):
-                    return  # being written
-                number, self.number = self.number, self.number + 1
-                self.offset += len(raw)
-                if number >= self.start:
-                    try:
-                        value = json.loads(raw)
-                    except ValueError:
-                        value = {}
-                    yield number, value if isinstance(value, dict) else {}
-
-
-def settle(mode: str) -> tuple[str, str]:
-    """The mode to use, and why it is not online where that was possible.
-
-    auto: online where there is a key and a server that answers within a few seconds.
-    """
-    if mode not in ("auto", "online"):
-        return mode, ""
-    server = os.environ.get("WANDB_BASE_URL") or "https://api.wandb.ai"
-    if not has_key(server):
-        return "offline", "no API key: set WANDB_API_KEY or run `wandb login`"
-    if not answers(server):
-        return "offline", f"{urlsplit(server).hostname} does not answer"
-    return "online", ""
-
-
-def has_key(server: str) -> bool:
-    """Whether there is a key in the environment or netrc; it is never read out."""
-    if os.environ.get("WANDB_API_KEY"):
-        return True
-    path = os.environ.get("NETRC") or Path.home() / ".netrc"
-    try:
-        return netrc.netrc(str(path)).authenticators(urlsplit(server).hostname or "") is not None
-    except (OSError, netrc.NetrcParseError):
-        return False
-
-
-def answers(server: str) -> bool:
-    """Whether the server says anything sensible within PROBE_S, through a proxy where one is set."""
-    import requests
-
-    heard = []
-
-    def ask() -> None:
-        with contextlib.suppress(requests.RequestException):
-            with requests.get(f"{server}/healthz", timeout=PROBE_S, stream=True) as response:
-                heard.append(response.status_code < 500)
-
-    # In a thread: neither a name that is not resolved nor a server that trickles may hold us.
-    thread = threading.Thread(target=ask, daemon=True)
-    thread.start()
-    thread.join(PROBE_S)
-    return any(heard)
 
 
 def watch_parent(limit_s: float) -> threading.Event:
@@ -333,14 +226,6 @@ def watch_parent(limit_s: float) -> threading.Event:
 
     threading.Thread(target=watch, daemon=True).start()
     return ended
-
-
-def reason(error: Exception) -> str:
-    """The first line of an error, without any key."""
-    text = str(error).strip() or type(error).__name__
-    key = os.environ.get("WANDB_API_KEY")
-    text = text.replace(key, "***") if key else text
-    return text.splitlines()[0][:200]
 
 
 def say(text: str) -> int:

@@ -74,16 +74,16 @@ def main(
         print(json.dumps(spec(made), indent=2) if as_json else outline(made))
         return
 
-    from diffuse import wandb_mirror
+    from diffuse import wandb_access, wandb_mirror
 
-    mode, why = wandb_mirror.settle("online")
+    mode, why = wandb_access.settle("online")
     if mode != "online":
         raise errors.EnvironmentFailed(f"cannot reach W&B: {why}")
     try:
         made = workspace(entity or wandb_mirror.default_entity(), project, name, update)
         made.save()
     except Exception as error:
-        raise errors.EnvironmentFailed(f"W&B: {wandb_mirror.reason(error)}") from None
+        raise errors.EnvironmentFailed(f"W&B: {wandb_access.reason(error)}") from None
     print(made.url)
 
 

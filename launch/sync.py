@@ -101,7 +101,7 @@ def _require_wandb() -> None:
         raise errors.EnvironmentFailed(
             "W&B's client is not installed here; pip install 'diffuse[track]'"
         )
-    from diffuse.wandb_mirror import settle
+    from diffuse.wandb_access import settle
 
     mode, why = settle("online")
     if mode != "online":

@@ -13,9 +13,18 @@ ROOT = Path(__file__).resolve().parent.parent
 
 # From the foundations up. A module imports from its own layer or one below.
 LAYERS = (
-    {"errors", "files", "config", "presets", "rng", "rundir"},
-    {"distributed", "progress", "preemption", "mnist", "mnist_source", "sample_file", "plots"},
-    {"data", "ddpm", "averaging", "models", "ema", "noise", "checkpoint"},
+    {"errors", "files", "config", "presets", "rng", "rundir", "wandb_access"},
+    {
+        "distributed",
+        "progress",
+        "preemption",
+        "mnist",
+        "mnist_source",
+        "sample_file",
+        "plots",
+        "wandb_rows",
+    },
+    {"data", "ddpm", "averaging", "models", "ema", "noise", "checkpoint", "wandb_rows"},
     {"prior", "samplers", "state", "recorder", "manifest", "remaining", "wandb_mirror"},
     {"generate", "reference", "pictures", "classifier", "tracking"},
     {"trained", "training"},

@@ -8,7 +8,7 @@ from __future__ import annotations
 import gzip
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Literal
@@ -29,6 +29,7 @@ class Server(ThreadingHTTPServer):
         self.rows: dict[str, list[dict[str, Any]]] = {}
         self.uploads: list[str] = []
         self.operations: list[str] = []
+        self.after_rows: Callable[[], None] = lambda: None  # called when rows have come
         self.closing = threading.Event()
 
     @property
@@ -102,6 +103,7 @@ class Handler(BaseHTTPRequestHandler):
                 rows = self.server.rows.setdefault(run, [])
                 del rows[chunk["offset"] :]  # as lines of a file: what is sent again replaces
                 rows += [json.loads(line) for line in chunk["content"]]
+                self.server.after_rows()
             self.reply({"exitcode": None, "limits": {}})
         elif self.path == "/graphql":
             self.reply({"data": self.graphql(content["operationName"], content["variables"])})
