@@ -64,7 +64,8 @@ def main(path: str, job: str, mode: str, limit_s: float, strict: bool) -> int:
             return say(f"not uploaded: {why}")
         if settled == "disabled":
             return 0
-        say(f"offline: {why}; `python launch/sync.py` uploads the run later" if why else "offline")
+        if why:
+            say(f"offline: {why}; `python launch/sync.py` uploads the run later")
         return mirror(run, config, job, "offline", ended, strict)
     except NotStarted as error:
         return say(f"not mirrored: {error}")

@@ -34,7 +34,7 @@ def test_the_workspace_shows_losses_figures_and_grids_by_preset_and_orientation(
     section = view["spec"]["section"]
     grouping = json.dumps(section["runSets"][0]["grouping"])
     assert "preset" in grouping
-    assert "process.orientation" in grouping
+    assert "orientation" in grouping
     panels = [p for s in section["panelBankConfig"]["sections"] for p in s["panels"]]
     configs = [panel["config"] for panel in panels]
     named = {name for config in configs for name in config.get("metrics", [])}
