@@ -22,6 +22,7 @@ from rich.table import Table
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks.logging_cost import logging_cost
 from diffuse import errors
 from diffuse.averaging import Averaging
 from diffuse.config import AveragingConfig, Config
@@ -45,6 +46,7 @@ app = typer.Typer(add_completion=False, rich_markup_mode=None)
 def main(
     data_dir: Annotated[Path, typer.Option(help="Where mnist.h5 is.")] = Path("data"),
     rounds: Annotated[int, typer.Option(min=1, help="Measurements of each side, in turn.")] = 3,
+    only: Annotated[str | None, typer.Option(help="One benchmark, by its name.")] = None,
 ) -> None:
     """Print every benchmark as a table."""
     stage_mnist(data_dir)
@@ -54,7 +56,12 @@ def main(
     table = Table(title=f"CPU, {threads} threads, {precision}, batch {BATCH}")
     for heading in ("what", "this project", "the other", "ratio", "limit"):
         table.add_column(heading, overflow="fold")
-    for bench in (training_step, averaging, sampling, ranks, dry_run):
+    benches = (training_step, logging_cost, averaging, sampling, ranks, dry_run)
+    chosen = [bench for bench in benches if only in (None, bench.__name__)]
+    if not chosen:
+        names = ", ".join(bench.__name__ for bench in benches)
+        raise errors.UserError(f"--only {only}: no such benchmark; allowed: {names}")
+    for bench in chosen:
         print(f"{bench.__name__} ...", file=sys.stderr, flush=True)
         table.add_row(*bench(config, data_dir, precision, rounds))
     Console(width=150).print(table)

@@ -173,7 +173,12 @@ class EvalConfig(Section):
 
 class TrackingConfig(Section):
     mode: Literal["auto", "online", "offline", "disabled"] = "auto"
-    project: str = "diffuse"
+    project: str = Field("diffuse", min_length=1, max_length=128)
+    entity: str | None = Field(None, description="W&B's team or user; default: the key's own")
+    end_s: float = Field(
+        30.0, gt=0, le=3600, description="the longest wait for W&B at a program's end"
+    )
+    log_checkpoints: bool = Field(False, description="upload kept checkpoints as artifacts")
 
 
 class SystemConfig(Section):

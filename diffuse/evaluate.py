@@ -62,6 +62,7 @@ def main(
     from diffuse.distributed import join
     from diffuse.evaluation import Judge
     from diffuse.metrics import require_enough
+    from diffuse.tracking import Mirror
     from diffuse.trained import config_of
 
     config = config_of(source)
@@ -72,9 +73,11 @@ def main(
     folder = data_dir or default_data_dir()
     with join(device, config.system.collective_timeout_s) as world:
         judge = Judge.make(extractor or config.eval.extractor, folder, world)
-        for path in _checkpoints(source, epoch):
-            names = samplers.split(",") if samplers else config.eval.samplers
-            _evaluate(path, judge, world, names, n, seed, output or Path(), stop)
+        names = samplers.split(",") if samplers else config.eval.samplers
+        in_run = source.is_dir() and world.is_main
+        with Mirror(RunDir(source), config, "evaluate", active=in_run):
+            for path in _checkpoints(source, epoch):
+                _evaluate(path, judge, world, names, n, seed, output or Path(), stop)
 
 
 def _checkpoints(source: Path, epochs: list[int] | None) -> list[Path]:
@@ -111,6 +114,7 @@ def _evaluate(
     from diffuse.averaging import Averaging
     from diffuse.generated import Generated
     from diffuse.samplers import default_specs
+    from diffuse.tracking import mirror_evaluation
     from diffuse.trained import load
 
     model = load(path, device=world.device)
@@ -137,13 +141,15 @@ def _evaluate(
         if world.is_main:
             about: dict[str, Any] = {
                 "epoch": model.epoch,
+                "step": model.step,
                 "checkpoint_sha256": sha256,
                 "weights": "model" if model.config.train.ema is None else "ema",
             }
-            evaluation_file.add(target, about, figure)
+            content = evaluation_file.add(target, about, figure)
             print(f"{target}: {evaluation_file.summary(figure)}", flush=True)
             if model.run is not None:
                 evaluation_file.draw(model.run)
+                mirror_evaluation(model.run, model.config, content)
 
 
 def _watched(meter: Meter, stop: StopRequest) -> Callable[[int, int], None]:

@@ -43,8 +43,11 @@ def find(path: Path, checkpoint_sha256: str, protocol: dict[str, Any]) -> Figure
     return next((f for f in content["figures"] if f["protocol"] == protocol), None)
 
 
-def add(path: Path, about: dict[str, Any], figure: Figure) -> None:
-    """Write a figure beside the others; those of an earlier, other checkpoint go."""
+def add(path: Path, about: dict[str, Any], figure: Figure) -> dict[str, Any]:
+    """Write a figure beside the others; those of an earlier, other checkpoint go.
+
+    Returns the file's content.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(path.with_name(f".{path.name}.lock"), mode=0o664):
         content = read(path)
@@ -52,7 +55,9 @@ def add(path: Path, about: dict[str, Any], figure: Figure) -> None:
         if content.get("checkpoint_sha256") != about["checkpoint_sha256"]:
             figures = []
         others = [f for f in figures if f["protocol"] != figure["protocol"]]
-        files.write_json(path, {**about, "figures": [*others, figure]})
+        content = {**about, "figures": [*others, figure]}
+        files.write_json(path, content)
+    return content
 
 
 def of_run(run: RunDir) -> list[dict[str, Any]]:

@@ -37,6 +37,7 @@ def write(run: RunDir, world: World, precision: str, data_sha256: str) -> None:
         run.manifest_path,
         {
             "run": run.name,
+            "grid": os.environ.get("DIFFUSE_GRID"),  # set by the launcher
             "written": now(),
             "precision": precision,
             "environment": environment(world, precision),

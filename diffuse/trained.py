@@ -38,6 +38,7 @@ class Trained:
     epoch: int
     device: torch.device
     run: RunDir | None = None
+    step: int | None = None  # not known of a report's weight file
 
     @property
     def sampler(self) -> SamplerSpec:
@@ -168,4 +169,6 @@ def _from_checkpoint(
         reason = str(error).splitlines()[0]
         raise UserError(f"{name}: its checkpoint does not fit its config: {reason}") from None
     process.to(device)
-    return Trained(name, config, process, network.to(device).eval(), content["epoch"], device, run)
+    network.to(device).eval()
+    epoch, step = content["epoch"], content["step"]
+    return Trained(name, config, process, network, epoch, device, run, step)

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from diffuse import checkpoint, files, manifest, pictures, progress, remaining
+from diffuse import checkpoint, files, manifest, pictures, progress, remaining, tracking
 from diffuse.config import Config
 from diffuse.data import load_split, to_x0
 from diffuse.distributed import DTYPES, World, join
@@ -133,7 +133,8 @@ def _train(
         events = recorder.fetch(epoch)
         clock.lap(state.step)
         if attempt is not None and events:
-            attempt.append_metrics(events)
+            speed = {"event": "speed", "epoch": epoch, "step": state.step}
+            attempt.append_metrics([*events, {**speed, "images_per_s": clock.rate}])
             now = facts(events[-1]["loss"])
             attempt.publish_status("running", **now)
             shown.update(
@@ -162,9 +163,9 @@ def _train(
                 )
             attempt.check()
             checkpoint.write(path, content)
-            place = {"epoch": content["epoch"], "step": state.step}
+            made = {"epoch": content["epoch"], "step": state.step, "file": path.name}
             weights = checkpoint.weights_sha256(content)
-            attempt.append_metrics([{"event": "checkpoint", **place, "weights": weights}])
+            attempt.append_metrics([{"event": "checkpoint", **made, "weights": weights}])
             remaining.retire(config, run, state.step, steps_per_epoch)
         clock.pause(state.step)
 
@@ -179,6 +180,7 @@ def _train(
             return Request.LOG if attempt.is_current else Request.SUPERSEDED
         return Request.NONE
 
+    mirror = tracking.Mirror(run, config, active=attempt is not None)
     try:
         if attempt is not None:
             attempt.publish_status("running", **facts())
@@ -271,6 +273,8 @@ def _train(
                 reason = str(error).splitlines()[0] if str(error) else type(error).__name__
                 attempt.publish_status(ended, **facts(), reason=reason)  # type: ignore[arg-type]
         raise
+    finally:
+        mirror.close()
     return run
 
 
@@ -318,6 +322,8 @@ def _draw(
         return
     attempt.check()
     pictures.draw_epoch(config, run, state.process, state.best_network, epoch, data_dir)
+    if all(event["epoch"] != epoch for event in run.metrics("samples")):
+        attempt.append_metrics([{"event": "samples", "epoch": epoch, "step": state.step}])
 
 
 def _start_events(

@@ -99,7 +99,7 @@ class Pool:
         parallel: int,
         evaluate: bool = True,
     ) -> None:
-        self.data_dir, self.gpus, self.parallel = data_dir, gpus, parallel
+        self.grid, self.data_dir, self.gpus, self.parallel = ledger.grid, data_dir, gpus, parallel
         self.evaluate = evaluate
         self.threads = max(1, len(os.sched_getaffinity(0)) // parallel)
         self.folder = Path(tempfile.mkdtemp(prefix="jobs-", dir=ledger.path))
@@ -154,6 +154,7 @@ class Pool:
             "CUDA_VISIBLE_DEVICES": gpu or os.environ.get("CUDA_VISIBLE_DEVICES"),
             "OMP_NUM_THREADS": str(threads),
             "MKL_NUM_THREADS": str(threads),
+            "DIFFUSE_GRID": self.grid,
         }
         with _ignoring(signal.SIGINT, signal.SIGHUP):
             job = self.executor.submit(

@@ -25,12 +25,15 @@ TINY = (
     "--set=train.amp=fp32",
     "--set=samples.steps=5",
     "--set=system.log_every=3",
+    "--set=tracking.mode=disabled",
 )
 
 
 def environment(**more: str) -> dict[str, str]:
-    """One thread, no cluster, the project on the path."""
-    env = {k: v for k, v in os.environ.items() if not k.startswith(("SLURM_", "DIFFUSE_"))}
+    """One thread, no cluster, no W&B key, the project on the path."""
+    ours = ("SLURM_", "DIFFUSE_", "WANDB_")
+    env = {k: v for k, v in os.environ.items() if not k.startswith(ours)}
+    env["NETRC"] = os.devnull
     return env | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **more}
 
 

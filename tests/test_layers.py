@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 # From the foundations up. A module imports from its own layer or one below.
 LAYERS = (
-    {"errors", "files", "config", "presets", "rng", "rundir"},
+    {"errors", "files", "config", "presets", "rng", "rundir", "wandb_access"},
     {
         "distributed",
         "progress",
@@ -23,10 +23,11 @@ LAYERS = (
         "inception_weights",
         "sample_file",
         "plots",
+        "wandb_rows",
     },
     {"data", "ddpm", "averaging", "models", "ema", "noise", "checkpoint"},
-    {"prior", "samplers", "state", "recorder", "manifest", "remaining"},
-    {"generate", "reference", "pictures", "classifier", "metrics", "evaluation_file"},
+    {"prior", "samplers", "state", "recorder", "manifest", "remaining", "wandb_mirror"},
+    {"generate", "reference", "pictures", "classifier", "metrics", "evaluation_file", "tracking"},
     {"features", "trained"},
     {"reference_features", "generated"},
     {"evaluation", "training"},

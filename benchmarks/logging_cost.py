@@ -1,0 +1,102 @@
+"""What logging costs the training loop: blocks of steps with it and without, in turn."""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from diffuse import files, tracking
+from diffuse.config import Config
+from diffuse.data import load_split, to_x0
+from diffuse.distributed import Precision, World
+from diffuse.recorder import Recorder
+from diffuse.rundir import Attempt, RunDir
+from diffuse.state import TrainState
+from diffuse.training import _backward
+
+BLOCK = 25  # steps
+WARM_UP_S = 8.0  # W&B's client starts in this time, once a run
+
+
+def logging_cost(
+    config: Config, data_dir: Path, precision: Precision, rounds: int
+) -> tuple[str, ...]:
+    """Steps a second with recorder, metrics.jsonl, status.json and W&B (offline), and without.
+
+    Blocks of both kinds alternate in one process, on the same network, so that the machine's
+    drift meets both; what it still leaves is larger than the cost, so the time spent inside the
+    logging calls is given too. The client works on in the blocks without: its share of the cores
+    is shown apart, as processor time.
+    """
+    device = torch.device("cpu")
+    world = World(rank=0, local_rank=0, size=1, device=device)
+    state = TrainState.fresh(config, device, precision)
+    recorder = Recorder(world, state.process.T)
+    batch = config.train.global_batch
+    x0 = to_x0(load_split(data_dir, "train", batch).images, config.data.amplitude)
+    offline = config.tracking.model_copy(update={"mode": "offline"})
+    config = config.model_copy(update={"tracking": offline})
+    rng = torch.Generator().manual_seed(0)
+    inside = 0.0  # seconds in logging calls
+
+    with tempfile.TemporaryDirectory() as folder:
+        run = RunDir(Path(folder) / config.run_name)
+        attempt = Attempt.claim(run)
+        files.write_text(run.config_path, config.to_yaml())
+
+        def step(record: bool) -> None:
+            nonlocal inside
+            state.step += 1
+            t, eps = state.process.draw(batch, rng)
+            losses = _backward(config, state, state.network, x0, t, eps, precision)
+            grads = [p.grad for p in state.network.parameters() if p.grad is not None]
+            if record:
+                start = time.perf_counter()
+                norm = torch.nn.utils.get_total_norm(grads)
+                recorder.add(state.step, config.train.lr, losses, t, norm)
+                inside += time.perf_counter() - start
+            state.optimizer.step()
+            state.optimizer.zero_grad(set_to_none=True)
+
+        def write() -> None:
+            nonlocal inside
+            start = time.perf_counter()
+            attempt.append_metrics(recorder.fetch(epoch=1))
+            attempt.publish_status("running", epoch=0, step=state.step)
+            inside += time.perf_counter() - start
+
+        def block(record: bool) -> Callable[[], float]:
+            def seconds() -> float:
+                start = time.perf_counter()
+                for _ in range(BLOCK):
+                    step(record)
+                if record:
+                    write()
+                return time.perf_counter() - start
+
+            return seconds
+
+        with tracking.Mirror(run, config) as mirror:
+            start = time.perf_counter()
+            while time.perf_counter() - start < WARM_UP_S:
+                block(True)()
+            inside = 0.0
+            began, used = time.perf_counter(), mirror.cpu_seconds()
+            pairs = [(block(True)(), block(False)()) for _ in range(3 * rounds)]
+            client = (mirror.cpu_seconds() - used) / (time.perf_counter() - began)
+    logged, bare = (statistics.median(side) for side in zip(*pairs, strict=True))
+    loss = statistics.median(a / b - 1 for a, b in pairs)
+    return (
+        f"training step of {config.preset}: with metrics, status and W&B against none of it",
+        f"{BLOCK * batch / logged:.0f} images/s",
+        f"{BLOCK * batch / bare:.0f} images/s",
+        f"{bare / logged:.3f}",
+        f"1 (allowed: 0.98 to 1); median of the pairs' losses {loss:+.1%}; the logging calls take"
+        f" {inside / sum(a for a, _ in pairs):.2%} of the logged time; W&B's processes beside it"
+        f" {client:.1%} of a core",
+    )

@@ -1,0 +1,140 @@
+"""Upload runs to W&B from where there is a network: `python launch/sync.py --grid part2`.
+
+Compute nodes often have none, so their runs are recorded offline. W&B is asked what it has of each
+run, and gets the rest from the run directory: each line once, whatever was begun, cut off or
+uploaded before. The same command again sends only what is new. Needs W&B's client here:
+`pip install 'diffuse[track]'`.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+if __package__ in (None, ""):  # run as a script: the repository takes the script's folder's place
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+import typer
+
+from diffuse import errors
+
+if TYPE_CHECKING:
+    from diffuse.rundir import RunDir
+
+app = typer.Typer(add_completion=False, rich_markup_mode=None)
+
+
+@app.command()
+def main(
+    grid: Annotated[
+        str | None, typer.Option(help="Only this grid's runs; default: all in --runs-dir.")
+    ] = None,
+    runs_dir: Annotated[Path, typer.Option(help="Where run directories live.")] = Path("runs"),
+    timeout: Annotated[float, typer.Option(min=1, help="Seconds for each run.")] = 900.0,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show what would be uploaded; send nothing.")
+    ] = False,
+) -> None:
+    """Upload what W&B does not have yet, run by run, oldest first."""
+    runs = _runs(grid, runs_dir)
+    todo = [run for run in runs if _unsent(run)]
+    if not dry_run and todo:
+        _require_wandb()
+    failed = 0
+    for run in todo:
+        if dry_run:
+            print(f"{run.name}: {_unsent(run)} events to send")
+            continue
+        sent = _unsent(run)
+        problem = _upload(run, timeout)
+        failed += problem is not None
+        print(f"{run.name}: " + (f"FAILED: {problem}" if problem else f"{sent} events sent"))
+    if not todo:
+        print(f"nothing to send: W&B has all {len(runs)} runs of {runs_dir}")
+    raise typer.Exit(1 if failed else 0)
+
+
+def _runs(grid: str | None, runs_dir: Path) -> list[RunDir]:
+    """The run directories, oldest first; those that asked for no tracking are left out."""
+    from diffuse.rundir import RunDir
+
+    if not runs_dir.is_dir():
+        raise errors.UserError(f"{runs_dir}: not found; name the runs' folder by --runs-dir")
+    names = None
+    if grid is not None:
+        from launch.grid import load_grid
+
+        names = {run.name for run in load_grid(grid).runs}
+    found = [RunDir(path.parent) for path in runs_dir.glob("*/metrics.jsonl")]
+    asked = [r for r in found if names is None or r.name in names or _grid_of(r) == grid]
+    if not asked:
+        what = f"no run of grid {grid}" if grid else "no run"
+        raise errors.UserError(f"{runs_dir}: {what} has been started there")
+    tracked = [run for run in asked if run.config().tracking.mode != "disabled"]
+    return sorted(tracked, key=lambda run: str(run.attempt(1).get("started")))
+
+
+def _grid_of(run: RunDir) -> str | None:
+    """The grid that a run was started by; its settings may have come from the command line."""
+    from diffuse import files
+
+    grid = files.read_json(run.manifest_path).get("grid")
+    return None if grid is None else str(grid)
+
+
+def _unsent(run: RunDir) -> int:
+    """How many events were written since W&B last had all of them."""
+    from diffuse import files
+
+    with run.metrics_path.open("rb") as file:
+        written = sum(line.endswith(b"\n") for line in file)
+    sent = files.read_json(run.path / "wandb" / "online.json").get("line", 0)
+    return max(0, written - int(sent))
+
+
+def _require_wandb() -> None:
+    """Say once, before any run, why nothing can be sent from here."""
+    from importlib.util import find_spec
+
+    if find_spec("wandb") is None:
+        raise errors.EnvironmentFailed(
+            "W&B's client is not installed here; pip install 'diffuse[track]'"
+        )
+    from diffuse.wandb_access import settle
+
+    mode, why = settle("online")
+    if mode != "online":
+        raise errors.EnvironmentFailed(f"cannot upload: {why}")
+
+
+def _upload(run: RunDir, timeout: float) -> str | None:
+    """Bring one run up to date; what went wrong, or None."""
+    import subprocess
+
+    from diffuse import tracking
+
+    job: tracking.Job = "evaluate" if any(run.evaluations.glob("*.json")) else "train"
+    process = subprocess.Popen(
+        [*tracking.command(run, job, "online", timeout), "strict"],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        env=tracking.environment(),
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        said, _ = process.communicate(timeout=timeout + 10)
+    except subprocess.TimeoutExpired:
+        return f"not done after {timeout:.0f} s"
+    finally:
+        tracking.end(process)
+    if process.returncode == 0:
+        return None
+    lines = [line for line in said.splitlines() if line.startswith("W&B")]
+    return lines[-1].removeprefix("W&B ") if lines else f"exit code {process.returncode}"
+
+
+if __name__ == "__main__":
+    errors.run(app)

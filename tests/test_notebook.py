@@ -1,0 +1,55 @@
+"""The notebook runs from top to bottom, for a run of each process."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import pytest
+from nbclient import NotebookClient
+
+from tests import programs
+from tests.programs import ROOT, TINY
+
+NOTEBOOK = ROOT / "notebooks" / "load_and_play.ipynb"
+
+
+@pytest.mark.parametrize(
+    "preset",
+    [("--preset=ddpm/testing",), ("--preset=cold/default_7", "--orientation=col")],
+    ids=["ddpm", "cold"],
+)
+def test_the_notebook_loads_samples_and_measures_a_run(
+    preset: tuple[str, ...], tmp_path: Path, data_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = (*preset, *TINY, "--epochs=1", "--set=samples.at_epochs=[]")
+    folders = (f"--runs-dir={tmp_path}", f"--data-dir={data_dir}")
+    done = programs.run("diffuse.train", *arguments, *folders)
+    assert done.returncode == 0, done.stderr
+    run = programs.only_run(tmp_path)
+    more = {"DIFFUSE_SOURCE": run.path, "DIFFUSE_DATA": data_dir, "DIFFUSE_NOTEBOOK_IMAGES": 40}
+    for name, value in programs.environment(**{k: str(v) for k, v in more.items()}).items():
+        monkeypatch.setenv(name, value)
+
+    notebook = nbformat.read(NOTEBOOK, as_version=4)
+    folder = {"metadata": {"path": str(NOTEBOOK.parent)}}
+    NotebookClient(notebook, timeout=250, kernel_name="python3", resources=folder).execute()
+
+    text, pictures = outputs(notebook)
+    assert run.name in text
+    assert "the floor" in text
+    assert pictures >= (5 if preset[0].startswith("--preset=cold") else 3)
+
+
+def test_the_notebook_is_kept_without_outputs() -> None:
+    notebook = nbformat.read(NOTEBOOK, as_version=4)
+    nbformat.validate(notebook)
+    assert not any(cell.get("outputs") for cell in notebook.cells)
+
+
+def outputs(notebook: Any) -> tuple[str, int]:
+    """All that was printed, and the number of pictures."""
+    shown = [output for cell in notebook.cells for output in cell.get("outputs", [])]
+    text = "".join(output.get("text", "") for output in shown)
+    return text, sum("image/png" in output.get("data", {}) for output in shown)
