@@ -79,8 +79,14 @@ class Submitter:
         self, program: str, settings: Cluster, throttle: int, after: str | None
     ) -> submitit.SlurmExecutor:
         executor = submitit.SlurmExecutor(self.folder, python=self._python(settings))
-        extra = {k.replace("-", "_"): v for k, v in settings.extra.items() if v is not False}
-        wait = {"dependency": after, "kill_on_invalid_dep": "yes"} if after else {}
+        options: dict[str, Any] = {
+            "requeue": True,  # also after a node's death
+            "signal": f"USR2@{_notice_s(settings.time)}",
+            "chdir": str(self.folder),
+        }
+        if after:
+            options |= {"dependency": after, "kill_on_invalid_dep": "yes"}
+        options |= {key.replace("-", "_"): value for key, value in settings.extra.items()}
         executor.update_parameters(
             job_name=f"{program}-{self.grid}",
             partition=settings.partition,
@@ -99,13 +105,7 @@ class Submitter:
             setup=[*settings.setup, *self._exports(settings)],
             srun_args=["--kill-on-bad-exit=1", f"--cpus-per-task={settings.cpus_per_task}"],
             teardown=REQUEUE.splitlines(),
-            additional_parameters={
-                "requeue": True,  # also after a node's death
-                "signal": f"USR2@{_notice_s(settings.time)}",
-                "chdir": str(self.folder),
-                **wait,
-                **extra,
-            },
+            additional_parameters={k: v for k, v in options.items() if v is not False},
         )
         return executor
 

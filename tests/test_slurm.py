@@ -21,6 +21,7 @@ from tests.programs import ROOT, TINY, assert_same_training
 
 DDPM = "runs: [{preset: ddpm/default, epochs: [%d]}]"
 SMALL = (*TINY, "--set=samples.images=4", "--set=eval.images=20", "--set=data.limit=1024")
+EPOCHS = 30  # of 16 steps: long enough to be interrupted on a fast machine
 URGENT = ("sbatch", "--parsable", "--output=/dev/null", "-pgpu", "-N2", "--gpus-per-node=4")
 
 
@@ -81,25 +82,26 @@ class Lab:
         wait_until(lambda: not self.cluster.slurm("squeue", "-h"), seconds, "an empty queue")
 
 
-@pytest.fixture
-def undisturbed(tmp_path: Path, data_dir: Path) -> RunDir:
-    """What the disturbed training of 12 epochs must equal, trained here without Slurm."""
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory, data_dir: Path) -> RunDir:
+    """What the disturbed trainings must equal, trained here without Slurm."""
+    folder = tmp_path_factory.mktemp("undisturbed")
     done = programs.run(
         "diffuse.train",
         "--preset=ddpm/default",
-        "--epochs=12",
+        f"--epochs={EPOCHS}",
         *SMALL,
         "--threads=1",
-        f"--runs-dir={tmp_path / 'undisturbed'}",
+        f"--runs-dir={folder}",
         f"--data-dir={data_dir}",
     )
     assert done.returncode == 0, done.stderr
-    return programs.only_run(tmp_path / "undisturbed")
+    return programs.only_run(folder)
 
 
 @pytest.fixture
 def lab(slurm: Cluster, tmp_path: Path, data_dir: Path) -> Lab:
-    return Lab(slurm, DDPM % 12, tmp_path, data_dir)
+    return Lab(slurm, DDPM % EPOCHS, tmp_path, data_dir)
 
 
 def test_part2_comes_through_with_its_chain_then_there_is_nothing_to_submit_then_more(
@@ -134,33 +136,47 @@ def test_a_preempted_training_is_requeued_and_ends_bitwise_equal(
     lab.cluster.slurm("scancel", urgent)
     lab.wait_empty()
     assert lab.run().attempt_number() == 2
-    assert_same_training(lab.run(), undisturbed, 12)
+    assert_same_training(lab.run(), undisturbed, EPOCHS)
     logs = sorted(path.name for path in lab.run().logs.glob("*.log"))
     assert logs == [f"train-{job}-r00.log", f"train-{job}-r01.log"]
 
 
-def test_where_preemption_cancels_the_next_sweep_goes_on(lab: Lab, undisturbed: RunDir) -> None:
+def test_where_preemption_cancels_the_job_still_requeues_itself(
+    lab: Lab, undisturbed: RunDir
+) -> None:
+    """PreemptMode=CANCEL: Slurm's own requeue does nothing there, the batch script's does."""
     lab.sweep("--no-evaluate", "--cluster-set=partition=cancel")
     lab.wait_training()
     urgent = lab.cluster.slurm(*URGENT, "--wrap=sleep 300").strip()
     lab.cluster.wait_for(urgent, "RUNNING")
     lab.cluster.slurm("scancel", urgent)
+    lab.wait_empty()
+    assert lab.run().attempt_number() == 2
+    assert_same_training(lab.run(), undisturbed, EPOCHS)
+
+
+def test_where_the_site_forbids_requeueing_the_next_sweep_goes_on(
+    lab: Lab, undisturbed: RunDir
+) -> None:
+    lab.sweep("--no-evaluate", "--cluster-set=extra={requeue: false, no-requeue: true}")
+    job = lab.wait_training()
+    lab.cluster.slurm("scancel", "--signal=USR2", job)
     lab.wait_empty(60)
     (row,) = lab.status().values()
     assert row["state"] == "interrupted"
     assert "the next sweep goes on" in row["reason"]
     assert "1 resume" in lab.sweep("--no-evaluate")
     lab.wait_empty()
-    assert_same_training(lab.run(), undisturbed, 12)
+    assert_same_training(lab.run(), undisturbed, EPOCHS)
 
 
 def test_a_time_limit_is_met_by_saving_and_requeueing(lab: Lab) -> None:
     """One minute, which Slurm announces up to a minute before: as many attempts as it takes."""
-    lab.grid.write_text(DDPM % 60)
+    lab.grid.write_text(DDPM % 80)
     lab.sweep("--no-evaluate", "--cluster-set=time=1", "--cluster-set=max_requeues=9")
     lab.wait_empty(280)
     (row,) = lab.status().values()
-    assert (row["state"], row["epoch"]) == ("done", 60)
+    assert (row["state"], row["epoch"]) == ("done", 80)
     assert row["attempts"] >= 2
 
 
@@ -174,7 +190,7 @@ def test_a_node_that_dies_loses_no_run(lab: Lab, undisturbed: RunDir) -> None:
     lab.cluster.start_slurmd("node1")
     lab.wait_empty()
     assert lab.run().attempt_number() == 2
-    assert_same_training(lab.run(), undisturbed, 12)
+    assert_same_training(lab.run(), undisturbed, EPOCHS)
 
 
 def test_a_task_that_always_crashes_leaves_nothing_pending_and_is_named(lab: Lab) -> None:
@@ -196,14 +212,14 @@ def test_cancel_ends_the_jobs_and_the_next_sweep_goes_on(lab: Lab, undisturbed: 
     assert lab.run().status()["state"] == "interrupted"
     assert "1 resume" in lab.sweep("--no-evaluate")
     lab.wait_empty()
-    assert_same_training(lab.run(), undisturbed, 12)
+    assert_same_training(lab.run(), undisturbed, EPOCHS)
 
 
 def test_two_nodes_of_two_ranks_see_what_one_rank_sees(lab: Lab, undisturbed: RunDir) -> None:
     lab.sweep("--no-evaluate", "--cluster-set=nodes=2", "--cluster-set=gpus_per_node=2")
     lab.wait_empty()
     (run,) = [lab.run()]
-    assert programs.read_json(run.path / "manifest.json")["world_size"] == 4
+    assert programs.read_json(run.path / "manifest.json")["environment"]["world_size"] == 4
     ours, wanted = programs.losses(run), programs.losses(undisturbed)
     assert len(ours) == len(wanted)
     assert max(abs(a - b) for a, b in zip(ours, wanted, strict=True)) < 1e-4

@@ -1,0 +1,215 @@
+"""Comparing real runs: values equal the files, protocols never mix, one page without a network."""
+
+from __future__ import annotations
+
+import csv
+import html.parser
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from launch import results
+from tests import programs
+from tests.programs import ROOT, TINY
+
+GRID = """
+runs:
+  - {preset: ddpm/default, epochs: [1, 2], seeds: [0, 1]}
+  - {preset: cold/default_7, orientation: row, epochs: [2]}
+"""
+
+
+def launch(name: str, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, str(ROOT / "launch" / name), *map(str, arguments)],
+        env=programs.environment(),
+        capture_output=True,
+        text=True,
+        timeout=280,
+    )
+
+
+@pytest.fixture(scope="module")
+def swept(tmp_path_factory: pytest.TempPathFactory, data_dir: Path) -> Path:
+    """The whole chain on this machine: trained, evaluated, reported."""
+    folder = tmp_path_factory.mktemp("swept")
+    (folder / "small.yaml").write_text(GRID)
+    done = launch(
+        "sweep.py",
+        f"--grid={folder / 'small.yaml'}",
+        "--cluster=local",
+        f"--runs-dir={folder / 'runs'}",
+        f"--data-dir={data_dir}",
+        *TINY,
+        "--set=eval.images=20",
+        "--set=samples.images=4",
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"report: {folder / 'runs' / 'report.html'}" in done.stdout
+    return folder / "runs"
+
+
+@pytest.fixture
+def runs(swept: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(swept, tmp_path / "runs"))
+
+
+class Page(html.parser.HTMLParser):
+    """What a page loads, says, and whether its tags close."""
+
+    VOID = frozenset({"meta", "img", "br", "link", "input", "hr"})
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.sources: list[str] = []
+        self.text = ""
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.sources += [str(v) for k, v in attrs if k in ("src", "href", "xlink:href")]
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def figures(runs: Path) -> list[dict[str, Any]]:
+    done = launch("compare.py", f"--runs-dir={runs}", "--json")
+    assert done.returncode == 0, done.stderr
+    return list(json.loads(done.stdout)["figures"])
+
+
+def test_every_figure_equals_the_file_that_it_is_from(runs: Path, tmp_path: Path) -> None:
+    table = tmp_path / "figures.csv"
+    found = figures(runs)
+    assert len(found) == 2 * 2 + 3
+    for figure in found:
+        file = runs / figure["run"] / "evaluations" / f"epoch_{figure['epoch']:04d}.json"
+        by_sampler = {f["protocol"]["sampler"]: f for f in programs.read_json(file)["figures"]}
+        assert figure["fid"] == by_sampler[figure["protocol"]["sampler"]]["fid"]
+    assert launch("compare.py", f"--runs-dir={runs}", f"--csv={table}").returncode == 0
+    rows = list(csv.DictReader(table.open()))
+    assert [float(row["fid"]) for row in rows] == [figure["fid"] for figure in found]
+
+
+def test_the_page_is_whole_and_needs_no_network(runs: Path) -> None:
+    page = Page((runs / "report.html").read_text())
+    assert not page.open
+    assert page.sources
+    assert all(source.startswith(("data:image/png", "#")) for source in page.sources)
+    assert not re.search(r"url\(\s*['\"]?(?!#)", (runs / "report.html").read_text())
+    for name in ("ddpm/default, seed 0", "ddpm/default, seed 1", "cold/default_7 row"):
+        assert name in page.text
+    for part in ("real test images", "Over seeds", "published figures", "algorithm2", "wraps them"):
+        assert part in page.text
+
+
+def test_two_protocols_never_share_a_table(runs: Path, data_dir: Path) -> None:
+    (run,) = runs.glob("cold-*")
+    done = programs.run(
+        "diffuse.evaluate", run, "-n", "30", "--samplers=direct", f"--data-dir={data_dir}"
+    )
+    assert done.returncode == 0, done.stderr
+    found = results.groups([results.read(path) for path in results.find(runs, [])])
+    assert [group.protocol["images"] for group in found] == [20, 30]
+    assert [len(group.cells) for group in found] == [7, 1]
+    assert launch("compare.py", f"--runs-dir={runs}").stdout.count("images by classifier") == 2
+
+
+def test_runs_that_differ_by_their_seed_get_mean_and_deviation(runs: Path) -> None:
+    found = [results.read(path) for path in results.find(runs, [])]
+    (group,) = results.groups(found)
+    (mean,) = results.over_seeds(group, found)
+    values = [c.figure["fid"] for c in group.last() if c.run.startswith("ddpm")]
+    assert mean.seeds == (0, 1)
+    assert mean.scores["fid"][0] == pytest.approx(sum(values) / 2)
+    assert mean.scores["fid"][1] == pytest.approx(abs(values[0] - values[1]) / 2**0.5)
+
+
+def test_a_rerun_is_held_against_the_first_run(runs: Path) -> None:
+    (run,) = runs.glob("cold-*")
+    again = Path(shutil.copytree(run, runs / "rerun-001" / run.name))
+    said = launch("compare.py", f"--runs-dir={runs}").stdout
+    assert f"rerun-001/{run.name}: weights equal, figures equal" in said
+    metrics = (again / "metrics.jsonl").read_text()
+    (again / "metrics.jsonl").write_text(re.sub(r'"weights": "....', '"weights": "0000', metrics))
+    file = again / "evaluations" / "epoch_0002.json"
+    content = programs.read_json(file)
+    content["figures"][0]["fid"] *= 1.5
+    file.write_text(json.dumps(content))
+    said = launch("compare.py", f"--runs-dir={runs}").stdout
+    assert f"rerun-001/{run.name}: weights different, figures different (33%)" in said
+
+
+def test_damage_is_named_and_costs_its_run_only(runs: Path) -> None:
+    cold, first, second = sorted(path for path in runs.iterdir() if (path / "logs").is_dir())
+    (cold / "evaluations" / "epoch_0002.json").write_text('{"epoch": 2, "figures": [1]}')
+    (first / "samples" / "epoch_0002.png").write_bytes(b"no picture")
+    (second / "config.yaml").write_text("process: {kind: 3}")
+    done = launch("compare.py", f"--runs-dir={runs}")
+    assert done.returncode == 0, done.stderr
+    said = " ".join(done.stdout.split())
+    assert "epoch_0002.json: damaged; delete it and evaluate again" in said
+    assert f"{second.name}: {second / 'config.yaml'}" in said
+    assert "Traceback" not in done.stderr
+
+
+def test_what_runs_say_is_escaped(runs: Path) -> None:
+    (run,) = runs.glob("cold-*")
+    status = programs.read_json(run / "status.json")
+    hostile = "<script>alert(1)</script>"
+    (run / "status.json").write_text(json.dumps({**status, "state": "failed", "reason": hostile}))
+    assert launch("compare.py", f"--runs-dir={runs}").returncode == 0
+    page = (runs / "report.html").read_text()
+    assert hostile not in page
+    assert "&lt;script&gt;alert(1)" in page
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--runs-dir={tmp}/none"], "no such folder"),
+        (["--runs-dir={tmp}"], "no runs here yet"),
+        (["--runs-dir={runs}", "ddpm-other"], "no run directory"),
+        (["--runs-dir={runs}", "--grid=part3"], "unknown grid 'part3'"),
+        (["--runs-dir={runs}", "--grid=part2"], "no run of the grid part2 here yet"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_2(
+    arguments: list[str], said: str, swept: Path, tmp_path: Path
+) -> None:
+    done = launch("compare.py", *(a.format(tmp=tmp_path, runs=swept) for a in arguments))
+    assert (done.returncode, len(done.stderr.strip().splitlines())) == (2, 1), done.stderr
+    assert said in done.stderr
+
+
+def test_a_hundred_runs_fit_on_one_page(runs: Path, tmp_path: Path) -> None:
+    """Only last epochs are shown where pictures would be too many."""
+    many = tmp_path / "many"
+    (run,) = runs.glob("cold-*")
+    for k in range(100):
+        shutil.copytree(run, many / f"{run.name[:-2]}{k:02d}")
+    done = launch("compare.py", f"--runs-dir={many}")
+    assert done.returncode == 0, done.stderr
+    assert (many / "report.html").stat().st_size < 40_000_000
+
+
+def test_the_status_of_a_sweep_without_slurm_comes_from_the_run_directories(runs: Path) -> None:
+    done = launch("status.py", f"--runs-dir={runs}", "--json")
+    rows = json.loads(done.stdout)["runs"]
+    assert {(row["state"], row["epoch"]) for row in rows} == {("done", 2)}
+    assert sorted(row["evaluated"] for row in rows) == [1, 2, 2]
+    assert "3 done" in launch("status.py", f"--runs-dir={runs}", "--grid=small").stdout
+    done = launch("status.py", f"--runs-dir={runs}", "--log", "nobody")
+    assert (done.returncode, "runs with logs" in done.stderr) == (2, True)
