@@ -21,8 +21,13 @@ from tests.programs import ROOT, environment
 
 def clean(runs: Path, *options: str, code: int = 0, **env: str) -> dict[str, Any]:
     done = subprocess.run(
-        [sys.executable, str(ROOT / "launch" / "clean.py"), f"--runs-dir={runs}", "--json"]
-        + list(options),
+        [
+            sys.executable,
+            str(ROOT / "launch" / "clean.py"),
+            f"--runs-dir={runs}",
+            "--json",
+            *options,
+        ],
         env=environment(**env),
         capture_output=True,
         text=True,
@@ -116,7 +121,7 @@ def test_old_code_goes_and_that_of_a_job_in_the_queue_stays(run: RunDir, slurm: 
 
 def test_where_slurm_does_not_answer_nothing_is_removed(run: RunDir) -> None:
     submitted(run, "aaa")
-    assert clean(run.path.parent, SLURM_CONF="/nonexistent/slurm.conf")["items"] == []
+    assert clean(run.path.parent, PATH="/nonexistent")["items"] == []
 
 
 def test_a_folder_that_is_not_there_is_named(tmp_path: Path) -> None:

@@ -17,8 +17,13 @@ def doctor(
 ) -> dict[str, dict[str, Any]]:
     """The checks by name."""
     done = subprocess.run(
-        [sys.executable, str(ROOT / "launch" / "doctor.py"), f"--runs-dir={runs}", "--json"]
-        + list(options),
+        [
+            sys.executable,
+            str(ROOT / "launch" / "doctor.py"),
+            f"--runs-dir={runs}",
+            "--json",
+            *options,
+        ],
         env=environment(**(env or {})),
         capture_output=True,
         text=True,
@@ -104,7 +109,7 @@ def test_each_failure_has_its_remedy(slurm: Cluster, tmp_path: Path) -> None:
 
 
 def test_without_slurm_it_checks_this_machine(tmp_path: Path, data_dir: Path) -> None:
-    nowhere = {"SLURM_CONF": "/nonexistent/slurm.conf"}
+    nowhere = {"PATH": "/nonexistent"}
     place = f"--data-dir={data_dir}"
     local = doctor(tmp_path, place, "--cluster=local", env=nowhere)
     assert set(states(local).values()) == {"ok"}
