@@ -6,8 +6,14 @@ BIN := $(VENV)/bin
 # The folder that holds mnist.h5.
 DATA := $(or $(DIFFUSE_DATA),data)
 
+# The image's base and labels.
+APPTAINER ?= $(or $(shell command -v apptainer singularity | head -n 1),apptainer)
+BUILD_ARGS := $(if $(FROM),--build-arg FROM=$(FROM)) \
+  --build-arg VERSION=$(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml) \
+  --build-arg COMMIT=$(or $(shell git describe --always --dirty=+ --abbrev=40 2>/dev/null),unknown)
+
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test check bench clean
+.PHONY: help quickstart test check bench image clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -24,6 +30,10 @@ check: $(VENV)/.dev ## Format, lint and type-check, as pre-commit does
 
 bench: $(VENV)/.dev $(DATA)/mnist.h5 ## Print the benchmarks' ratios, all measured in this run
 	$(BIN)/python -m benchmarks --data-dir $(DATA)
+
+image: ## Build the Apptainer image diffuse.sif (another base: make image FROM=python:3.11-slim-bookworm)
+	$(APPTAINER) build $(BUILD_ARGS) diffuse.sif Apptainer.def
+	sha256sum diffuse.sif > diffuse.sif.sha256
 
 clean: ## Remove the environment (runs and data stay)
 	rm -rf $(VENV)

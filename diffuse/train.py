@@ -44,6 +44,9 @@ def main(
     ] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu or cuda.")] = None,
     threads: Annotated[int | None, typer.Option(help="CPU threads per rank.")] = None,
+    where: Annotated[
+        bool, typer.Option("--where", help="Only print the run directory; nothing is trained.")
+    ] = False,
 ) -> None:
     """Train one run, or go on with it."""
     # Before torch is imported, which takes seconds: a signal during start-up is not lost.
@@ -51,6 +54,9 @@ def main(
     # DDP warns of find_unused_parameters on every start; distributed.py says why it is set.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     resolved = from_command_line(preset, config, epochs, orientation, set_ or [], device, threads)
+    if where:
+        print(runs_dir / resolved.run_name)
+        return
 
     from diffuse.training import train
 

@@ -31,7 +31,7 @@ LAYERS = (
     {"features", "trained"},
     {"reference_features", "generated"},
     {"evaluation", "training"},
-    {"train", "sample", "prepare", "evaluate"},
+    {"train", "sample", "prepare", "evaluate", "node_check"},
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 NODES = ("node1", "node2")
 GPUS = 4
-CPUS = 8
+CPUS = 16
 MEMORY_MB = 16_000
 DB_PASSWORD = "tests"  # of a database that listens on this host only, for as long as the tests run
 # A GRES file must be a character device, else Slurm does not set CUDA_VISIBLE_DEVICES.

@@ -1,0 +1,87 @@
+"""What only a compute node can tell: GPUs, the way between ranks, the files that jobs read.
+
+Run by `python launch/doctor.py --job`, on every rank: `python -m diffuse.node_check ANSWER.json`.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import socket
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from diffuse import errors, files
+from diffuse.errors import UserError
+
+app = typer.Typer(add_completion=False, rich_markup_mode=None)
+JOIN_TIMEOUT_S = 60.0
+
+
+@app.command()
+def main(
+    answer: Annotated[Path, typer.Argument(help="The JSON file to write.")],
+    data_dir: Annotated[Path, typer.Option(help="Where mnist.h5 is.")],
+) -> None:
+    """Check this node and write what was found (rank 0 does)."""
+    import torch
+
+    from diffuse.distributed import device_name, join, resolve_precision
+
+    node = os.environ.get("SLURMD_NODENAME") or socket.gethostname()
+    gpus_asked = os.environ.get("SLURM_GPUS_ON_NODE") or os.environ.get("SLURM_GPUS_PER_NODE")
+    with join("auto", JOIN_TIMEOUT_S) as world:
+        began = time.monotonic()
+        together = world.sum(torch.ones(1, device=world.device)).item()
+        took = time.monotonic() - began
+        checks = [
+            _check(
+                "versions there",
+                True,
+                f"Python {platform.python_version()}, torch {torch.__version__}",
+            ),
+            _check(
+                "GPU",
+                world.device.type == "cuda" or not int(gpus_asked or 0),
+                f"{torch.cuda.device_count()} seen, {device_name(world.device)},"
+                f" precision {resolve_precision('auto', world.device)}",
+                "a GPU was asked for and torch sees none: check the driver, and --nv of the image",
+            ),
+            _check(
+                "ranks",
+                together == world.size and world.size > 1,
+                f"{world.size} ranks summed in {took:.2f} s",
+                "ranks do not reach each other: node names must resolve between nodes",
+            ),
+            _check(
+                "shared filesystem",
+                answer.with_suffix(".token").is_file(),
+                f"{answer.parent} is seen from {node}",
+                "name a --runs-dir on the filesystem that login and compute nodes share",
+            ),
+            _data(data_dir),
+        ]
+        if world.is_main:
+            files.write_json(answer, {"ranks": world.size, "node": node, "checks": checks})
+
+
+def _data(data_dir: Path) -> dict[str, Any]:
+    from diffuse import mnist
+
+    try:
+        mnist.read_verified(data_dir, "test/images")
+    except UserError as error:
+        return _check("data there", False, str(error), "bind its folder (cluster: binds)")
+    return _check("data there", True, f"{data_dir / 'mnist.h5'} is intact")
+
+
+def _check(name: str, is_ok: bool, detail: str, remedy: str = "") -> dict[str, Any]:
+    state = "ok" if is_ok else "failed"
+    return {"name": name, "state": state, "detail": detail, "remedy": "" if is_ok else remedy}
+
+
+if __name__ == "__main__":
+    errors.run(app)

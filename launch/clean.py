@@ -1,0 +1,62 @@
+"""Remove what nothing needs any more: `python launch/clean.py` shows it, `--yes` removes it.
+
+Code of jobs that have ended and that no run would go on with, checkpoints between the ones that
+were asked for, logs of attempts that a later one took over. Never a result: no checkpoint that was
+asked for, no evaluation, picture, metric or manifest.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+if __package__ in (None, ""):  # run as a script: the repository takes the script's folder's place
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+import typer
+
+from diffuse import errors
+
+app = typer.Typer(add_completion=False, rich_markup_mode=None)
+
+
+@app.command()
+def main(
+    runs_dir: Annotated[Path, typer.Option(help="Where run directories live.")] = Path("runs"),
+    yes: Annotated[bool, typer.Option("--yes", help="Remove it, not only show it.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
+) -> None:
+    """Show, or with --yes remove, what nothing needs any more."""
+    from launch.show import console
+    from launch.unneeded import remove, unneeded
+
+    if not runs_dir.is_dir():
+        raise errors.UserError(f"{runs_dir}: no such folder; name it by --runs-dir")
+    found = unneeded(runs_dir.absolute())
+    out = console(stderr=as_json)
+    kinds = dict.fromkeys(item.kind for item in found)
+    for kind in kinds:
+        items = [item for item in found if item.kind == kind]
+        out.print(f"{kind}: {len(items)}, {sum(i.size for i in items) / 1e6:.1f} MB")
+        for item in items:
+            path = item.path.relative_to(runs_dir.absolute())
+            out.print(f"  {path} ({item.why})", markup=False, soft_wrap=True)
+    if yes:
+        for item in found:
+            remove(item)
+    if as_json:
+        listed = [{**vars(item), "path": str(item.path)} for item in found]
+        print(json.dumps({"removed": yes, "items": listed}, indent=2))
+    size = sum(item.size for item in found) / 1e6
+    if not found:
+        out.print("nothing to remove")
+    elif yes:
+        out.print(f"removed {size:.1f} MB")
+    else:
+        out.print(f"{size:.1f} MB would be removed; --yes removes it")
+
+
+if __name__ == "__main__":
+    errors.run(app)

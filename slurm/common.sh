@@ -1,0 +1,125 @@
+# shellcheck shell=bash
+# What the batch scripts beside this file share: python in or out of the image, one rank per GPU
+# through srun, the log in the run directory, and the requeue of what was interrupted.
+#
+#   DIFFUSE_IMAGE   an Apptainer image; without it python is that of the active environment or .venv
+#   DIFFUSE_BINDS   more folders for the image, with commas between
+#   DIFFUSE_DATA    where mnist.h5 is (default: ./data)
+set -uo pipefail
+
+fail() { # fail CODE MESSAGE
+  echo "error: $2" >&2
+  exit "$1"
+}
+
+ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd) || exit 1
+export PYTHONPATH=$ROOT PYTHONSAFEPATH=1 PYTHONUNBUFFERED=1
+
+# ---- one rank per GPU and four cores each (the headers' --cpus-per-gpu); without GPUs one per node
+ranks=${SLURM_GPUS_PER_NODE:-0}
+ranks=${ranks##*:}
+if [ "$ranks" -eq 0 ]; then
+  unset SLURM_GPUS_PER_NODE SLURM_CPUS_PER_GPU
+  ranks=1
+fi
+export OMP_NUM_THREADS=${SLURM_CPUS_PER_GPU:-${SLURM_CPUS_PER_TASK:-${SLURM_CPUS_ON_NODE:-1}}}
+if [ -n "${SLURM_CPUS_PER_TASK:-}" ]; then
+  export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK # srun does not take it from sbatch any more
+fi
+
+# ---- the job's name in logs: 12-r00, 12_3-r01 (the first requeue of an array's task)
+job=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}
+job=${job:-${SLURM_JOB_ID:-}}
+attempt=${SLURM_RESTART_COUNT:-0}
+MAX_STARTS=4 # in a row from one and the same checkpoint
+
+folders_named() { # the values of --runs-dir and --data-dir, which the image must see
+  local before=
+  for word in "$@"; do
+    case $before in --runs-dir | --data-dir) echo "$word" ;; esac
+    case $word in --runs-dir=* | --data-dir=*) echo "${word#*=}" ;; esac
+    before=$word
+  done
+}
+
+find_python() { # find_python ARGUMENTS: sets the array `python`
+  if [ -z "${DIFFUSE_IMAGE:-}" ]; then
+    if [ -z "${VIRTUAL_ENV:-}${CONDA_PREFIX:-}" ] && [ -x "$ROOT/.venv/bin/python" ]; then
+      python=("$ROOT/.venv/bin/python")
+    else
+      python=(python)
+    fi
+    return
+  fi
+  local apptainer folder
+  apptainer=$(command -v apptainer || command -v singularity) ||
+    fail 1 "no apptainer on $(hostname); load its module before sbatch"
+  [ -f "$DIFFUSE_IMAGE" ] || fail 2 "DIFFUSE_IMAGE: $DIFFUSE_IMAGE is not there; build it by: make image"
+  DIFFUSE_IMAGE=$(realpath "$DIFFUSE_IMAGE")
+  DIFFUSE_IMAGE_SHA256=$(image_sha256)
+  export DIFFUSE_IMAGE DIFFUSE_IMAGE_SHA256
+  python=("$apptainer" exec --bind "$ROOT" --bind "$PWD")
+  while read -r folder; do
+    mkdir -p "$folder"
+    python+=(--bind "$(realpath "$folder")")
+  done < <(folders_named "$@")
+  [ -z "${DIFFUSE_DATA:-}" ] || python+=(--bind "$(realpath "$DIFFUSE_DATA")")
+  [ -z "${DIFFUSE_BINDS:-}" ] || python+=(--bind "$DIFFUSE_BINDS")
+  [ "${SLURM_GPUS_PER_NODE:-0}" = 0 ] || python+=(--nv)
+  python+=("$DIFFUSE_IMAGE" python)
+}
+
+image_sha256() { # kept in IMAGE.sha256, since reading gigabytes takes a while
+  local known=$DIFFUSE_IMAGE.sha256 line
+  if [ "$known" -nt "$DIFFUSE_IMAGE" ]; then
+    line=$(<"$known")
+  else
+    line=$(sha256sum "$DIFFUSE_IMAGE") || return
+    { echo "$line" >"$known.$$" && mv "$known.$$" "$known"; } 2>/dev/null
+  fi
+  echo "${line%% *}"
+}
+
+train() { # train ARGUMENTS OF diffuse.train; in an array the task's number is the seed
+  [ -z "${SLURM_ARRAY_TASK_ID:-}" ] || set -- --set "seed=$SLURM_ARRAY_TASK_ID" "$@"
+  find_python "$@"
+  local run
+  run=$("${python[@]}" -m diffuse.train --where "$@") || exit # it has said what is wrong
+  work "$run" train "$@"
+}
+
+work() { # work RUN PROGRAM ARGUMENTS: diffuse.PROGRAM on all ranks, its output in RUN/logs
+  local run=$1 program=$2 log code
+  shift 2
+  mkdir -p "$run/logs" || fail 1 "$run: cannot be written"
+  log=$run/logs/$program-$job-r$(printf %02d "$attempt").log
+  [ "$program" != train ] || require_progress "$run"
+  echo "$(date -u +%FT%TZ) $job on ${SLURM_JOB_NODELIST:-?}, $((ranks * SLURM_NNODES)) ranks: $log"
+  # A preempting SIGTERM is for the ranks. USR2 must not end a Python that is still starting.
+  trap : TERM
+  srun --kill-on-bad-exit=1 --ntasks-per-node="$ranks" --ntasks=$((ranks * SLURM_NNODES)) \
+    bash -c 'trap "" USR2; exec "$@"' "diffuse-$program" \
+    "${python[@]}" -m "diffuse.$program" "$@" >>"$log" 2>&1
+  code=$?
+  tail -n 1 "$log"
+  [ $code -ne 75 ] || requeue
+  exit $code
+}
+
+require_progress() { # an end, not a circle, where requeues bring no newer checkpoint
+  local starts=$1/logs/train-$job.starts newest
+  newest=$(find "$1/checkpoints" -name '[!.]*.pt' -printf '%T@ %f\n' 2>/dev/null | sort -n | tail -n 1)
+  echo "${newest:-none}" >>"$starts"
+  if [ "$(tail -n $MAX_STARTS "$starts" | grep -cxF "${newest:-none}")" -eq $MAX_STARTS ] &&
+    [ "$attempt" -ge $((MAX_STARTS - 1)) ]; then
+    fail 1 "$1: $MAX_STARTS starts in a row without a new checkpoint; is --time too short?"
+  fi
+}
+
+requeue() { # this task alone, from the host (no image has scontrol); resumes from its checkpoint
+  # An attempt left over from a dead node must not disturb the newer one that has the same id.
+  if scontrol show job "$job" --oneliner | grep -q "JobState=RUNNING .* Restarts=$attempt "; then
+    scontrol requeue "$job" && sleep 60 # Slurm ends this script
+    echo "error: Slurm did not requeue $job; submit it again to go on" >&2
+  fi
+}

@@ -1,0 +1,128 @@
+"""`launch/clean.py`: what goes, and above all what stays."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from diffuse import files
+from diffuse.presets import load_config
+from diffuse.rundir import RunDir
+from launch.ledger import Ledger, Submission
+from tests.cluster.cluster import Cluster
+from tests.programs import ROOT, environment
+
+
+def clean(runs: Path, *options: str, code: int = 0, **env: str) -> dict[str, Any]:
+    done = subprocess.run(
+        [
+            sys.executable,
+            str(ROOT / "launch" / "clean.py"),
+            f"--runs-dir={runs}",
+            "--json",
+            *options,
+        ],
+        env=environment(**env),
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == code, done.stderr
+    return json.loads(done.stdout) if not code else {"error": done.stderr}
+
+
+def names(found: dict[str, Any], runs: Path) -> set[str]:
+    return {str(Path(item["path"]).relative_to(runs)) for item in found["items"]}
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunDir:
+    """A finished run as two attempts of one job leave it, with a checkpoint nobody asked for."""
+    config = load_config("ddpm/default")
+    config = config.model_copy(
+        update={
+            "eval": config.eval.model_copy(update={"at_epochs": (2,)}),
+            "train": config.train.model_copy(update={"epochs": 4}),
+        }
+    )
+    run = RunDir(tmp_path / config.run_name)
+    files.write_text(run.config_path, config.to_yaml())
+    files.write_json(run.status_path, {"state": "done"})
+    for age, name in enumerate(("epoch_0002", "step_00000900", "epoch_0003", "epoch_0004")):
+        path = run.checkpoints / f"{name}.pt"
+        files.write_text(path, "weights")
+        os.utime(path, (1e9 + age, 1e9 + age))
+    files.write_json(run.evaluations / "epoch_0002.json", {})
+    for name in ("train-7_1-r00.log", "train-7_1-r00.json", "train-7_1-r01.log", "train-9-r00.log"):
+        files.write_text(run.logs / name, "said")
+    return run
+
+
+def submitted(run: RunDir, code: str, job_id: str = "7_1") -> None:
+    ledger = Ledger(run.path.parent, "grid")
+    (ledger.code_dir / code).mkdir(parents=True, exist_ok=True)
+    (ledger.code_dir / code / "about.json").write_text("{}")
+    job = {"run": run.name, "program": "train", "job_id": job_id, "epochs": [4]}
+    count = len(list(ledger.path.glob("submissions/*")))
+    ledger.record(Submission(f"{count}", "grid", "slurm", code, None, [], [job]))
+
+
+def everything(folder: Path) -> set[str]:
+    return {str(path) for path in folder.rglob("*") if path.is_file()}
+
+
+def test_it_shows_first_and_removes_only_with_yes_and_never_a_result(run: RunDir) -> None:
+    runs = run.path.parent
+    before = everything(runs)
+    gone = {
+        f"{run.name}/checkpoints/step_00000900.pt",
+        f"{run.name}/checkpoints/epoch_0003.pt",
+        f"{run.name}/logs/train-7_1-r00.log",
+        f"{run.name}/logs/train-7_1-r00.json",
+    }
+    assert names(clean(runs), runs) == gone
+    assert everything(runs) == before
+    clean(runs, "--yes")
+    assert before - everything(runs) == {str(runs / name) for name in gone}
+    assert names(clean(runs), runs) == set()
+
+
+def test_a_run_that_trains_or_is_to_go_on_keeps_what_it_needs(run: RunDir) -> None:
+    runs = run.path.parent
+    files.write_json(run.status_path, {"state": "running"})
+    assert names(clean(runs), runs) == set()
+    files.write_json(run.status_path, {"state": "interrupted"})
+    # the two newest stay, and the logs, which may tell why
+    assert names(clean(runs), runs) == {f"{run.name}/checkpoints/step_00000900.pt"}
+
+
+def test_old_code_goes_and_that_of_a_job_in_the_queue_stays(run: RunDir, slurm: Cluster) -> None:
+    runs = run.path.parent
+    submitted(run, "aaa")
+    submitted(run, "bbb")
+    assert names(clean(runs, **slurm.env), runs) >= {".launch/code/aaa", ".launch/code/bbb"}
+    files.write_json(run.status_path, {"state": "interrupted"})
+    kept = names(clean(runs, **slurm.env), runs)
+    assert ".launch/code/bbb" not in kept
+    assert ".launch/code/aaa" in kept
+
+    files.write_json(run.status_path, {"state": "done"})
+    job = slurm.slurm("sbatch", "--parsable", "--hold", "--wrap=true").strip()
+    submitted(run, "ccc", job)
+    assert names(clean(runs, **slurm.env), runs) == {".launch/code/aaa", ".launch/code/bbb"}
+    slurm.slurm("scancel", job)
+
+
+def test_where_slurm_does_not_answer_nothing_is_removed(run: RunDir) -> None:
+    submitted(run, "aaa")
+    assert clean(run.path.parent, PATH="/nonexistent")["items"] == []
+
+
+def test_a_folder_that_is_not_there_is_named(tmp_path: Path) -> None:
+    assert "no such folder" in clean(tmp_path / "none", code=2)["error"]

@@ -1,0 +1,159 @@
+"""`sbatch slurm/*.sh` on a real cluster."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from diffuse.rundir import RunDir
+from tests import programs
+from tests.cluster.cluster import Cluster
+from tests.cluster.daemons import wait_until
+from tests.conftest import require_slurm
+from tests.programs import ROOT, TINY, read_json
+
+SCRIPTS = sorted((ROOT / "slurm").glob("*.sh"))
+SMALL = (*TINY, "--device=cpu", "--set=samples.images=4")
+
+
+def sbatch(
+    slurm: Cluster, folder: Path, script: str, *arguments: str | Path, options: tuple[str, ...] = ()
+) -> str:
+    """Submit slurm/SCRIPT from `folder`; the job's id."""
+    command = ["sbatch", "--parsable", "--cpus-per-gpu=1", *options]
+    # PATH: the scripts take the python of the active environment
+    env = programs.environment(**slurm.env, VIRTUAL_ENV="yes", PYTHONPATH="")
+    env["PATH"] = f"{Path(sys.executable).parent}:{env['PATH']}"
+    done = subprocess.run(
+        [*command, str(ROOT / "slurm" / script), *map(str, arguments)],
+        cwd=folder,
+        env=env,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def log(folder: Path, job: str) -> str:
+    return (folder / f"slurm-{job}.out").read_text()
+
+
+def ended(slurm: Cluster, folder: Path, job: str, state: str = "COMPLETED") -> None:
+    slurm.wait_for(job, "COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", seconds=120)
+    assert slurm.state(job) == state, log(folder, job)
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
+def test_shellcheck_has_nothing_to_say(script: Path) -> None:
+    if not shutil.which("shellcheck"):
+        require_slurm()  # which needs it, too, and says where it comes from
+    done = subprocess.run(
+        ["shellcheck", "-x", str(script)], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout
+
+
+def test_an_array_trains_a_seed_each_and_what_it_made_is_evaluated(
+    slurm: Cluster, tmp_path: Path, data_dir: Path
+) -> None:
+    where = (f"--runs-dir={tmp_path}/runs", f"--data-dir={data_dir}")
+    array = sbatch(
+        slurm, tmp_path, "train_ddpm.sh", *SMALL, *where, "--epochs=2", options=("--array=3,8",)
+    )
+    cold = sbatch(
+        slurm,
+        tmp_path,
+        "train_cold.sh",
+        *("default_7", "col"),
+        *SMALL,
+        *where,
+        "--epochs=1",
+    )
+    for job in (f"{array}_3", f"{array}_8", cold):
+        ended(slurm, tmp_path, job)
+    runs = [RunDir(path) for path in sorted((tmp_path / "runs").iterdir())]
+    ddpm = [run for run in runs if run.name.startswith("ddpm-default")]
+    assert sorted(run.config().seed for run in ddpm) == [3, 8]
+    assert [run.status()["state"] for run in runs] == ["done"] * 3
+    assert len([run for run in runs if run.name.startswith("cold-default_7-col")]) == 1
+    for run in ddpm:
+        assert (run.logs / f"train-{array}_{run.config().seed}-r00.log").stat().st_size
+
+    few = ("-n", "200", "--samplers=ddim-2", "--device=cpu", f"--data-dir={data_dir}")
+    job = sbatch(slurm, tmp_path, "evaluate.sh", ddpm[0].path, *few)
+    ended(slurm, tmp_path, job)
+    assert read_json(ddpm[0].evaluations / "epoch_0002.json")["figures"]
+    assert (ddpm[0].logs / f"evaluate-{job}-r00.log").stat().st_size
+
+
+def test_an_interrupted_job_is_requeued_and_ends_like_an_undisturbed_one(
+    slurm: Cluster, tmp_path: Path, data_dir: Path
+) -> None:
+    arguments = (*SMALL, f"--data-dir={data_dir}", "--epochs=30")
+    job = sbatch(slurm, tmp_path, "train_ddpm.sh", "default", *arguments)
+    run = wait_until(lambda: _only_run(tmp_path / "runs"), 60, "the run directory")
+    wait_until(lambda: any(run.checkpoints.glob("*.pt")), 60, "a checkpoint")
+    slurm.slurm("scancel", "--signal=USR2", job)
+    wait_until(lambda: run.attempt_number() == 2, 60, "a second attempt")
+    ended(slurm, tmp_path, job)
+    assert [run.attempt(k)["job_id"] for k in (1, 2)] == [job, job]
+    assert "stopped" in (run.logs / f"train-{job}-r00.log").read_text()
+    assert (run.logs / f"train-{job}-r01.log").exists()
+
+    whole = programs.run(
+        "diffuse.train", "--preset=ddpm/default", *arguments, f"--runs-dir={tmp_path}/whole"
+    )
+    assert whole.returncode == 0, whole.stderr
+    programs.assert_same_training(run, programs.only_run(tmp_path / "whole"), 30)
+
+
+def test_two_nodes_with_two_gpus_each_are_four_ranks_of_one_run(
+    slurm: Cluster, tmp_path: Path, data_dir: Path
+) -> None:
+    job = sbatch(
+        slurm,
+        tmp_path,
+        "train_ddpm.sh",
+        *SMALL,
+        f"--data-dir={data_dir}",
+        "--epochs=1",
+        options=("-N", "2", "--gpus-per-node=2"),
+    )
+    ended(slurm, tmp_path, job)
+    run = programs.only_run(tmp_path / "runs")
+    assert read_json(run.manifest_path)["environment"]["world_size"] == 4
+
+
+@pytest.mark.parametrize(
+    ("script", "arguments", "message"),
+    [
+        ("train_ddpm.sh", ("defualt",), "unknown preset 'ddpm/defualt'"),
+        ("train_ddpm.sh", ("--set=train.lr=fast",), "train.lr"),
+        ("train_cold.sh", ("default_7", "diagonal"), "PRESET row|col"),
+        ("evaluate.sh", ("runs/none",), "runs/none: no run directory"),
+    ],
+)
+def test_what_is_typed_wrong_ends_with_2_and_one_line(
+    slurm: Cluster, tmp_path: Path, script: str, arguments: tuple[str, ...], message: str
+) -> None:
+    job = sbatch(slurm, tmp_path, script, *arguments)
+    ended(slurm, tmp_path, job, "FAILED")
+    (line,) = log(tmp_path, job).splitlines()
+    assert line.startswith("error: ")
+    assert message in line
+    assert "ExitCode=2:0" in slurm.slurm("scontrol", "show", "job", job)
+
+
+def test_an_image_that_is_not_there_is_named(slurm: Cluster, tmp_path: Path) -> None:
+    job = sbatch(slurm, tmp_path, "train_ddpm.sh", options=("--export=ALL,DIFFUSE_IMAGE=none.sif",))
+    ended(slurm, tmp_path, job, "FAILED")
+    assert log(tmp_path, job).startswith("error: ")
+
+
+def _only_run(folder: Path) -> RunDir | None:
+    return programs.only_run(folder) if folder.is_dir() and any(folder.iterdir()) else None
