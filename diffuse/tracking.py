@@ -59,13 +59,13 @@ class Mirror:
         except OSError as error:
             progress.note(f"W&B: not mirrored: {error.strerror}")
             return
-        _open[run.path] = self
+        _open[run.path.absolute()] = self
 
     def close(self) -> None:
         """Let the mirror take the last events, for a bounded time; then end it."""
         if self.process is None:
             return
-        _open.pop(self.run.path, None)
+        _open.pop(self.run.path.absolute(), None)
         assert self.process.stdin is not None
         with contextlib.suppress(OSError):
             self.process.stdin.close()
@@ -119,7 +119,7 @@ def mirror_evaluation(run: RunDir, config: Config, evaluation: dict[str, Any]) -
         "step": evaluation["step"],
     }
     files.append_lines(run.metrics_path, [json.dumps(event)])
-    if run.path not in _open:
+    if run.path.absolute() not in _open:
         Mirror(run, config, "evaluate").close()
 
 

@@ -16,6 +16,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import Any, Literal
 
@@ -33,6 +34,7 @@ Mode = Literal["online", "offline"]
 POLL_S = 1.0
 INIT_S = 20.0
 LOCK_S = 10.0
+ASK_S = 10.0
 
 
 def main(path: str, job: str, mode: str, limit_s: float, strict: bool) -> int:
@@ -94,11 +96,12 @@ def mirror(
     client = begin(run, config, job, mode)
     at = files.read_json(state_path).get("line", 0) if mode == "offline" else client.starting_step
     tail = Tail(run.metrics_path, int(at))
+    last = -1  # the last row logged
     try:
         while True:
             ending = ended.is_set()  # asked first: what was written before it is read below
             for number, line in tail.new():
-                hand_on(client, run, config, number, line)
+                last = number if hand_on(client, run, config, number, line) else last
             if ending:
                 break
             ended.wait(POLL_S)
@@ -108,6 +111,8 @@ def mirror(
         # A trainer that is gone and still `running` was killed.
         failed = state in ("failed", "interrupted") or (follows and state == "running")
         client.finish(exit_code=int(failed))
+        if mode == "online" and last >= 0 and not arrived(client.path, last):
+            return say("did not confirm the last rows; `python launch/sync.py` sends what it lacks")
         files.write_json(state_path, {"line": tail.number, "written": now()})
         if mode == "online":
             for log in folder.glob("offline-run-*/run-*.wandb"):
@@ -117,8 +122,8 @@ def mirror(
     return 0
 
 
-def hand_on(client: Any, run: RunDir, config: Config, number: int, line: dict[str, Any]) -> None:
-    """Log one event; one that cannot be read (a damaged picture, say) is noted and left out."""
+def hand_on(client: Any, run: RunDir, config: Config, number: int, line: dict[str, Any]) -> bool:
+    """Log one event; whether it made a row. What cannot be read (a picture, say) is left out."""
     import wandb
 
     try:
@@ -128,11 +133,27 @@ def hand_on(client: Any, run: RunDir, config: Config, number: int, line: dict[st
             row["samples"] = wandb.Image(str(row["samples"]), caption=caption)
     except Exception as error:
         say(f"line {number + 1} of metrics.jsonl was left out: {reason(error)}")
-        return
+        return False
     if row:
         client.log(row, step=number, commit=True)
     if kept is not None:
         client.log_artifact(kept, aliases=[f"epoch-{line['epoch']}"])
+    return bool(row)
+
+
+def arrived(path: str, last: int) -> bool:
+    """Whether the server has the row `last`: a client that was refused in mid-run ends in silence.
+
+    The server takes a moment to count, so it is asked a few times.
+    """
+    import wandb
+
+    api = wandb.Api(timeout=int(ASK_S))
+    for _ in range(3):
+        if int(api.run(path).lastHistoryStep) >= last:
+            return True
+        time.sleep(1)
+    return False
 
 
 def begin(run: RunDir, config: Config, job: str, mode: Mode) -> Any:
