@@ -165,6 +165,9 @@ class SamplesConfig(Section):
 class EvalConfig(Section):
     at_epochs: Epochs = Field((), description="checkpoints kept and evaluated; the last always is")
     images: int = Field(1000, ge=1, description="generated images per figure")
+    in_training: int = Field(
+        0, ge=0, description="images judged at once when training reaches such an epoch; 0: none"
+    )
     samplers: Annotated[tuple[str, ...], CommaSeparated] | None = Field(
         None, description="default: the process's own"
     )

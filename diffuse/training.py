@@ -263,6 +263,8 @@ def _train(
                     ):
                         save(run.checkpoint_path(epoch))
                     _draw(config, run, state, epoch, attempt, data_dir)
+                    if config.eval.in_training and epoch in config.evaluated_epochs:
+                        _judge(config, run.checkpoint_path(epoch), world, data_dir, stop)
                     clock.pause(state.step)
         if attempt is not None:
             attempt.publish_status("done", **{**facts(summary["loss"]), "eta_s": 0.0})
@@ -324,6 +326,17 @@ def _draw(
     pictures.draw_epoch(config, run, state.process, state.best_network, epoch, data_dir)
     if all(event["epoch"] != epoch for event in run.metrics("samples")):
         attempt.append_metrics([{"event": "samples", "epoch": epoch, "step": state.step}])
+
+
+def _judge(config: Config, path: Path, world: World, data_dir: Path, stop: StopRequest) -> None:
+    """FID, KID and IS of the checkpoint just written, from few images, by all ranks."""
+    from diffuse.evaluation import Judge
+    from diffuse.judgement import evaluate_checkpoint
+
+    world.highest(0)  # rank 0 has written it
+    judge = Judge.make(config.eval.extractor, data_dir, world)
+    samplers, n = config.eval.samplers, config.eval.in_training
+    evaluate_checkpoint(path, judge, world, samplers, n, seed=0, stop=stop)
 
 
 def _start_events(

@@ -165,6 +165,29 @@ def test_a_checkpoint_stands_for_its_run_and_metrics_come_back_without_sampling(
     assert {**first, "seconds": 0} == {**again, "seconds": 0}
 
 
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_training_judges_few_images_at_the_epochs_asked_for(
+    ranks: int, tmp_path: Path, data_dir: Path
+) -> None:
+    settings = ["--epochs=2", "--set=eval.at_epochs=1,2", "--set=eval.in_training=20"]
+    done = programs.run(
+        "diffuse.train",
+        "--preset=ddpm/default",
+        *TINY,
+        *settings,
+        "--set=eval.samplers=ddim-2",
+        f"--runs-dir={tmp_path}",
+        f"--data-dir={data_dir}",
+        ranks=ranks,
+    )
+    assert done.returncode == 0, done.stderr
+    run = programs.only_run(tmp_path)
+    for epoch in (1, 2):
+        (figure,) = figures(run, epoch)
+        assert figure["protocol"]["images"] == 20
+    assert [event["epoch"] for event in run.metrics("evaluation")] == [1, 2]
+
+
 def random_inception(path: Path) -> Path:
     """Weights of Inception's layout, with random values."""
     from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3

@@ -30,7 +30,9 @@ LAYERS = (
     {"generate", "reference", "pictures", "classifier", "metrics", "evaluation_file", "tracking"},
     {"features", "trained"},
     {"reference_features", "generated"},
-    {"evaluation", "training"},
+    {"evaluation"},
+    {"judgement"},
+    {"training"},
     {"train", "sample", "prepare", "evaluate", "node_check"},
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}

@@ -1,0 +1,88 @@
+"""A checkpoint judged and its figures written down: what diffuse.evaluate and training both do."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from diffuse import evaluation_file, files
+from diffuse.averaging import Averaging
+from diffuse.distributed import World
+from diffuse.evaluation import Judge
+from diffuse.generated import Generated
+from diffuse.preemption import StopRequest
+from diffuse.progress import Meter, duration
+from diffuse.samplers import default_specs
+from diffuse.tracking import mirror_evaluation
+from diffuse.trained import load
+
+
+def evaluate_checkpoint(
+    path: Path,
+    judge: Judge,
+    world: World,
+    samplers: Sequence[str] | None,
+    n: int,
+    seed: int,
+    stop: StopRequest,
+    output: Path = Path(),
+) -> None:
+    """Judge one checkpoint by each of its samplers; figures that are there already are kept.
+
+    Called on all ranks, which share the work.
+
+    Args:
+        samplers: by name; None: the process's own.
+        n: images for each figure.
+        output: where the results of a weight file go; those of a run go into it.
+    """
+    model = load(path, device=world.device)
+    sha256 = files.sha256(path)
+    is_cold = isinstance(model.process, Averaging)
+    if model.run is not None:
+        home, stem = model.run.path, f"epoch_{model.epoch:04d}"
+        target = model.run.evaluations / f"{stem}.json"
+    else:
+        home, stem = output, path.stem
+        target = output / f"{stem}.evaluation.json"
+    for name in samplers or default_specs(model.process):
+        spec = model.spec(name)
+        protocol = judge.protocol(n, spec, seed, is_cold)
+        known = evaluation_file.find(target, sha256, protocol) if world.is_main else None
+        if world.from_main(known):
+            if world.is_main:
+                print(f"{target}: {spec} with {n} images is there already")
+            continue
+        samples = Path("samples" if model.run else "") / f"{stem}_{spec}_seed_{seed}.h5"
+        generated = Generated(model, sha256, spec, seed, home / samples)
+        title = f"{path.name}: {n} images, {spec}"
+        with Meter(title, spec.steps, shown=world.is_main) as meter:
+            drawn = generated.images(n, judge.data_dir, world, _watched(meter, stop))
+        figure = judge.figure(drawn, spec, seed=seed, is_cold=is_cold, samples=str(samples))
+        if world.is_main:
+            about: dict[str, Any] = {
+                "epoch": model.epoch,
+                "step": model.step,
+                "checkpoint_sha256": sha256,
+                "weights": "model" if model.config.train.ema is None else "ema",
+            }
+            content = evaluation_file.add(target, about, figure)
+            print(f"{target}: {evaluation_file.summary(figure)}", flush=True)
+            if model.run is not None:
+                evaluation_file.draw(model.run)
+                mirror_evaluation(model.run, model.config, content)
+
+
+def _watched(meter: Meter, stop: StopRequest) -> Callable[[int, int], None]:
+    """Told of each network evaluation: shows how long it will take, and stops when asked to."""
+    started = time.monotonic()
+
+    def on_step(done: int, total: int) -> None:
+        if stop.signal is not None:
+            raise stop.end("evaluation stopped; the same command goes on from there")
+        left = (time.monotonic() - started) / done * (total - done)
+        meter.update(done, f"network evaluations  ETA {duration(left)}", total)
+
+    return on_step
