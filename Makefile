@@ -23,7 +23,7 @@ quickstart: $(VENV)/.train $(DATA)/mnist.h5 ## Train both models on real MNIST (
 
 test: $(VENV)/.dev ## Install what the tests need, then run them
 	$(BIN)/python -m tests.cluster.install
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 check: $(VENV)/.dev ## Format, lint and type-check, as pre-commit does
 	$(BIN)/ruff format --check . && $(BIN)/ruff check . && $(BIN)/mypy
