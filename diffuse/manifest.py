@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from diffuse import distributed, files
+from diffuse import distributed, files, progress
 from diffuse.distributed import World
 from diffuse.rundir import RunDir, now
 
@@ -79,3 +79,21 @@ def _version(package: str) -> str | None:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
         return None
+
+
+def start_events(
+    environment: dict[str, Any], content: dict[str, Any] | None
+) -> list[dict[str, Any]]:
+    """What metrics.jsonl is told of an attempt's start, resumed from a checkpoint's `content`.
+
+    A resume under another environment is no longer bit for bit: that is noted on the screen too.
+    """
+    step = 0 if content is None else int(content["step"])
+    events: list[dict[str, Any]] = [{"event": "start", "step": step, **environment}]
+    before = environment if content is None else content["environment"]
+    changed = {k: [before.get(k), v] for k, v in environment.items() if before.get(k) != v}
+    if changed:
+        text = ", ".join(f"{k}: {old} -> {new}" for k, (old, new) in changed.items())
+        progress.note(f"resumed under another environment, so not bit for bit: {text}")
+        events.append({"event": "environment_changed", "step": step, **changed})
+    return events

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from diffuse.averaging import Averaging
 from diffuse.config import AveragingConfig, Config
 from diffuse.ddpm import Ddpm
-from diffuse.distributed import Precision
+from diffuse.distributed import DTYPES, Precision
 from diffuse.ema import moving_average
 from diffuse.errors import UserError
 from diffuse.models import build
@@ -49,6 +50,36 @@ class TrainState:
     def best_network(self) -> nn.Module:
         """The network to sample with: the averaged one where there is one."""
         return self.network if self.ema is None else self.ema.module
+
+    def backward(
+        self,
+        forward: nn.Module,
+        x0: Tensor,
+        t: Tensor,
+        eps: Tensor | None,
+        precision: Precision,
+        parts: int,
+    ) -> Tensor:
+        """Gradients of the mean loss; this rank's per-example losses [b].
+
+        Args:
+            forward: the network, or what averages its gradients over ranks.
+            x0, t, eps: this rank's share of the batch; eps is None for a process without noise.
+            parts: micro-batches, which bound the memory.
+        """
+        losses = []
+        for k in range(parts):
+            part = slice(k * len(t) // parts, (k + 1) * len(t) // parts)
+            # gradients travel between ranks once, with the last part
+            hold = nullcontext if k == parts - 1 else getattr(forward, "no_sync", nullcontext)
+            with hold():
+                with torch.autocast(x0.device.type, DTYPES[precision], precision != "fp32"):
+                    loss = self.process.losses(
+                        forward, x0[part], t[part], None if eps is None else eps[part]
+                    )
+                self.scaler.scale(loss.mean() / parts).backward()  # type: ignore[no-untyped-call]
+            losses.append(loss.detach())
+        return torch.cat(losses)
 
     def payload(self) -> dict[str, Any]:
         """What a checkpoint holds of this state."""

@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from diffuse import checkpoint, files, manifest, pictures, progress, remaining, tracking
 from diffuse.config import Config
 from diffuse.data import load_split, to_x0
-from diffuse.distributed import DTYPES, World, join
+from diffuse.distributed import World, join
 from diffuse.errors import DiffuseError, EnvironmentFailed
 from diffuse.preemption import StopRequest
 from diffuse.recorder import Recorder
@@ -103,7 +103,7 @@ def _train(
     if attempt is not None:
         files.write_text(run.config_path, config.to_yaml())
         manifest.write(run, world, precision, split.sha256)
-        attempt.append_metrics(_start_events(state, environment, content))
+        attempt.append_metrics(manifest.start_events(environment, content))
     if content is not None and state.step % steps_per_epoch == 0:
         _draw(config, run, state, state.step // steps_per_epoch, attempt, data_dir)
 
@@ -227,7 +227,7 @@ def _train(
                     )
 
                 # ---- forward, backward, update
-                losses = _backward(config, state, forward, x0, t, eps, precision)
+                losses = state.backward(forward, x0, t, eps, precision, settings.accumulate)
                 state.scaler.unscale_(state.optimizer)
                 grads = [p.grad for p in state.network.parameters() if p.grad is not None]
                 grad_norm = nn.utils.get_total_norm(grads)
@@ -280,37 +280,6 @@ def _train(
     return run
 
 
-def _backward(
-    config: Config,
-    state: TrainState,
-    forward: nn.Module,
-    x0: Tensor,
-    t: Tensor,
-    eps: Tensor | None,
-    precision: str,
-) -> Tensor:
-    """Gradients of the mean loss, in `accumulate` parts; this rank's per-example losses [b]."""
-    parts = config.train.accumulate
-    losses = []
-    for k in range(parts):
-        part = slice(k * len(t) // parts, (k + 1) * len(t) // parts)
-        last = k == parts - 1
-        # gradients travel between ranks once, with the last part
-        hold = (
-            contextlib.nullcontext()
-            if last
-            else getattr(forward, "no_sync", contextlib.nullcontext)()
-        )
-        with hold:
-            with torch.autocast(x0.device.type, DTYPES[precision], enabled=precision != "fp32"):
-                loss = state.process.losses(
-                    forward, x0[part], t[part], None if eps is None else eps[part]
-                )
-            state.scaler.scale(loss.mean() / parts).backward()  # type: ignore[no-untyped-call]
-        losses.append(loss.detach())
-    return torch.cat(losses)
-
-
 def _draw(
     config: Config,
     run: RunDir,
@@ -337,20 +306,6 @@ def _judge(config: Config, path: Path, world: World, data_dir: Path, stop: StopR
     judge = Judge.make(config.eval.extractor, data_dir, world)
     samplers, n = config.eval.samplers, config.eval.in_training
     evaluate_checkpoint(path, judge, world, samplers, n, seed=0, stop=stop)
-
-
-def _start_events(
-    state: TrainState, environment: dict[str, Any], content: dict[str, Any] | None
-) -> list[dict[str, Any]]:
-    events: list[dict[str, Any]] = [{"event": "start", "step": state.step, **environment}]
-    if content is not None:
-        before = content["environment"]
-        changed = {k: [before.get(k), v] for k, v in environment.items() if before.get(k) != v}
-        if changed:
-            text = ", ".join(f"{k}: {old} -> {new}" for k, (old, new) in changed.items())
-            progress.note(f"resumed under another environment, so not bit for bit: {text}")
-            events.append({"event": "environment_changed", "step": state.step, **changed})
-    return events
 
 
 def _opening(
