@@ -92,9 +92,11 @@ def _evaluate(
     data_dir: Path,
     after: str | None,
 ) -> list[str]:
-    calls: list[tuple[Any, ...]] = [
-        (str(r.planned.dir.path), list(r.planned.unevaluated), str(data_dir), {}) for r in part
-    ]
+    calls: list[tuple[Any, ...]] = []
+    for request in part:
+        planned = request.planned
+        epochs, options = list(planned.unevaluated), planned.run.evaluation
+        calls.append((str(planned.dir.path), epochs, options, str(data_dir), {}))
     return submitter.array("evaluate", job.evaluate, calls, settings, throttle, after)
 
 

@@ -70,6 +70,24 @@ class GridRun:
     def epochs(self) -> tuple[int, ...]:
         return self.config.evaluated_epochs
 
+    @property
+    def evaluation(self) -> list[str]:
+        """The options of diffuse.evaluate for this run: by its grid, whatever it was trained by."""
+        settings = self.config.eval
+        options = ["--images", str(settings.images), "--extractor", settings.extractor]
+        return options + (["--samplers", ",".join(settings.samplers)] if settings.samplers else [])
+
+    def is_evaluated(self, figures: Sequence[Mapping[str, Any]]) -> bool:
+        """Whether these figures of an epoch are what the grid asks for."""
+        settings = self.config.eval
+        made = {
+            f["protocol"]["sampler"]
+            for f in figures
+            if f["protocol"]["images"] == settings.images
+            and f["protocol"]["extractor"] == settings.extractor
+        }
+        return bool(made) and made >= set(settings.samplers or ())
+
     def merged(self, other: GridRun) -> GridRun:
         """The same run with the cells of both."""
         epochs = tuple(sorted({*self.epochs, *other.epochs}))

@@ -60,10 +60,18 @@ def train(
 
 
 def evaluate(
-    run_dir: str, epochs: Sequence[int], data_dir: str, environment: dict[str, str | None]
+    run_dir: str,
+    epochs: Sequence[int],
+    options: Sequence[str],
+    data_dir: str,
+    environment: dict[str, str | None],
 ) -> dict[str, Any]:
-    """Evaluate these epochs of a run by its own settings; returns as `train` does."""
-    arguments = [run_dir, "--data-dir", data_dir]
+    """Evaluate these epochs of a run; returns as `train` does.
+
+    Args:
+        options: of diffuse.evaluate: how many images, by which samplers and extractor.
+    """
+    arguments = [run_dir, *options, "--data-dir", data_dir]
     for epoch in epochs:
         arguments += ["--epoch", str(epoch)]
     return _run("diffuse.evaluate", RunDir(Path(run_dir)).logs, arguments, environment)
@@ -73,6 +81,7 @@ def train_then_evaluate(
     run_dir: str,
     config: dict[str, Any] | None,
     epochs: Sequence[int],
+    options: Sequence[str],
     data_dir: str,
     environment: dict[str, str | None],
 ) -> dict[str, Any]:
@@ -81,7 +90,7 @@ def train_then_evaluate(
     if config is not None:
         result = train(run_dir, config, data_dir, environment)
     if result["code"] == 0 and epochs:
-        result = evaluate(run_dir, epochs, data_dir, environment)
+        result = evaluate(run_dir, epochs, options, data_dir, environment)
     return result
 
 

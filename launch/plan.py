@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from diffuse import files
 from diffuse.rundir import RunDir
 from launch.grid import Grid, GridRun
 
@@ -51,7 +52,8 @@ def look_at(run: GridRun, directory: RunDir) -> Planned:
         return Planned(run, directory, "new", "new", frozenset(), frozenset())
     kept = _epochs(directory.checkpoints, ".pt")
     have = frozenset(run.epochs) & kept
-    evaluated = have & _epochs(directory.evaluations, ".json")
+    judged = have & _epochs(directory.evaluations, ".json")
+    evaluated = frozenset(epoch for epoch in judged if _is_evaluated(run, directory, epoch))
     missing = [epoch for epoch in run.epochs if epoch not in kept]
     status = directory.status()
     state, reached = status.get("state"), int(status.get("epoch") or 0)
@@ -125,6 +127,14 @@ def as_plain(planned: Iterable[Planned]) -> dict[str, list[dict[str, Any]]]:
                 }
             )
     return {"runs": runs, "cells": cells}
+
+
+def _is_evaluated(run: GridRun, directory: RunDir, epoch: int) -> bool:
+    content = files.read_json(directory.evaluations / f"epoch_{epoch:04d}.json")
+    try:
+        return run.is_evaluated(content["figures"])
+    except (KeyError, TypeError):
+        return False  # damaged: the evaluation says so
 
 
 def _epochs(folder: Path, suffix: str) -> frozenset[int]:

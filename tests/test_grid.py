@@ -193,3 +193,25 @@ def test_what_is_left_of_a_run_follows_from_its_directory(
     planned = look_at(run, directory)
     assert planned.state == state and detail in planned.detail
     assert planned.have == frozenset(kept) & frozenset(epochs)
+
+
+def test_a_cell_counts_as_evaluated_by_the_protocol_that_the_grid_asks_for(tmp_path: Path) -> None:
+    layer = parse_set(["eval.images=500", "eval.samplers=ddim-50,ancestral"])
+    run = load_grid("part1", Overrides(epochs=(2,), layers=(layer,))).only("ddpm-default-*").runs[0]
+    directory = RunDir(tmp_path / run.name)
+    directory.checkpoints.mkdir(parents=True)
+    directory.checkpoint_path(2).touch()
+    files.write_json(directory.status_path, {"state": "done", "epoch": 2, "epochs": 2})
+
+    def figure(sampler: str, images: int) -> dict[str, object]:
+        return {"protocol": {"sampler": sampler, "images": images, "extractor": "classifier"}}
+
+    few = [figure("ddim-50", 20), figure("ancestral", 20)]
+    for figures, is_there in (
+        (few, False),
+        ([*few, figure("ddim-50", 500)], False),
+        ([*few, figure("ddim-50", 500), figure("ancestral", 500)], True),
+    ):
+        files.write_json(directory.evaluations / "epoch_0002.json", {"figures": figures})
+        assert (look_at(run, directory).unevaluated == ()) is is_there
+    assert run.evaluation[:2] == ["--images", "500"]
