@@ -42,9 +42,9 @@ def console(stderr: bool = False) -> Console:
     return Console(stderr=stderr, width=width, highlight=False, soft_wrap=False)
 
 
-def plan_table(title: str, planned: Sequence[Planned]) -> Table:
+def plan_table(planned: Sequence[Planned]) -> Table:
     """One row a run, i.e. a training job; its cells with a mark where they are done."""
-    table = _table(title, "run", "cells (epochs)", "state")
+    table = _table(None, "run", "cells (epochs)", "state")
     for p in planned:
         cells = Text("  ").join(
             Text(f"{epoch} ✓", "green") if epoch in p.have else Text(f"{epoch}")
@@ -177,7 +177,7 @@ def duration(seconds: float) -> str:
     return f"{whole // 3600}h{whole % 3600 // 60:02d}m"
 
 
-def _table(title: str, *columns: str) -> Table:
+def _table(title: str | None, *columns: str) -> Table:
     table = Table(title=title, title_justify="left", box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for column in columns:
         table.add_column(column, no_wrap=True)

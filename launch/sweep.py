@@ -110,7 +110,8 @@ def main(
             from launch.show import console, plan_table
 
             out = console()
-            out.print(plan_table(f"grid {chosen.name} in {runs_dir}, on {file.name}", planned))
+            out.print(f"grid {chosen.name} in {runs_dir}, on {file.name}", soft_wrap=True)
+            out.print(plan_table(planned))
             out.print(summary(planned))
         return
     if settings.kind == "slurm":

@@ -109,13 +109,22 @@ assert not heavy, heavy
     subprocess.run([sys.executable, "-c", code], check=True, env=environment(), cwd="/")
 
 
-def test_help_answers_within_300_ms() -> None:
-    times = []
-    for _ in range(5):
-        before = time.perf_counter()
-        assert sweep("--help").returncode == 0
-        times.append(time.perf_counter() - before)
-    assert min(times) < 0.3
+@pytest.mark.parametrize("program", sorted(p.name for p in (ROOT / "launch").glob("*.py")))
+def test_help_imports_nothing_that_takes_long(program: str) -> None:
+    """So that it answers within 0.3 s, which `make bench` measures."""
+    if "typer.Typer(" not in (ROOT / "launch" / program).read_text():
+        return
+    code = f"""
+import runpy, sys
+sys.argv = ["x", "--help"]
+try:
+    runpy.run_path({str(ROOT / "launch" / program)!r}, run_name="__main__")
+except SystemExit as end:
+    assert end.code == 0, end.code
+slow = {{"torch", "numpy", "matplotlib", "wandb", "pydantic", "submitit", "rich", "jinja2"}}
+assert not slow & set(sys.modules), slow & set(sys.modules)
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, env=environment(), cwd="/")
 
 
 def test_a_dry_run_from_anywhere_shows_the_cells_and_writes_nothing(tmp_path: Path) -> None:
@@ -308,3 +317,13 @@ def test_gpus_are_those_that_the_environment_or_the_driver_shows(
     assert visible_gpus("auto") == ["0", "1"]
     driver.unlink()
     assert visible_gpus("auto") == []
+
+
+def test_a_rerun_goes_beside_what_is_there(tmp_path: Path) -> None:
+    (tmp_path / "runs" / "rerun-001").mkdir(parents=True)
+    ended = sweep(
+        "--grid=quick", "--rerun", "--dry-run", "--cluster=local", f"--runs-dir={tmp_path / 'runs'}"
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert f"{tmp_path}/runs/rerun-002" in ended.stdout
+    assert "3 training jobs: 3 new" in ended.stdout
