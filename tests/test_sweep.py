@@ -51,7 +51,7 @@ def sweep(*arguments: str | Path, cwd: Path = ROOT, **env: str) -> subprocess.Co
 def local(grid: Path, runs: Path, data_dir: Path, *more: str) -> list[str | Path]:
     """Arguments of a small sweep on local processes."""
     place = ["--cluster", "local", "--runs-dir", runs, "--data-dir", data_dir]
-    return ["--grid", grid, *place, *TINY, "--set=samples.images=4", *more]
+    return ["--grid", grid, *place, *TINY, "--set=samples.images=4", "--no-evaluate", *more]
 
 
 def write(folder: Path, text: str, name: str = "grid") -> Path:
