@@ -69,9 +69,16 @@ def main(
         judge = Judge.make(extractor or config.eval.extractor, folder, world)
         names = samplers.split(",") if samplers else config.eval.samplers
         in_run = source.is_dir() and world.is_main
-        with Mirror(RunDir(source), config, "evaluate", active=in_run):
-            for path in _checkpoints(source, epoch):
-                evaluate_checkpoint(path, judge, world, names, n, seed, stop, output or Path())
+        try:
+            with Mirror(RunDir(source), config, "evaluate", active=in_run):
+                for path in _checkpoints(source, epoch):
+                    evaluate_checkpoint(path, judge, world, names, n, seed, stop, output or Path())
+        except (errors.Interrupted, RuntimeError) as error:
+            if stop.signal is None or (world.size == 1 and isinstance(error, RuntimeError)):
+                raise
+            # As in training, rank 0 alone says why; it may have waited for ranks that stopped.
+            if world.is_main:
+                raise stop.end("evaluation stopped; the same command goes on from there") from error
 
 
 def _checkpoints(source: Path, epochs: list[int] | None) -> list[Path]:

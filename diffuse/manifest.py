@@ -58,7 +58,9 @@ def code_version() -> dict[str, Any]:
     """The git commit of this code and whether it was changed since, where that can be known."""
     stated = os.environ.get("DIFFUSE_CODE")  # set by the launcher for a snapshot without .git
     if stated:
-        return {"snapshot": stated}
+        described = os.environ.get("DIFFUSE_COMMIT", "")  # with a + where files were changed since
+        changed = described.endswith("+") if described else None
+        return {"snapshot": stated, "commit": described.rstrip("+") or None, "changed": changed}
     folder = Path(__file__).resolve().parent.parent
 
     def git(*arguments: str) -> str | None:

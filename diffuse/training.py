@@ -21,7 +21,7 @@ from diffuse import checkpoint, files, manifest, pictures, progress, remaining, 
 from diffuse.config import Config
 from diffuse.data import load_split, to_x0
 from diffuse.distributed import World, join
-from diffuse.errors import DiffuseError, EnvironmentFailed
+from diffuse.errors import DiffuseError, EnvironmentFailed, Interrupted
 from diffuse.preemption import StopRequest
 from diffuse.recorder import Recorder
 from diffuse.rng import Stream, derive_seed, generator
@@ -53,6 +53,12 @@ def train(config: Config, runs_dir: Path, data_dir: Path, stop: StopRequest) -> 
         try:
             run = _train(config, runs_dir, data_dir, stop, world)
             return run if world.is_main else None
+        except (Interrupted, Superseded):
+            if world.is_main:
+                raise
+            # Rank 0 alone says why all end: srun and torchrun kill it, perhaps while it saves,
+            # as soon as another rank ends with an error.
+            return None
         except (RuntimeError, ConnectionError) as error:
             if world.size > 1 and not isinstance(error, torch.OutOfMemoryError):
                 reason = str(error).splitlines()[0]

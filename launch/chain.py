@@ -96,7 +96,8 @@ def _evaluate(
     for request in part:
         planned = request.planned
         epochs, options = list(planned.unevaluated), planned.run.evaluation
-        calls.append((str(planned.dir.path), epochs, options, str(data_dir), {}))
+        run_dir, most = str(planned.dir.path), settings.max_requeues
+        calls.append((run_dir, epochs, options, str(data_dir), {}, most))
     return submitter.array("evaluate", job.evaluate, calls, settings, throttle, after)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import fnmatch
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field
@@ -123,7 +124,7 @@ def load_grid(name: str, overrides: Overrides | None = None) -> Grid:
 
     Raises UserError: unknown grid or preset, unknown key, impossible value, orientation missing.
     """
-    path = find_yaml(name, kind="grid", folders=("grids",))
+    path = _find(name)
     source = shown(path)
     values = read_yaml(path)
     if not values.get("runs"):
@@ -136,6 +137,15 @@ def load_grid(name: str, overrides: Overrides | None = None) -> Grid:
             earlier = runs.get(run.name)
             runs[run.name] = earlier.merged(run) if earlier else run
     return Grid(path.stem, tuple(runs.values()), cluster)
+
+
+def grid_name(name: str) -> str:
+    """What the grid named on a command line is called; UserError where there is none such."""
+    return _find(name).stem
+
+
+def _find(name: str) -> Path:
+    return find_yaml(name, kind="grid", folders=("grids",))
 
 
 def parse_numbers(text: str, option: str, smallest: int) -> tuple[int, ...]:

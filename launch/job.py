@@ -37,21 +37,14 @@ def train(
     Args:
         config: a resolved config as plain values.
         environment: variables for the child; None takes one away.
-        max_requeues: of a Slurm job, in a row, without a newer checkpoint.
+        max_requeues: of a Slurm job, in a row, without a newer checkpoint; then it ends for good.
 
     Returns the exit code, negative for a signal, and the path of the log. In a Slurm job it does
     not return: the process ends with that code, by which the batch script decides on a requeue.
     """
     run = RunDir(Path(run_dir))
-    name = job_name("train")
-    record = {"checkpoint": _newest_checkpoint(run)}
-    if _rank() == 0 and _starts_without_progress(run, record["checkpoint"]) > max_requeues:
-        files.write_json(run.logs / f"{name}.json", {**record, "ended": now(), "code": 1})
-        sys.exit(
-            f"error: {run.name}: {max_requeues} requeues in a row without a new checkpoint;"
-            " the time limit, or the notice before it, is too short (cluster: time)"
-        )
-    config_path = run.logs / f"{name}.yaml"
+    record = _require_progress(run, "train", "new checkpoint", max_requeues)
+    config_path = run.logs / f"{job_name('train')}.yaml"
     files.write_text(config_path, _as_yaml(config))
     arguments = ["--config", str(config_path), "--runs-dir", str(run.path.parent)]
     return _run(
@@ -65,16 +58,22 @@ def evaluate(
     options: Sequence[str],
     data_dir: str,
     environment: dict[str, str | None],
+    max_requeues: int = 0,
 ) -> dict[str, Any]:
     """Evaluate these epochs of a run; returns as `train` does.
 
     Args:
         options: of diffuse.evaluate: how many images, by which samplers and extractor.
+        max_requeues: in a row, without a new image.
     """
+    if not epochs:
+        return {"code": 0, "log": None}
+    run = RunDir(Path(run_dir))
+    record = _require_progress(run, "evaluate", "new image", max_requeues)
     arguments = [run_dir, *options, "--data-dir", data_dir]
     for epoch in epochs:
         arguments += ["--epoch", str(epoch)]
-    return _run("diffuse.evaluate", RunDir(Path(run_dir)).logs, arguments, environment)
+    return _run("diffuse.evaluate", run.logs, arguments, environment, record)
 
 
 def train_then_evaluate(
@@ -170,19 +169,46 @@ def _rank() -> int:
     return int(os.environ.get("SLURM_PROCID", 0)) if "SLURM_JOB_ID" in os.environ else 0
 
 
-def _newest_checkpoint(run: RunDir) -> str | None:
-    paths = sorted(run.checkpoints.glob("*.pt"), key=lambda path: path.stat().st_mtime)
-    return paths[-1].name if paths else None
+def _require_progress(run: RunDir, program: str, what: str, most: int) -> dict[str, Any]:
+    """What this start's record says of progress so far; ends the job where requeues bring none.
+
+    Args:
+        what: is made by `program` where it gets on.
+        most: requeues in a row without that.
+    """
+    progress = _newest(run, program)
+    if _rank() == 0 and _starts_without_progress(run, program, progress) > most:
+        name = job_name(program)
+        said = (
+            f"error: {run.name}: {most} requeue{'s' * (most != 1)} in a row without a {what}; the"
+            " time limit, or the notice before it, is too short (cluster: time, max_requeues)"
+        )
+        record = {"program": program, "progress": progress, "ended": now(), "code": 1}
+        files.write_json(run.logs / f"{name}.json", record)
+        files.write_text(run.logs / f"{name}.log", f"{said}\n")
+        sys.exit(said)
+    return {"progress": progress}
 
 
-def _starts_without_progress(run: RunDir, checkpoint: str | None) -> int:
-    """How often in a row this Slurm job has started from the checkpoint it would start from now."""
+def _newest(run: RunDir, program: str) -> str | None:
+    """The newest file that `program` has made, and when."""
+    if program == "train":
+        paths = list(run.checkpoints.glob("[!.]*.pt"))
+    else:  # parts of a set of images, whole sets, figures
+        paths = [*run.samples.rglob("*.npy"), *run.samples.glob("[!.]*.h5")]
+        paths += run.evaluations.glob("[!.]*.json")
+    newest = max(paths, key=lambda path: path.stat().st_mtime_ns, default=None)
+    return None if newest is None else f"{newest.relative_to(run.path)} {newest.stat().st_mtime_ns}"
+
+
+def _starts_without_progress(run: RunDir, program: str, progress: str | None) -> int:
+    """How often in a row this Slurm job has started from where it would start from now."""
     attempt = int(os.environ.get("SLURM_RESTART_COUNT", 0))
-    stem = job_name("train").rpartition("-r")[0]
+    stem = job_name(program).rpartition("-r")[0]
     count = 0
     while attempt > count:
         earlier = files.read_json(run.logs / f"{stem}-r{attempt - count - 1:02d}.json")
-        if not earlier or earlier.get("checkpoint") != checkpoint:
+        if not earlier or earlier.get("progress") != progress:
             break
         count += 1
     return count

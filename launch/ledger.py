@@ -1,6 +1,7 @@
 """What the launcher remembers beside the runs, under RUNS/.launch/: locks, and who holds them.
 
-runs/.launch/<grid>/lock, holder.json    one sweep at a time
+runs/.launch/<grid>/lock, holder.json    one sweep of a grid at a time
+runs/.launch/lock, holder.json           one submission at a time: grids share runs
 runs/.launch/<grid>/jobs-*/              submitit's own files of one sweep
 """
 
@@ -44,10 +45,6 @@ class Ledger:
         self.path = runs_dir / ".launch" / grid
 
     @property
-    def holder_path(self) -> Path:
-        return self.path / "holder.json"
-
-    @property
     def code_dir(self) -> Path:
         return self.runs_dir / ".launch" / "code"
 
@@ -66,8 +63,7 @@ class Ledger:
         names = files.read_json(self.path / "runs.json").get("runs")
         return [str(name) for name in names] if isinstance(names, list) else []
 
-    @contextlib.contextmanager
-    def locked(self, wait_s: float = 0) -> Iterator[None]:
+    def locked(self, wait_s: float = 0) -> contextlib.AbstractContextManager[None]:
         """Hold this grid; EnvironmentFailed, with the holder's name, where another sweep does.
 
         The lock goes with the process, however that ends.
@@ -75,14 +71,23 @@ class Ledger:
         Args:
             wait_s: how long the other sweep is waited for.
         """
+        return self._held(self.path, self.grid, wait_s)
+
+    def submitting(self, wait_s: float) -> contextlib.AbstractContextManager[None]:
+        """Hold the whole runs folder as `locked` does its grid: the runs of grids overlap."""
+        return self._held(self.path.parent, "a grid", wait_s)
+
+    @contextlib.contextmanager
+    def _held(self, folder: Path, what: str, wait_s: float) -> Iterator[None]:
+        holder_path = folder / "holder.json"
         try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            lock = FileLock(self.path / "lock", timeout=wait_s)
+            folder.mkdir(parents=True, exist_ok=True)
+            lock = FileLock(folder / "lock", timeout=wait_s)
             lock.acquire()
         except Timeout:
-            holder = files.read_json(self.holder_path)
+            holder = files.read_json(holder_path)
             raise EnvironmentFailed(
-                f"{self.grid} is being swept in {self.runs_dir} by process"
+                f"{what} is being swept in {self.runs_dir} by process"
                 f" {holder.get('pid', '?')} on {holder.get('host', '?')} since"
                 f" {holder.get('since', '?')}; wait for it, or use another --runs-dir"
             ) from None
@@ -92,10 +97,10 @@ class Ledger:
             ) from None
         try:
             holder = {"pid": os.getpid(), "host": socket.gethostname(), "since": now()}
-            files.write_json(self.holder_path, holder)
+            files.write_json(holder_path, holder)
             yield
         finally:
-            self.holder_path.unlink(missing_ok=True)
+            holder_path.unlink(missing_ok=True)
             lock.release()
 
 

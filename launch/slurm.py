@@ -52,6 +52,7 @@ class Site:
 
     partitions: tuple[Partition, ...]
     max_array_size: int
+    max_jobs: int = 10_000  # of all users, waiting or running, each task of an array counting
 
     def check(self, settings: Cluster, source: str) -> None:
         """Refuse, before anything is submitted, an unknown partition or too long a time limit."""
@@ -81,8 +82,13 @@ def site() -> Site:
         for facts in map(_pairs, _ask("scontrol", "show", "partition", "--oneliner").splitlines())
         if "PartitionName" in facts
     ]
-    size = re.search(r"^MaxArraySize\s*=\s*(\d+)", _ask("scontrol", "show", "config"), re.MULTILINE)
-    return Site(tuple(partitions), int(size.group(1)) if size else 1001)
+    config = _ask("scontrol", "show", "config")
+    limits = {
+        name: re.search(rf"^{name}\s*=\s*(\d+)", config, re.MULTILINE)
+        for name in ("MaxArraySize", "MaxJobCount")
+    }
+    size, count = (int(found.group(1)) if found else None for found in limits.values())
+    return Site(tuple(partitions), size or 1001, count or 10_000)
 
 
 def queue() -> dict[str, Job]:

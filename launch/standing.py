@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from diffuse import files
 from diffuse.errors import EnvironmentFailed, UserError
 from diffuse.rundir import RunDir
 from launch import slurm
@@ -20,6 +21,7 @@ from launch.ledger import Ledger, submissions
 from launch.slurm import Job
 
 LOST_AFTER_S = 180.0  # without a heartbeat, a job or a process
+RESUMABLE = (75, 130, -2, -10, -12, -15)  # interrupted, or killed by a signal that asks to end
 UNEXPLAINED = {"COMPLETED", "RUNNING", "PENDING", ""}
 
 
@@ -52,12 +54,15 @@ def standings(runs_dir: Path, grid: str | None = None) -> list[Standing]:
     One squeue call and one sacct call at most.
     """
     jobs: dict[str, dict[str, str]] = {}  # run: program: the last job's id
+    asked: dict[str, set[int]] = {}  # run: the epochs that its last evaluation is about
     grids: dict[str, str] = {}
     for submission in submissions(runs_dir, grid or "*"):
         for record in submission.jobs:
             if record["run"]:
                 jobs.setdefault(record["run"], {})[record["program"]] = record["job_id"]
                 grids[record["run"]] = submission.grid
+                if record["program"] == "evaluate":
+                    asked[record["run"]] = set(record["epochs"])
     names = set(jobs)
     if grid is None:
         names |= {path.parent.name for path in runs_dir.glob("*/config.yaml")}
@@ -69,7 +74,14 @@ def standings(runs_dir: Path, grid: str | None = None) -> list[Standing]:
             )
     queue, past = _ask_slurm(jobs)
     return [
-        _standing(RunDir(runs_dir / name), jobs.get(name, {}), grids.get(name, ""), queue, past)
+        _standing(
+            RunDir(runs_dir / name),
+            jobs.get(name, {}),
+            asked.get(name, set()),
+            grids.get(name, ""),
+            queue,
+            past,
+        )
         for name in sorted(names)
     ]
 
@@ -90,13 +102,15 @@ def _ask_slurm(jobs: Mapping[str, Mapping[str, str]]) -> tuple[dict[str, Job], d
 def _standing(
     run: RunDir,
     jobs: Mapping[str, str],
+    asked: set[int],
     grid: str,
     queue: Mapping[str, Job],
     past: Mapping[str, Job],
 ) -> Standing:
     status = run.status()
     live = {name: queue[i] for name, i in jobs.items() if i in queue and queue[i].is_live}
-    state, reason, job = _state(run, status, jobs, live, past)
+    evaluated = {int(path.stem[6:]) for path in run.evaluations.glob("epoch_[0-9]*.json")}
+    state, reason, job = _state(run, status, jobs, asked - evaluated, live, past)
     attempts = run.attempt_number()
     record = run.attempt(attempts) if attempts else {}
     return Standing(
@@ -109,7 +123,7 @@ def _standing(
         loss=status.get("loss"),
         images_per_s=status.get("images_per_s") if state == "running" else None,
         eta_s=status.get("eta_s") if state == "running" else None,
-        evaluated=sum(1 for _ in run.evaluations.glob("epoch_*.json")),
+        evaluated=len(evaluated),
         attempts=attempts,
         node=(job.node if job else "") or str(record.get("node") or record.get("host") or ""),
         grid=grid,
@@ -120,10 +134,15 @@ def _state(
     run: RunDir,
     status: Mapping[str, Any],
     jobs: Mapping[str, str],
+    unevaluated: set[int],
     live: Mapping[str, Job],
     past: Mapping[str, Job],
 ) -> tuple[str, str, Job | None]:
-    """State, reason, and the live job where there is one."""
+    """State, reason, and the live job where there is one.
+
+    Args:
+        unevaluated: epochs that the last evaluation was to do and has not done.
+    """
     said = str(status.get("state", ""))
     if job := live.get("train"):
         if job.state == "PENDING":
@@ -137,8 +156,9 @@ def _state(
             return "evaluating", "", job
         if said == "done":
             return "queued", f"evaluation: {job.reason}", job
-    ended = past.get(jobs.get("train", ""))
-    why = ended.state if ended and ended.state not in UNEXPLAINED else ""
+    why = _explained(past.get(jobs.get("train", "")))
+    if said in ("running", "interrupted") and (error := _gave_up(run, "train")):
+        return "failed", error, None
     if said == "running":
         if run.running_process():
             return "running", "", None
@@ -154,10 +174,29 @@ def _state(
     if said == "failed":
         return said, str(status.get("reason", "")), None
     if said == "done":
+        why = _explained(past.get(jobs.get("evaluate", "")))
+        if error := _gave_up(run, "evaluate") or (why if unevaluated else ""):
+            again = "; the next sweep evaluates it" if unevaluated else ""
+            return "failed", f"evaluation: {error}{again}", None
         return said, "", None
     if why or _ended_badly(run):
         return "failed", why or _ended_badly(run), None
     return "new", "", None
+
+
+def _explained(job: Job | None) -> str:
+    return job.state if job and job.state not in UNEXPLAINED else ""
+
+
+def _gave_up(run: RunDir, program: str) -> str:
+    """The error with which the newest attempt of `program` ended for good; "" where none did."""
+    from launch.local import last_error
+
+    records = run.logs.glob(f"{program}-*.json")
+    newest = max(records, key=lambda path: path.stat().st_mtime_ns, default=None)
+    if newest is None or files.read_json(newest).get("code") in (None, 0, *RESUMABLE):
+        return ""
+    return last_error(newest.with_suffix(".log"))
 
 
 def _ended_badly(run: RunDir) -> str:
@@ -170,8 +209,9 @@ def _ended_badly(run: RunDir) -> str:
 
 def newest_log(run: RunDir) -> Path | None:
     """The log of the latest attempt at anything."""
-    logs = sorted(run.logs.glob("*.log"), key=lambda path: path.stat().st_mtime)
-    return logs[-1] if logs else None
+    logs = list(run.logs.glob("*.log"))
+    logs = [path for path in logs if "-rank" not in path.name] or logs  # rank 0 knows most
+    return max(logs, key=lambda path: path.stat().st_mtime_ns, default=None)
 
 
 def counts(rows: Sequence[Standing]) -> str:

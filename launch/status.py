@@ -20,12 +20,14 @@ import typer
 from diffuse import errors
 
 if TYPE_CHECKING:
+    from rich.console import Console
     from rich.table import Table
 
     from launch.standing import Standing
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
 REFRESH_S = 5.0
+MOST_ROWS = 500  # nobody reads more, and laying them out takes seconds
 STYLES = {
     "done": "green",
     "running": "cyan",
@@ -63,29 +65,46 @@ def main(
     from launch.show import console
 
     out = console()
-    if follow and out.is_terminal:
-        from rich.live import Live
+    if follow:
+        watch(root, grid, out)
+        return
+    out.print(_table(rows, MOST_ROWS))
+    out.print(counts(rows) or f"no runs in {runs_dir}")
 
+
+def watch(root: Path, grid: str | None, out: Console) -> int:
+    """Show how the runs under `root` stand until all have ended; 1 where one failed, else 0.
+
+    A live table on a terminal; elsewhere a row whenever something happened.
+    """
+    from rich.live import Live
+
+    from launch.standing import counts, standings
+
+    rows = standings(root, grid)
+    if out.is_terminal:
         with Live(_table(rows, out.height - 3), console=out, auto_refresh=False) as live:
             while _lives(rows):
                 time.sleep(REFRESH_S)
                 rows = standings(root, grid)
                 live.update(_table(rows, out.height - 3), refresh=True)
     else:
-        out.print(_table(rows, None))
-        while follow and _lives(rows):
+        out.print(_table(rows, MOST_ROWS))
+        while _lives(rows):
             time.sleep(REFRESH_S)
             before, rows = {(r.run, r.state, r.epoch) for r in rows}, standings(root, grid)
             if news := [r for r in rows if (r.run, r.state, r.epoch) not in before]:
-                out.print(_table(news, None))
-    out.print(counts(rows) or f"no runs in {runs_dir}")
+                out.print(_table(news, MOST_ROWS))
+    out.print(counts(rows) or f"no runs in {root}")
+    return int(any(row.state in ("failed", "lost") for row in rows))
 
 
 def _lives(rows: list[Standing]) -> bool:
     return any(row.state in ("queued", "requeued", "running", "evaluating") for row in rows)
 
 
-def _table(rows: list[Standing], room: int | None) -> Table:
+def _table(rows: list[Standing], room: int) -> Table:
+    """At most `room` rows; where there are more, what runs or went wrong comes first."""
     from rich.table import Table
     from rich.text import Text
 
@@ -97,7 +116,9 @@ def _table(rows: list[Standing], room: int | None) -> Table:
     table.add_column("attempts", no_wrap=True)
     table.add_column("node", no_wrap=True)
     table.add_column("reason", overflow="fold")
-    shown = rows if room is None else rows[: max(1, room)]
+    shown = rows
+    if len(rows) > room:
+        shown = sorted(rows, key=lambda row: _order(row.state))[: max(1, room)]
     for row in shown:
         table.add_row(
             row.run,
@@ -113,8 +134,13 @@ def _table(rows: list[Standing], room: int | None) -> Table:
             Text(row.reason),
         )
     if len(rows) > len(shown):
-        table.add_row(f"... and {len(rows) - len(shown)} more")
+        table.add_row(f"... and {len(rows) - len(shown)} more (--json has all)")
     return table
+
+
+def _order(state: str) -> int:
+    order = ("failed", "lost", "running", "evaluating", "interrupted", "requeued", "queued")
+    return order.index(state) if state in order else len(order)
 
 
 def _show_log(runs_dir: Path, name: str) -> None:

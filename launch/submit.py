@@ -23,12 +23,14 @@ from diffuse.errors import EnvironmentFailed
 from launch.cluster import Cluster
 from launch.snapshot import Snapshot
 
-# Where the work was interrupted and Slurm has not ended the job (scancel, say), do it again.
+# Where the work was interrupted and Slurm has not ended the job (scancel, say), do it again. What
+# outlived a dead node must not requeue the attempt that has taken its place under the same id.
 REQUEUE = """\
 code=$?
 job=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}
 job=${job:-$SLURM_JOB_ID}
-if [ $code -eq 75 ] && [ "$(squeue --noheader --jobs="$job" --format=%T)" = RUNNING ]; then
+mine="JobState=RUNNING .* Restarts=${SLURM_RESTART_COUNT:-0} "
+if [ $code -eq 75 ] && scontrol show job "$job" --oneliner | grep -q "$mine"; then
   scontrol requeue "$job" && sleep 60 # Slurm ends this script
   echo "error: Slurm did not requeue $job; the next sweep goes on from its checkpoint" >&2
 fi
@@ -80,7 +82,7 @@ class Submitter:
     ) -> submitit.SlurmExecutor:
         executor = submitit.SlurmExecutor(self.folder, python=self._python(settings))
         options: dict[str, Any] = {
-            "requeue": True,  # also after a node's death
+            "requeue": "no-requeue" not in settings.extra,  # also after a node's death
             "signal": f"USR2@{_notice_s(settings.time)}",
             "chdir": str(self.folder),
         }
@@ -102,7 +104,8 @@ class Submitter:
             array_parallelism=throttle,
             wckey=None,
             stderr_to_stdout=True,
-            setup=[*settings.setup, *self._exports(settings)],
+            # A preempting SIGTERM is for the ranks: this script is to requeue them.
+            setup=["trap : TERM", *settings.setup, *self._exports(settings)],
             srun_args=["--kill-on-bad-exit=1", f"--cpus-per-task={settings.cpus_per_task}"],
             teardown=REQUEUE.splitlines(),
             additional_parameters={k: v for k, v in options.items() if v is not False},
@@ -137,7 +140,7 @@ class Submitter:
 
         A signal during Python's start must not end it; the job takes it up once it can.
         """
-        start = """bash -c 'trap "" USR2; exec "$@"' diffuse-job"""
+        start = """bash -c 'trap "" USR2 TERM; exec "$@"' diffuse-job"""
         if settings.image is None:
             return f"{start} {shlex.quote(sys.executable)}"
         binds = dict.fromkeys((*map(str, self.binds), *settings.binds))

@@ -77,7 +77,11 @@ def main(
         bool, typer.Option("--rerun", help="All again, beside what is there: RUNS_DIR/rerun-001.")
     ] = False,
     cancel: Annotated[
-        bool, typer.Option("--cancel", help="End the grid's jobs on Slurm; submit nothing.")
+        bool,
+        typer.Option("--cancel", help="End the grid's jobs on Slurm (or those of --only)."),
+    ] = False,
+    follow: Annotated[
+        bool, typer.Option("--follow", help="On Slurm: watch until all have ended.")
     ] = False,
 ) -> None:
     """Train and evaluate the cells of a grid: preset x orientation x seed x epoch."""
@@ -85,6 +89,15 @@ def main(
     from launch.cluster import choose
     from launch.plan import as_plain, plan, summary
 
+    if cancel:
+        if rerun:
+            raise errors.UserError(
+                "--cancel --rerun: name the rerun to end, --runs-dir RUNS/rerun-001"
+            )
+        from launch import show, there
+        from launch.grid import grid_name
+
+        raise typer.Exit(there.cancel(runs_dir, grid_name(grid), only, show.console()))
     chosen = _load(grid, set_ or [], epochs, seeds, device)
     if only is not None:
         chosen = chosen.only(only)
@@ -99,10 +112,6 @@ def main(
         runs_dir = _next_rerun(runs_dir)
     planned = plan(chosen, runs_dir)
 
-    if cancel:
-        from launch import show, there
-
-        raise typer.Exit(there.cancel(runs_dir, chosen, show.console()))
     if dry_run:
         if as_json:
             print(json.dumps(as_plain(planned), indent=2))
@@ -122,6 +131,10 @@ def main(
         local.require_data(data)
         out = show.console(stderr=as_json)
         code = there.submit(chosen, file, typed, runs_dir, data, evaluate, out)
+        if follow:
+            from launch import status
+
+            code = status.watch(runs_dir.absolute(), chosen.name, out)
         if as_json:
             print(json.dumps(as_plain(plan(chosen, runs_dir)), indent=2))
         raise typer.Exit(code)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 from rich.console import Console
 
-from diffuse.errors import UserError
+from diffuse.errors import EnvironmentFailed, UserError
 from diffuse.presets import Layer
 from launch import chain, slurm, snapshot
 from launch.chain import Request
@@ -35,15 +36,16 @@ def submit(
     """Submit the grid's missing jobs; 0 also where there is nothing to do."""
     ledger = Ledger(runs_dir.absolute(), grid.name)
     settings = file.resolve([grid.cluster, *typed])
-    if settings.image is not None and not Path(settings.image).expanduser().exists():
-        raise UserError(f"{file.source}: image {settings.image}: not found (make image)")
     site = slurm.site()
     by_run = {run.name: file.resolve([*run.cluster, *typed]) for run in grid.runs}
     for chosen in {s.model_dump_json(): s for s in by_run.values()}.values():
         site.check(chosen, file.source)
-    with ledger.locked(wait_s=LOCK_WAIT_S):
+        if chosen.image is not None and not Path(chosen.image).expanduser().exists():
+            raise UserError(f"{file.source}: image {chosen.image}: not found (make image)")
+    with ledger.locked(LOCK_WAIT_S), ledger.submitting(LOCK_WAIT_S):
         planned = plan(grid, ledger.runs_dir)
-        live = live_jobs(ledger.runs_dir)
+        queue = slurm.queue()
+        live = live_jobs(ledger.runs_dir, queue=queue)
         lacking = [p for p in planned if p.is_todo or (evaluate and p.unevaluated)]
         waiting = {p.name: live[p.name] for p in lacking if p.name in live}
         todo = [p for p in lacking if p.name not in waiting and p.state != "running"]
@@ -52,8 +54,10 @@ def submit(
         for name, jobs in waiting.items():
             out.print(f"  {name}: {', '.join(map(str, jobs))}", soft_wrap=True)
         if not todo:
-            out.print("nothing to submit")
+            hint = "; what these runs lack after them, the same command submits then"
+            out.print("nothing to submit" + (hint if waiting else ""), soft_wrap=True)
             return 0
+        todo, left = _within_limit(todo, evaluate, site.max_jobs - len(queue))
         ledger.note_runs(run.name for run in grid.runs)
         code = snapshot.take(ledger.code_dir)
         submission = Submission(
@@ -72,22 +76,32 @@ def submit(
             )
         folder = ledger.path / f"jobs-{submission.name}"
         binds = (ledger.runs_dir, data_dir)
-        chain.submit_all(
-            [Request(p, by_run[p.name], evaluate) for p in todo],
-            Submitter(folder, grid.name, code, binds),
-            ledger,
-            submission,
-            data_dir,
-            site,
-            settings.model_copy(update={"nodes": 1, "gpus_per_node": 0}) if evaluate else None,
+        try:
+            chain.submit_all(
+                [Request(p, by_run[p.name], evaluate) for p in todo],
+                Submitter(folder, grid.name, code, binds),
+                ledger,
+                submission,
+                data_dir,
+                site,
+                settings.model_copy(update={"nodes": 1, "gpus_per_node": 0}) if evaluate else None,
+            )
+        finally:  # where Slurm refuses one array, those before it are there
+            _announce(submission, out, runs_dir)
+    if left:
+        out.print(
+            f"{left} runs are left: Slurm holds {site.max_jobs} jobs here (MaxJobCount);"
+            " the same command submits them once others have ended",
+            soft_wrap=True,
         )
-    _announce(submission, out, runs_dir)
     return 0
 
 
-def live_jobs(runs_dir: Path, grid: str = "*") -> dict[str, list[Job]]:
+def live_jobs(
+    runs_dir: Path, grid: str = "*", queue: Mapping[str, Job] | None = None
+) -> dict[str, list[Job]]:
     """The jobs of each run that wait or run in Slurm, of those that sweeps here submitted."""
-    queue = slurm.queue()
+    queue = slurm.queue() if queue is None else queue
     found: dict[str, list[Job]] = {}
     for submission in submissions(runs_dir, grid):
         for record in submission.jobs:
@@ -97,16 +111,42 @@ def live_jobs(runs_dir: Path, grid: str = "*") -> dict[str, list[Job]]:
     return found
 
 
-def cancel(runs_dir: Path, grid: Grid, out: Console) -> int:
-    """End the grid's jobs that wait or run; their trainings save first where Slurm lets them."""
-    jobs = live_jobs(runs_dir.absolute(), grid.name)
+def cancel(runs_dir: Path, grid: str, only: str | None, out: Console) -> int:
+    """End the grid's jobs that wait or run; their trainings save first where Slurm lets them.
+
+    Args:
+        only: a glob that the names of runs must match; None: all of the grid, its report too.
+    """
+    jobs = live_jobs(runs_dir.absolute(), grid)
+    if only is not None:
+        jobs = {run: listed for run, listed in jobs.items() if fnmatchcase(run, only)}
     ids = [job.id for listed in jobs.values() for job in listed]
     if not ids:
-        out.print(f"grid {grid.name} in {runs_dir}: no job waits or runs")
+        out.print(f"grid {grid} in {runs_dir}: no job waits or runs")
         return 0
     slurm.cancel(ids)
-    out.print(f"grid {grid.name} in {runs_dir}: cancelled {len(ids)} jobs of {len(jobs)} runs")
+    out.print(f"grid {grid} in {runs_dir}: cancelled {len(ids)} jobs, {_names(jobs)}")
     return 0
+
+
+def _names(names: Collection[str]) -> str:
+    shown = ", ".join(list(names)[:4])
+    return f"of {shown}" + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+
+
+def _within_limit(todo: list[Planned], evaluate: bool, room: int) -> tuple[list[Planned], int]:
+    """As many of `todo` as Slurm has room for the jobs of, and how many runs are left."""
+    room -= 1  # the report's
+    for n, p in enumerate(todo):
+        room -= p.is_todo + bool(evaluate and p.unevaluated)
+        if room < 0:
+            if n == 0:
+                raise EnvironmentFailed(
+                    "Slurm's queue is full (MaxJobCount); the same command submits the grid once"
+                    " jobs have ended"
+                )
+            return todo[:n], len(todo) - n
+    return todo, 0
 
 
 def _changed_code(todo: Sequence[Planned], ledger: Ledger, code: str) -> dict[str, str]:
@@ -119,6 +159,8 @@ def _changed_code(todo: Sequence[Planned], ledger: Ledger, code: str) -> dict[st
 
 
 def _announce(submission: Submission, out: Console, runs_dir: Path) -> None:
+    if not submission.jobs:
+        return
     by_array: dict[tuple[str, str], int] = {}
     for record in submission.jobs:
         key = (record["program"], record["job_id"].partition("_")[0])
