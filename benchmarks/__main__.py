@@ -22,6 +22,7 @@ from rich.table import Table
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks.in_turn import in_turn
 from benchmarks.logging_cost import logging_cost
 from diffuse import errors
 from diffuse.averaging import Averaging
@@ -245,22 +246,6 @@ def plain_loader(data_dir: Path) -> torch.utils.data.DataLoader[Any]:
             return transform(Image.fromarray(split.images[k].numpy())), int(split.labels[k])
 
     return torch.utils.data.DataLoader(Images(), BATCH, shuffle=True, drop_last=True)
-
-
-def in_turn(
-    ours: Callable[[], Any], other: Callable[[], Any], rounds: int, repeats: tuple[int, int]
-) -> tuple[float, float]:
-    """Median seconds of both, measured in turn so that the machine's drift meets both."""
-
-    def seconds(function: Callable[[], Any], n: int) -> float:
-        start = time.perf_counter()
-        for _ in range(n):
-            function()
-        return (time.perf_counter() - start) / n
-
-    pairs = [(seconds(ours, repeats[0]), seconds(other, repeats[1])) for _ in range(rounds)]
-    a, b = zip(*pairs, strict=True)
-    return statistics.median(a), statistics.median(b)
 
 
 def conv_rate(precision: str) -> float:
