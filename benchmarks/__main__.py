@@ -11,7 +11,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -23,6 +22,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.in_turn import in_turn
+from benchmarks.judging import cached_fid, classifier_features, inception_features
 from benchmarks.logging_cost import logging_cost
 from diffuse import errors
 from diffuse.averaging import Averaging
@@ -57,7 +57,17 @@ def main(
     table = Table(title=f"CPU, {threads} threads, {precision}, batch {BATCH}")
     for heading in ("what", "this project", "the other", "ratio", "limit"):
         table.add_column(heading, overflow="fold")
-    benches = (training_step, logging_cost, averaging, sampling, ranks, dry_run)
+    benches = (
+        training_step,
+        logging_cost,
+        averaging,
+        sampling,
+        cached_fid,
+        classifier_features,
+        inception_features,
+        ranks,
+        dry_run,
+    )
     chosen = [bench for bench in benches if only in (None, bench.__name__)]
     if not chosen:
         names = ", ".join(bench.__name__ for bench in benches)
