@@ -11,7 +11,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -22,6 +21,8 @@ from rich.table import Table
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks.in_turn import in_turn
+from benchmarks.judging import cached_fid, classifier_features, inception_features
 from benchmarks.logging_cost import logging_cost
 from diffuse import errors
 from diffuse.averaging import Averaging
@@ -56,7 +57,17 @@ def main(
     table = Table(title=f"CPU, {threads} threads, {precision}, batch {BATCH}")
     for heading in ("what", "this project", "the other", "ratio", "limit"):
         table.add_column(heading, overflow="fold")
-    benches = (training_step, logging_cost, averaging, sampling, ranks, dry_run)
+    benches = (
+        training_step,
+        logging_cost,
+        averaging,
+        sampling,
+        cached_fid,
+        classifier_features,
+        inception_features,
+        ranks,
+        dry_run,
+    )
     chosen = [bench for bench in benches if only in (None, bench.__name__)]
     if not chosen:
         names = ", ".join(bench.__name__ for bench in benches)
@@ -245,22 +256,6 @@ def plain_loader(data_dir: Path) -> torch.utils.data.DataLoader[Any]:
             return transform(Image.fromarray(split.images[k].numpy())), int(split.labels[k])
 
     return torch.utils.data.DataLoader(Images(), BATCH, shuffle=True, drop_last=True)
-
-
-def in_turn(
-    ours: Callable[[], Any], other: Callable[[], Any], rounds: int, repeats: tuple[int, int]
-) -> tuple[float, float]:
-    """Median seconds of both, measured in turn so that the machine's drift meets both."""
-
-    def seconds(function: Callable[[], Any], n: int) -> float:
-        start = time.perf_counter()
-        for _ in range(n):
-            function()
-        return (time.perf_counter() - start) / n
-
-    pairs = [(seconds(ours, repeats[0]), seconds(other, repeats[1])) for _ in range(rounds)]
-    a, b = zip(*pairs, strict=True)
-    return statistics.median(a), statistics.median(b)
 
 
 def conv_rate(precision: str) -> float:
