@@ -24,12 +24,14 @@ from launch import image
 from launch.cluster import Cluster
 from launch.snapshot import Snapshot
 
-# Where the work was interrupted and Slurm has not ended the job (scancel, say), do it again.
+# Where the work was interrupted and Slurm has not ended the job (scancel, say), do it again. An
+# attempt left over from a dead node must not disturb the newer one, which has the same id.
 REQUEUE = """\
 code=$?
 job=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}
 job=${job:-$SLURM_JOB_ID}
-if [ $code -eq 75 ] && [ "$(squeue --noheader --jobs="$job" --format=%T)" = RUNNING ]; then
+now="JobState=RUNNING .* Restarts=${SLURM_RESTART_COUNT:-0} "
+if [ $code -eq 75 ] && scontrol show job "$job" --oneliner | grep -q "$now"; then
   scontrol requeue "$job" && sleep 60 # Slurm ends this script
   echo "error: Slurm did not requeue $job; the next sweep goes on from its checkpoint" >&2
 fi
