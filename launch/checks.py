@@ -153,9 +153,10 @@ def image(place: Place) -> Check:
         remedy = "load its module, and write that line under setup in the cluster file"
         return Check("image", "failed", "no apptainer here", remedy)
     code = "import diffuse, torch; print('torch', torch.__version__)"
+    binds = [f"--bind={bind}" for bind in place.settings.binds]
     return _checked(
         "image",
-        lambda: f"{path}: {_output([program, 'exec', str(path), 'python', '-c', code])}",
+        lambda: f"{path}: {_output([program, 'exec', *binds, str(path), 'python', '-c', code])}",
         "build it again: make image",
     )
 

@@ -20,6 +20,7 @@ import submitit
 from submitit.core.utils import FailedJobError, FailedSubmissionError
 
 from diffuse.errors import EnvironmentFailed
+from launch import image
 from launch.cluster import Cluster
 from launch.snapshot import Snapshot
 
@@ -125,7 +126,9 @@ class Submitter:
         if self.snapshot.commit:
             variables["DIFFUSE_COMMIT"] = self.snapshot.commit
         if settings.image:
-            variables["DIFFUSE_IMAGE"] = str(Path(settings.image).expanduser().absolute())
+            path = Path(settings.image).expanduser().absolute()
+            variables["DIFFUSE_IMAGE"] = str(path)
+            variables["DIFFUSE_IMAGE_SHA256"] = image.sha256(path)
         lines = [f"export {name}={shlex.quote(value)}" for name, value in variables.items()]
         if settings.image:
             lines.append(

@@ -71,7 +71,7 @@ find_python() { # find_python ARGUMENTS: sets the array `python`
 
 image_sha256() { # kept in IMAGE.sha256, since reading gigabytes takes a while
   local known=$DIFFUSE_IMAGE.sha256 line
-  if [ "$known" -nt "$DIFFUSE_IMAGE" ]; then
+  if [ -s "$known" ] && [ ! "$DIFFUSE_IMAGE" -nt "$known" ]; then
     line=$(<"$known")
   else
     line=$(sha256sum "$DIFFUSE_IMAGE") || return

@@ -19,7 +19,9 @@ from tests.cluster.cluster import Cluster
 from tests.programs import ROOT, environment
 
 
-def clean(runs: Path, *options: str, code: int = 0, **env: str) -> dict[str, Any]:
+def clean(
+    runs: Path, *options: str, code: int = 0, env: dict[str, str] | None = None
+) -> dict[str, Any]:
     done = subprocess.run(
         [
             sys.executable,
@@ -28,7 +30,7 @@ def clean(runs: Path, *options: str, code: int = 0, **env: str) -> dict[str, Any
             "--json",
             *options,
         ],
-        env=environment(**env),
+        env=environment(**(env or {})),
         capture_output=True,
         text=True,
         timeout=60,
@@ -106,22 +108,22 @@ def test_old_code_goes_and_that_of_a_job_in_the_queue_stays(run: RunDir, slurm: 
     runs = run.path.parent
     submitted(run, "aaa")
     submitted(run, "bbb")
-    assert names(clean(runs, **slurm.env), runs) >= {".launch/code/aaa", ".launch/code/bbb"}
+    assert names(clean(runs, env=slurm.env), runs) >= {".launch/code/aaa", ".launch/code/bbb"}
     files.write_json(run.status_path, {"state": "interrupted"})
-    kept = names(clean(runs, **slurm.env), runs)
+    kept = names(clean(runs, env=slurm.env), runs)
     assert ".launch/code/bbb" not in kept
     assert ".launch/code/aaa" in kept
 
     files.write_json(run.status_path, {"state": "done"})
     job = slurm.slurm("sbatch", "--parsable", "--hold", "--wrap=true").strip()
     submitted(run, "ccc", job)
-    assert names(clean(runs, **slurm.env), runs) == {".launch/code/aaa", ".launch/code/bbb"}
+    assert names(clean(runs, env=slurm.env), runs) == {".launch/code/aaa", ".launch/code/bbb"}
     slurm.slurm("scancel", job)
 
 
 def test_where_slurm_does_not_answer_nothing_is_removed(run: RunDir) -> None:
     submitted(run, "aaa")
-    assert clean(run.path.parent, PATH="/nonexistent")["items"] == []
+    assert clean(run.path.parent, env={"PATH": "/nonexistent"})["items"] == []
 
 
 def test_a_folder_that_is_not_there_is_named(tmp_path: Path) -> None:

@@ -21,7 +21,8 @@ def main() -> int:
     if reason := obstacle():
         print(f"error: {reason}", file=sys.stderr)
         return 1
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    for number in (signal.SIGINT, signal.SIGTERM):  # a shell lets background jobs ignore Ctrl-C
+        signal.signal(number, signal.default_int_handler)
     try:
         with Cluster(accounting) as cluster:
             for name, value in cluster.env.items():

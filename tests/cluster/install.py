@@ -14,6 +14,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from tests.cluster import apptainer
+
 # The program that shows that a package is there.
 PACKAGES = {
     "munge": "munged",
@@ -47,6 +49,17 @@ def main() -> int:
     if lacking and os.geteuid() == 0 and _is_debian():
         print(f"installing for the tests' Slurm cluster, by apt: {' '.join(lacking)}", flush=True)
         _install(lacking)
+        lacking = missing()
+    if not lacking and apptainer.find() is None and os.geteuid() == 0 and _is_debian():
+        print("setting up an apptainer for the tests, in the environment's folder", flush=True)
+        _install([p for p, program in apptainer.TOOLS.items() if not shutil.which(program)])
+        try:
+            apptainer.set_up()
+        except (subprocess.CalledProcessError, OSError, ValueError) as error:
+            shutil.rmtree(apptainer.HOME, ignore_errors=True)
+            print(f"no apptainer: {error}", flush=True)
+    if apptainer.find() is None:
+        print("tests of the image are left out: there is no apptainer here", flush=True)
     if reason := obstacle():
         print(f"tests on a real Slurm cluster are left out: {reason}", flush=True)
         return 1 if os.environ.get("CI") == "true" else 0
@@ -54,6 +67,8 @@ def main() -> int:
 
 
 def _install(packages: list[str]) -> None:
+    if not packages:
+        return
     quiet = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
     options = ["-qq", "-o", "DPkg::Lock::Timeout=300", "-o", "Dpkg::Use-Pty=0"]
     with _services_not_started():
