@@ -68,7 +68,7 @@ def cached_fid(config: Config, data_dir: Path, precision: str, rounds: int) -> t
     torch.testing.assert_close(values[0], found, rtol=1e-6, atol=0)
     assert few == N, "the real side went through the network again"
     return (
-        f"FID of {N:,} images: features of the training set kept against made again",
+        f"FID of {N:,} images: features of the training set kept against made again, fp32",
         f"{fast:.2f} s; {few:,} images through the network; reading the file takes {read:.2f} s",
         f"{slow:.1f} s; {many:,} images through the network",
         f"{slow / fast:.0f}",
@@ -148,7 +148,7 @@ def extraction(
     ratios = sorted(b / a for a, b in took)
     low, high = ratios[len(ratios) // 4], ratios[-1 - len(ratios) // 4]
     return (
-        f"{what}, batch {batch}, against torch-fidelity's",
+        f"{what}, fp32, batch {batch}, against torch-fidelity's",
         f"{mine:.3g} images/s",
         f"{their:.3g} images/s",
         f"{statistics.median(ratios):.3f} (quartiles {low:.3f}, {high:.3f});"
