@@ -227,7 +227,7 @@ def plain_loop_rate(config: Config, data_dir: Path, precision: str) -> float:
             eps_hat = network(process.degrade(x0, t, eps), t / process.T)
             loss = nn.functional.mse_loss(eps_hat.float(), eps)
         optimizer.zero_grad()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         loss.item()
     return (step - 4) * BATCH / (time.perf_counter() - start)

@@ -17,7 +17,6 @@ from diffuse.distributed import Precision, World
 from diffuse.recorder import Recorder
 from diffuse.rundir import Attempt, RunDir
 from diffuse.state import TrainState
-from diffuse.training import _backward
 
 BLOCK = 10  # steps; the default writes every 50, so what is measured is more than it costs
 WARM_UP_S = 8.0  # W&B's client starts in this time, once a run
@@ -53,7 +52,7 @@ def logging_cost(
             nonlocal inside
             state.step += 1
             t, eps = state.process.draw(batch, rng)
-            losses = _backward(config, state, state.network, x0, t, eps, precision)
+            losses = state.backward(state.network, x0, t, eps, precision, config.train.accumulate)
             grads = [p.grad for p in state.network.parameters() if p.grad is not None]
             if record:
                 start = time.perf_counter()
