@@ -9,11 +9,12 @@ from typing import Any
 from markupsafe import Markup, escape
 from matplotlib import rc_context
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 DASHES = ("-", "--", "-.", ":")
 MARKERS = "osD^vPX"
+LONG_NAME = 26  # characters; longer names stand one below the other in the legend
 MOST_NAMED = 14  # lines in the legend; more would outgrow the chart
 STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
@@ -40,7 +41,9 @@ def curves(
     """Lines over epochs, told apart by colour and dash, `floor` as a grey line; an SVG element."""
     named = min(len(lines), MOST_NAMED)
     with rc_context(STYLE):
-        figure = Figure(figsize=(7.6, 3.6 + 0.2 * -(-(named + 1) // 2)), layout="constrained")
+        columns = 2 if max(map(len, lines)) <= LONG_NAME else 1
+        height = 3.3 + 0.2 * -(-(named + 1) // columns)
+        figure = Figure(figsize=(5.4, height), layout="constrained")
         axes = figure.subplots()
         for k, (name, points) in enumerate(lines.items()):
             axes.plot(
@@ -56,6 +59,9 @@ def curves(
             axes.axhline(floor[1], color="0.35", linestyle=(0, (1, 2)), label=floor[0])
         if log:
             axes.set_yscale("log")
+            axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
+            axes.yaxis.set_minor_formatter(NullFormatter())
         if markers:
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set_xlabel("epoch")
@@ -64,7 +70,7 @@ def curves(
         axes.grid(True, which="minor", color="0.95", linewidth=0.4)
         axes.set_axisbelow(True)
         axes.spines[["top", "right"]].set_visible(False)
-        figure.legend(loc="outside lower center", ncols=2, fontsize=9, frameon=False)
+        figure.legend(loc="outside lower center", ncols=columns, fontsize=9, frameon=False)
         text = io.StringIO()
         figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None})
     svg = text.getvalue()

@@ -20,9 +20,10 @@ INDIFFERENT = ("system", "tracking", "checkpoint", "samples", "eval")
 
 @dataclass(frozen=True)
 class Column:
-    """The latest cell of each run by one whole protocol, best FID first."""
+    """What is known by one whole protocol."""
 
-    cells: tuple[Cell, ...]
+    cells: tuple[Cell, ...]  # the latest of each run, best FID first
+    history: tuple[Cell, ...]  # of all epochs, in order
 
     @property
     def sampler(self) -> str:
@@ -59,12 +60,13 @@ class Group:
 
     def columns(self) -> list[Column]:
         """The group by whole protocols, each with the latest cell of each run."""
-        latest: dict[tuple[str, str], dict[str, Cell]] = {}
+        by_protocol: dict[tuple[str, str], list[Cell]] = {}
         for cell in sorted(self.cells, key=lambda c: c.epoch):
-            latest.setdefault((cell.sampler, cell.source), {})[cell.run] = cell
-        columns = [
-            Column(tuple(sorted(by_run.values(), key=_by_fid))) for by_run in latest.values()
-        ]
+            by_protocol.setdefault((cell.sampler, cell.source), []).append(cell)
+        columns = []
+        for history in by_protocol.values():
+            latest = {cell.run: cell for cell in history}
+            columns.append(Column(tuple(sorted(latest.values(), key=_by_fid)), tuple(history)))
         return sorted(columns, key=lambda c: (c.source == "test images", c.source, c.sampler))
 
 
@@ -92,6 +94,7 @@ class SeedMean:
 
     title: str
     sampler: str
+    source: str
     epoch: int
     seeds: tuple[int, ...]
     scores: Mapping[str, tuple[float, float]]
@@ -117,7 +120,11 @@ def over_seeds(group: Group, results: Sequence[Result]) -> list[SeedMean]:
                 scores[key] = (statistics.mean(values), statistics.stdev(values))
         first = next(iter(by_seed.values()))
         title = by_name[first.run].title
-        made.append(SeedMean(title, first.sampler, first.epoch, tuple(sorted(by_seed)), scores))
+        made.append(
+            SeedMean(
+                title, first.sampler, first.source, first.epoch, tuple(sorted(by_seed)), scores
+            )
+        )
     return made
 
 

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
 
 from launch import published
 from launch.charts import curves
-from launch.comparison import Column, Group, differences, groups, over_seeds, reruns
+from launch.comparison import Column, Group, SeedMean, differences, groups, over_seeds, reruns
 from launch.results import Result
 from launch.thumbnails import album
 
@@ -30,6 +31,10 @@ SOURCES = {
     "noise": "from noise",
     "prior": "unconditional, from the prior of line means",
     "test images": "restored from degraded test images",
+}
+CAPTIONS = {
+    "fid": "FID over epochs, logarithmic, lower is better.",
+    "is": "IS over epochs, higher is better.",
 }
 LOSSES = {
     "ddpm": "DDPM: loss of the predicted noise",
@@ -106,31 +111,44 @@ def heading(column: Column) -> str:
 
 
 def _section(group: Group, results: Sequence[Result], names: Mapping[str, str]) -> dict[str, Any]:
-    """What the page says of one group of protocols."""
-    charts = []
-    real = f"real test images ({min(group.protocol['images'], 10_000):,})"
-    for key, better in (("fid", "lower"), ("is", "higher")):
-        lines: dict[str, list[tuple[float, float]]] = {}
-        for cell in sorted(group.cells, key=lambda c: c.epoch):
-            if (value := cell.value(key)) is not None:
-                line = f"{names[cell.run]}, {cell.sampler}"
-                lines.setdefault(line, []).append((float(cell.epoch), value))
-        if any(len(points) > 1 for points in lines.values()):
-            chart = curves(
-                lines,
-                HEADINGS[key],
-                log=key == "fid",
-                floor=(real, float(group.floor[key])),
-                markers=True,
-            )
-            charts.append((HEADINGS[key], better, chart))
+    """What the page says of protocols that differ by the sampler only."""
+    means = over_seeds(group, results)
     return {
         "group": group,
         "protocol": group.protocol,
-        "columns": [(heading(column), column) for column in group.columns()],
-        "charts": charts,
-        "seeds": over_seeds(group, results),
+        "columns": [
+            {
+                "heading": heading(column),
+                "column": column,
+                "charts": _charts(group, column, names),
+                "seeds": [m for m in means if _same_protocol(m, column)],
+            }
+            for column in group.columns()
+        ],
     }
+
+
+def _same_protocol(mean: SeedMean, column: Column) -> bool:
+    return (mean.sampler, mean.source) == (column.sampler, column.source)
+
+
+def _charts(group: Group, column: Column, names: Mapping[str, str]) -> list[tuple[str, Markup]]:
+    """FID and IS over epochs, each line a run; none where there is one epoch only."""
+    if len({cell.epoch for cell in column.history}) < 2:
+        return []
+    real = f"real test images ({min(group.protocol['images'], 10_000):,})"
+    charts = []
+    for key in ("fid", "is"):
+        lines: dict[str, list[tuple[float, float]]] = {}
+        for cell in column.history:
+            if (value := cell.value(key)) is not None:
+                lines.setdefault(names[cell.run], []).append((float(cell.epoch), value))
+        if lines:
+            floor = (real, float(group.floor[key]))
+            is_log = key == "fid"
+            chart = curves(lines, HEADINGS[key], log=is_log, floor=floor, markers=True)
+            charts.append((CAPTIONS[key], chart))
+    return charts
 
 
 def _ours(title: str, sections: Sequence[Group], results: Sequence[Result]) -> list[str]:
