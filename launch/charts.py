@@ -4,13 +4,29 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping, Sequence
+from typing import Any
 
+from markupsafe import Markup, escape
 from matplotlib import rc_context
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C6D1F")
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 DASHES = ("-", "--", "-.", ":")
+MARKERS = "osD^vPX"
+LONG_NAME = 26  # characters; longer names stand one below the other in the legend
+MOST_NAMED = 14  # lines in the legend; more would outgrow the chart
+STYLE: dict[Any, Any] = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "diffuse",
+    "font.size": 10.5,
+    "font.family": "sans-serif",
+    "text.parse_math": False,  # a name may hold a $
+    "axes.edgecolor": "#8a8f98",
+    "axes.labelcolor": "#33363b",
+    "xtick.color": "#5f6368",
+    "ytick.color": "#5f6368",
+}
 Points = Sequence[tuple[float, float]]
 
 
@@ -21,33 +37,42 @@ def curves(
     log: bool = False,
     floor: tuple[str, float] | None = None,
     markers: bool = False,
-) -> str:
+) -> Markup:
     """Lines over epochs, told apart by colour and dash, `floor` as a grey line; an SVG element."""
-    with rc_context({"svg.fonttype": "none", "svg.hashsalt": "diffuse", "font.size": 10}):
-        figure = Figure(figsize=(7.6, 3.9), layout="constrained")
+    named = min(len(lines), MOST_NAMED)
+    with rc_context(STYLE):
+        columns = 2 if max(map(len, lines)) <= LONG_NAME else 1
+        height = 3.3 + 0.2 * -(-(named + 1) // columns)
+        figure = Figure(figsize=(5.4, height), layout="constrained")
         axes = figure.subplots()
         for k, (name, points) in enumerate(lines.items()):
             axes.plot(
                 *zip(*points, strict=True),
                 color=COLOURS[k % len(COLOURS)],
                 linestyle=DASHES[k // len(COLOURS) % len(DASHES)],
-                marker="o" if markers else None,
-                markersize=4,
+                marker=MARKERS[k % len(MARKERS)] if markers else None,
+                markersize=4.5,
                 linewidth=1.6,
-                label=name,
+                label=name if k < named else "_unnamed",
             )
         if floor is not None:
-            axes.axhline(floor[1], color="0.45", linestyle=(0, (1, 2)), label=floor[0])
+            axes.axhline(floor[1], color="0.35", linestyle=(0, (1, 2)), label=floor[0])
         if log:
             axes.set_yscale("log")
+            axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
+            axes.yaxis.set_minor_formatter(NullFormatter())
         if markers:
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set_xlabel("epoch")
         axes.set_ylabel(ylabel)
-        axes.grid(True, which="both", color="0.9", linewidth=0.6)
+        axes.grid(True, which="major", color="0.9", linewidth=0.7)
+        axes.grid(True, which="minor", color="0.95", linewidth=0.4)
+        axes.set_axisbelow(True)
         axes.spines[["top", "right"]].set_visible(False)
-        figure.legend(loc="outside lower center", ncols=2, fontsize=8, frameon=False)
+        figure.legend(loc="outside lower center", ncols=columns, fontsize=9, frameon=False)
         text = io.StringIO()
-        figure.savefig(text, format="svg", metadata={"Date": None})
+        figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None})
     svg = text.getvalue()
-    return svg[svg.index("<svg") :]
+    said = escape(f"{ylabel} over epochs: {', '.join(list(lines)[:MOST_NAMED])}")
+    return Markup(f'<svg role="img" aria-label="{said}"') + Markup(svg[svg.index("<svg") + 4 :])

@@ -45,11 +45,12 @@ def main(
     """Put the results of runs side by side."""
     from diffuse import files
     from launch import report, results
+    from launch.show import console
 
-    names = list(runs or [])
+    paths = results.find(runs_dir, runs or []) if runs or grid is None else []
     if grid is not None:
-        names += _of_grid(grid, runs_dir)
-    found = [results.read(path) for path in results.find(runs_dir, names)]
+        paths += [runs_dir / name for name in _of_grid(grid, runs_dir)]
+    found = results.read_all({path.resolve(): path for path in paths}.values())
     if not any(r.cells or r.losses for r in found):
         raise errors.UserError(f"{runs_dir}: nothing to compare yet: no run has trained a step")
     title = f"diffuse: {Path(grid).stem if grid else runs_dir.absolute().name}"
@@ -58,93 +59,107 @@ def main(
     if csv_file is not None:
         files.write_text(csv_file, _csv(found))
     if as_json:
-        rows = [_plain(cell) for r in found for cell in r.cells]
-        print(json.dumps({"figures": rows, "report": str(path)}, indent=2))
+        print(json.dumps(_plain(found, runs_dir) | {"report": str(path)}, indent=2))
         return
-    from launch.show import console
-
     _print(found, runs_dir, console())
     print(f"report: {path}")
 
 
 def _of_grid(grid: str, runs_dir: Path) -> list[str]:
-    """The grid's runs that are there: what sweeps submitted (with their --set), or its file's."""
+    """The grid's runs: what sweeps were about (with their --set), or else what its file says."""
     from launch.grid import load_grid
     from launch.ledger import Ledger
 
     noted = Ledger(runs_dir.absolute(), Path(grid).stem).runs()
     names = noted or [run.name for run in load_grid(grid).runs]
-    there = [name for name in names if (runs_dir / name / "config.yaml").exists()]
-    if not there:
+    if not any((runs_dir / name).is_dir() for name in names):
         raise errors.UserError(f"{runs_dir}: no run of the grid {grid} here yet")
-    return there
+    return names
 
 
 def _print(found: list[Result], runs_dir: Path, out: Console) -> None:
+    """A table for each protocol, then what differs, what is missing, and what was rerun."""
     from rich.table import Table
     from rich.text import Text
 
-    from launch import results
-    from launch.report import score
+    from launch import comparison
+    from launch.report import HEADINGS, heading, labels, score
 
-    titles = {r.name: r.title for r in found}
-    for group in results.groups(found):
-        protocol = group.protocol
-        last = sorted(group.last(), key=lambda c: c.value("fid") or 0.0)
-        keys = [
-            k for k in ("fid", "kid", "is", "mse", "psnr", "ssim") if any(c.value(k) for c in last)
-        ]
-        table = Table(
-            title=f"{protocol['images']:,} images by {protocol['extractor']}, best marked *",
-            title_justify="left",
-            box=None,
-            pad_edge=False,
-            padding=(0, 2, 0, 0),
-        )
-        for heading in ("run", "epoch", "sampler", *(key.upper() for key in keys)):
-            table.add_column(heading, no_wrap=True)
-        best = {key: group.best(key, last) for key in keys}
-        for cell in last:
-            row: list[str | Text] = [Text(titles[cell.run]), str(cell.epoch), cell.sampler]
-            for key in keys:
-                value = cell.value(key)
-                is_best = value is not None and value == best[key]
-                row.append(Text(score(value) + " *" * is_best, "bold green" if is_best else ""))
-            table.add_row(*row)
-        floor = [score(group.floor.get(key)) for key in keys]
-        table.add_row(Text("real test images", "italic dim"), "", "", *floor)
-        out.print(table)
-        for mean in results.over_seeds(group, found):
+    names = labels(found)
+
+    def say(text: str) -> None:
+        out.print(Text(text), soft_wrap=True)
+
+    for group in comparison.groups(found):
+        for column in group.columns():
+            judged = f"{group.protocol['images']:,} images by {group.protocol['extractor']}"
+            say(f"{heading(column)}: {judged}, best marked *")
+            table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+            table.add_column("run", no_wrap=True)
+            for name in ("epoch", *(HEADINGS[key] for key in column.keys)):
+                table.add_column(name, no_wrap=True, justify="right")
+            for cell in column.cells:
+                row: list[str | Text] = [Text(names[cell.run]), str(cell.epoch)]
+                for key in column.keys:
+                    value = cell.value(key)
+                    is_best = value is not None and value == column.best(key)
+                    mark = " *" if is_best else "  "
+                    row.append(Text(score(value) + mark, "bold green" if is_best else ""))
+                table.add_row(*row)
+            floor = [score(group.floor.get(key)) + "  " for key in column.keys]
+            table.add_row(Text("real test images", "italic dim"), "", *floor)
+            out.print(table)
+            out.print()
+        for mean in comparison.over_seeds(group, found):
             shown = ", ".join(
-                f"{k.upper()} {m:.4g} +- {s:.2g}" for k, (m, s) in mean.scores.items()
+                f"{HEADINGS[k]} {score(m)} +- {score(s)}" for k, (m, s) in mean.scores.items()
             )
-            out.print(f"{mean.title}, {mean.sampler}, {len(mean.seeds)} seeds: {shown}")
+            what = f"{mean.title}, epoch {mean.epoch}, {mean.sampler}, {len(mean.seeds)} seeds"
+            say(f"{what}: {shown}")
         for label in group.labels:
-            out.print(f"note: {label}", soft_wrap=True)
-    for pair in results.reruns(found, runs_dir):
-        out.print(f"{pair.rerun}: weights {pair.weights}, figures {pair.figures}", soft_wrap=True)
+            say(f"note: {label}")
+    differing = comparison.differences(found)
+    for result in found if differing else []:
+        values = {key: column.get(result.name, "") for key, column in differing.items()}
+        shown = ", ".join(f"{key}={value}" for key, value in values.items() if value)
+        say(f"differs: {names[result.name]}: {shown}")
+    for pair in comparison.reruns(found, runs_dir):
+        say(f"{pair.rerun}: weights {pair.weights}, figures {pair.figures}")
     for result in found:
         for problem in result.problems:
-            out.print(Text(f"{result.name}: {problem}"), soft_wrap=True)
+            say(f"{result.name}: {problem}")
 
 
-def _plain(cell: Any) -> dict[str, Any]:
-    return {"run": cell.run, "epoch": cell.epoch, **cell.figure}
+def _plain(found: list[Result], runs_dir: Path) -> dict[str, Any]:
+    """Everything that the tables say, for programs."""
+    from launch import comparison
+
+    means = [m for g in comparison.groups(found) for m in comparison.over_seeds(g, found)]
+    return {
+        "figures": [{"run": c.run, "epoch": c.epoch, **c.figure} for r in found for c in r.cells],
+        "seeds": [vars(mean) for mean in means],
+        "differences": comparison.differences(found),
+        "reruns": [vars(pair) for pair in comparison.reruns(found, runs_dir)],
+        "problems": {r.name: r.problems for r in found if r.problems},
+    }
 
 
 def _csv(found: list[Result]) -> str:
+    """A line for each figure, with all of its protocol."""
     scores = ("fid", "kid", "kid_std", "is", "is_std", "mse", "psnr", "ssim")
-    protocol = ("extractor", "extractor_sha256", "images", "sampler", "source", "seed")
+    floors = ("fid", "kid", "is")
+    protocol = list(dict.fromkeys(k for r in found for c in r.cells for k in c.figure["protocol"]))
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["run", "preset", "orientation", "epoch", *protocol, *scores, "floor_fid"])
+    head = ["run", "preset", "orientation", "run_seed", "epoch"]
+    writer.writerow([*head, *protocol, *scores, *(f"floor_{key}" for key in floors)])
     for r in found:
         process = r.config.get("process", {})
         for cell in r.cells:
+            what = [r.name, r.config.get("preset"), process.get("orientation"), r.seed, cell.epoch]
             about = [cell.figure["protocol"].get(key) for key in protocol]
-            values = [cell.value(key) for key in scores]
-            head = [r.name, r.config.get("preset"), process.get("orientation"), cell.epoch]
-            writer.writerow([*head, *about, *values, cell.figure["floor"]["fid"]])
+            floor = [cell.figure["floor"][key] for key in floors]
+            writer.writerow([*what, *about, *(cell.value(key) for key in scores), *floor])
     return text.getvalue()
 
 

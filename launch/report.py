@@ -2,107 +2,163 @@
 
 from __future__ import annotations
 
-import base64
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
 
 from launch import published
 from launch.charts import curves
-from launch.results import Group, Result, differences, groups, over_seeds, reruns
+from launch.comparison import Column, Group, SeedMean, differences, groups, over_seeds, reruns
+from launch.results import Result
+from launch.thumbnails import album
 
 TEMPLATES = Path(__file__).parent / "templates"
-MOST_BYTES = 6_000_000  # of pictures; beyond that only each run's last epoch is shown
-PNG = b"\x89PNG\r\n\x1a\n"
+EPOCHS_SHOWN = 5  # of a run's pictures, evenly spread
+MANY_RUNS = 24  # beyond that only each run's last epoch is shown
+HEADINGS = {
+    "fid": "FID",
+    "kid": "KID",
+    "is": "IS",
+    "mse": "MSE",
+    "psnr": "PSNR (dB)",
+    "ssim": "SSIM",
+}
+SOURCES = {
+    "noise": "from noise",
+    "prior": "unconditional, from the prior of line means",
+    "test images": "restored from degraded test images",
+}
+CAPTIONS = {
+    "fid": "FID over epochs, logarithmic, lower is better.",
+    "is": "IS over epochs, higher is better.",
+}
+LOSSES = {
+    "ddpm": "DDPM: loss of the predicted noise",
+    "averaging": "Cold diffusion: loss of the predicted image",
+}
 
 
 def render(results: Sequence[Result], runs_dir: Path, title: str) -> str:
     """The page as HTML. Everything that comes from run directories is escaped."""
     environment = Environment(
-        loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined
+        loader=FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
     environment.filters["score"] = score
-    found = groups(results)
-    names = {r.name: _label(r, results) for r in results}
-    sizes = [p.stat().st_size for r in results for _, p in r.pictures]
-    last_only = sum(sizes) * 4 / 3 > MOST_BYTES
+    names = labels(results)
+    most = 1 if len(results) > MANY_RUNS else EPOCHS_SHOWN
+    albums = {r.name: album(r, most) for r in results}
+    sections = groups(results)
+    losses = {
+        heading: curves(
+            {names[r.name]: r.losses for r in results if r.losses and r.kind == kind},
+            "loss",
+            log=True,
+        )
+        for kind, heading in LOSSES.items()
+        if any(r.losses and r.kind == kind for r in results)
+    }
     return environment.get_template("report.html.j2").render(
         title=title,
         made=time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
         results=results,
         names=names,
-        groups=[_group(group, results, names) for group in found],
-        loss=curves({names[r.name]: r.losses for r in results if r.losses}, "loss", log=True)
-        if any(r.losses for r in results)
-        else "",
-        pictures={r.name: _pictures(r, last_only) for r in results},
-        strips={r.name: _data_uri(r.dir.plots / "degradation.png") for r in results},
-        last_only=last_only,
+        sections=[_section(group, results, names) for group in sections],
+        losses=losses,
+        albums=albums,
+        most=most,
         problems=[(names[r.name], problem) for r in results for problem in r.problems],
         differences=differences(results),
         pairs=reruns(results, runs_dir),
-        published=published,
+        why=published.WHY,
+        published=[(row, _ours(row.title, sections, results)) for row in published.FIGURES],
+        headings=HEADINGS,
+        sources=SOURCES,
     )
 
 
-def score(value: float | None, digits: int = 2) -> str:
-    """A figure for people: three or so significant digits."""
-    if value is None:
-        return ""
+def score(value: float | None) -> str:
+    """A figure for people: three or so significant digits, a dash where there is none."""
+    if value is None or value != value:
+        return "-"
     if abs(value) >= 100:
-        return f"{value:.0f}"
-    return f"{value:.{digits}f}" if abs(value) >= 0.1 or value == 0 else f"{value:.2g}"
+        return f"{value:,.0f}"
+    return f"{value:.2f}" if abs(value) >= 0.1 or value == 0 else f"{value:.2g}"
 
 
-def _group(group: Group, results: Sequence[Result], names: Mapping[str, str]) -> dict[str, Any]:
-    last = sorted(group.last(), key=lambda c: c.value("fid") or 0.0)
-    keys = [k for k in ("fid", "kid", "is", "mse", "psnr", "ssim") if any(c.value(k) for c in last)]
-    lines: dict[str, dict[str, list[tuple[float, float]]]] = {"fid": {}, "is": {}}
-    for cell in sorted(group.cells, key=lambda c: c.epoch):
-        for key, by_line in lines.items():
-            point = (float(cell.epoch), float(cell.figure[key]))
-            by_line.setdefault(f"{names[cell.run]}, {cell.sampler}", []).append(point)
-    real = f"real test images ({min(group.protocol['images'], 10_000):,})"
-    several = any(len(points) > 1 for points in lines["fid"].values())
+def labels(results: Sequence[Result]) -> dict[str, str]:
+    """Each run's title where it is unique, else the seed or the name beside it."""
+    named = {}
+    for result in results:
+        alike = [r for r in results if r.title == result.title]
+        named[result.name] = result.title
+        if len(alike) > 1:
+            by_seed = len({r.seed for r in alike}) == len(alike)
+            named[result.name] = f"{result.title}, seed {result.seed}" if by_seed else result.name
+    return named
+
+
+def heading(column: Column) -> str:
+    """`ddim-50, from noise`."""
+    return f"{column.sampler}, {SOURCES.get(column.source, column.source)}"
+
+
+def _section(group: Group, results: Sequence[Result], names: Mapping[str, str]) -> dict[str, Any]:
+    """What the page says of protocols that differ by the sampler only."""
+    means = over_seeds(group, results)
     return {
         "group": group,
-        "cells": last,
-        "keys": keys,
-        "best": {key: group.best(key, last) for key in keys},
-        "fid": curves(lines["fid"], "FID", log=True, floor=(real, group.floor["fid"]), markers=True)
-        if several
-        else "",
-        "is": curves(lines["is"], "IS", floor=(real, group.floor["is"]), markers=True)
-        if several
-        else "",
-        "seeds": over_seeds(group, results),
+        "protocol": group.protocol,
+        "columns": [
+            {
+                "heading": heading(column),
+                "column": column,
+                "charts": _charts(group, column, names),
+                "seeds": [m for m in means if _same_protocol(m, column)],
+            }
+            for column in group.columns()
+        ],
     }
 
 
-def _label(result: Result, results: Sequence[Result]) -> str:
-    """The title where it is unique, else the seed or the name beside it."""
-    alike = [r for r in results if r.title == result.title]
-    if len(alike) == 1:
-        return result.title
-    if len({r.seed for r in alike}) == len(alike):
-        return f"{result.title}, seed {result.seed}"
-    return result.name
+def _same_protocol(mean: SeedMean, column: Column) -> bool:
+    return (mean.sampler, mean.source) == (column.sampler, column.source)
 
 
-def _pictures(result: Result, last_only: bool) -> list[tuple[int, str]]:
-    shown = result.pictures[-1:] if last_only else result.pictures
-    return [(epoch, uri) for epoch, path in shown if (uri := _data_uri(path))]
+def _charts(group: Group, column: Column, names: Mapping[str, str]) -> list[tuple[str, Markup]]:
+    """FID and IS over epochs, each line a run; none where there is one epoch only."""
+    if len({cell.epoch for cell in column.history}) < 2:
+        return []
+    real = f"real test images ({min(group.protocol['images'], 10_000):,})"
+    charts = []
+    for key in ("fid", "is"):
+        lines: dict[str, list[tuple[float, float]]] = {}
+        for cell in column.history:
+            if (value := cell.value(key)) is not None:
+                lines.setdefault(names[cell.run], []).append((float(cell.epoch), value))
+        if lines:
+            floor = (real, float(group.floor[key]))
+            is_log = key == "fid"
+            chart = curves(lines, HEADINGS[key], log=is_log, floor=floor, markers=True)
+            charts.append((CAPTIONS[key], chart))
+    return charts
 
 
-def _data_uri(path: Path) -> str:
-    """The picture within the page; "" where there is none or it is damaged."""
-    try:
-        content = path.read_bytes()
-    except OSError:
-        return ""
-    if not content.startswith(PNG) or b"IEND" not in content[-16:]:
-        return ""
-    return "data:image/png;base64," + base64.b64encode(content).decode()
+def _ours(title: str, sections: Sequence[Group], results: Sequence[Result]) -> list[str]:
+    """Our figures of the same preset and orientation, each with the protocol that it needs."""
+    same = {r.name for r in results if r.title == title}
+    return [
+        f"FID {score(cell.value('fid'))}, IS {score(cell.value('is'))}: epoch {cell.epoch},"
+        f" {cell.sampler}, {group.protocol['images']:,} images, {group.protocol['extractor']}"
+        for group in sections
+        for column in group.columns()
+        for cell in column.cells
+        if cell.run in same
+    ]

@@ -6,18 +6,59 @@ Damage in one run is named and costs that run only.
 from __future__ import annotations
 
 import json
+import math
 import statistics
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from diffuse.config import Config
 from diffuse.errors import DiffuseError, UserError
 from diffuse.rundir import RunDir
 
 SCORES = ("fid", "kid", "is")
-LOWER_IS_BETTER = {"fid": True, "kid": True, "is": False, "mse": True, "psnr": False, "ssim": False}
 Figure = dict[str, Any]
+SILENT_S = 900.0  # a training says more often than this that it is alive
+FILES_OF_A_RUN = ("config.yaml", "status.json", "metrics.jsonl")
+
+
+class _Scores(BaseModel):
+    model_config = ConfigDict(strict=True)
+
+    fid: float
+    kid: float
+    kid_std: float
+    is_: float = Field(alias="is")
+    is_std: float
+
+
+class _Protocol(BaseModel):
+    model_config = ConfigDict(strict=True)
+
+    extractor: str
+    images: int
+    real_images: int
+    sampler: str
+    source: str
+
+
+class _Figure(_Scores):
+    """What is asked of a figure in evaluations/*.json before anything else reads it."""
+
+    protocol: _Protocol
+    floor: _Scores
+    reconstruction: dict[str, float] | None = None
+    labels: list[str] = []
+    samples: str | None = None
+
+
+class _Evaluation(BaseModel):
+    epoch: int
+    figures: list[_Figure]
 
 
 @dataclass(frozen=True)
@@ -32,10 +73,15 @@ class Cell:
     def sampler(self) -> str:
         return str(self.figure["protocol"]["sampler"])
 
+    @property
+    def source(self) -> str:
+        """What the sampler starts from: noise, the prior, or test images."""
+        return str(self.figure["protocol"]["source"])
+
     def value(self, key: str) -> float | None:
-        """fid, kid, is, or a reconstruction's mse, psnr, ssim."""
+        """fid, kid, is, or a reconstruction's mse, psnr, ssim; None where it is not finite."""
         found = self.figure.get(key, (self.figure.get("reconstruction") or {}).get(key))
-        return None if found is None else float(found)
+        return None if found is None or not math.isfinite(found) else float(found)
 
 
 @dataclass
@@ -44,17 +90,17 @@ class Result:
 
     name: str
     dir: RunDir
-    config: dict[str, Any]
-    status: dict[str, Any]
-    manifest: dict[str, Any]
-    losses: list[tuple[float, float]]  # epoch (a fraction), mean loss around it
+    config: dict[str, Any] = field(default_factory=dict)
+    status: dict[str, Any] = field(default_factory=dict)
+    manifest: dict[str, Any] = field(default_factory=dict)
+    losses: list[tuple[float, float]] = field(default_factory=list)  # epoch, mean loss around it
     cells: list[Cell] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
     weights: dict[int, str] = field(default_factory=dict)  # epoch: hash of the weights
 
     @property
     def title(self) -> str:
-        """`cold/default_28 row`, with the seed where it is not the usual one."""
+        """`cold/default_28 row`."""
         orientation = self.config.get("process", {}).get("orientation")
         return " ".join(filter(None, [str(self.config.get("preset", self.name)), orientation]))
 
@@ -63,183 +109,81 @@ class Result:
         return self.config.get("seed")
 
     @property
-    def is_cold(self) -> bool:
-        return bool(self.config.get("process", {}).get("kind") == "averaging")
+    def kind(self) -> str:
+        """`ddpm` or `averaging`; "" where the config cannot be read."""
+        return str(self.config.get("process", {}).get("kind", ""))
 
     @property
-    def pictures(self) -> list[tuple[int, Path]]:
-        """The sample grids by epoch."""
-        found = [(int(p.stem[6:]), p) for p in self.dir.samples.glob("epoch_????.png")]
-        return sorted(found)
+    def commit(self) -> str:
+        """The code that trained it: a commit, or the launcher's snapshot of one."""
+        code = self.manifest.get("code")
+        code = code if isinstance(code, dict) else {}
+        found = str(code.get("commit") or code.get("snapshot") or "unknown")
+        return found[:12] + (" with changes" if code.get("changed") else "")
 
 
-@dataclass(frozen=True)
-class Group:
-    """Cells of one protocol but for the sampler: the only ones that may be compared."""
-
-    protocol: dict[str, Any]
-    floor: Figure
-    cells: tuple[Cell, ...]
-
-    @property
-    def labels(self) -> list[str]:
-        return sorted({label for cell in self.cells for label in cell.figure["labels"]})
-
-    def last(self) -> list[Cell]:
-        """Of each run and sampler the latest epoch's cell."""
-        latest: dict[tuple[str, str], Cell] = {}
-        for cell in sorted(self.cells, key=lambda c: c.epoch):
-            latest[(cell.run, cell.sampler)] = cell
-        return list(latest.values())
-
-    def best(self, key: str, cells: Iterable[Cell]) -> float | None:
-        """The best value of a column."""
-        values = [v for c in cells if (v := c.value(key)) is not None]
-        if not values:
-            return None
-        return min(values) if LOWER_IS_BETTER[key] else max(values)
-
-
-def read(path: Path) -> Result:
-    """The result of the run directory `path`."""
+def read(path: Path, name: str = "") -> Result:
+    """The result of the run directory `path`, which need not be there: then that is its problem."""
+    name = (name or path.name).encode(errors="replace").decode()
     run = RunDir(path)
-    problems: list[str] = []
-    config: dict[str, Any] = {}
+    result = Result(name, run, status=run.status(), manifest=_object(run.manifest_path))
+    if not path.is_dir():
+        result.problems.append("not started here, or removed")
+        return result
+    config = None
     try:
-        config = run.config().model_dump(mode="json")
-    except DiffuseError as error:
-        problems.append(str(error))
-    status = run.status()
-    result = Result(path.name, run, config, status, _json(path / "manifest.json"), [])
-    events = run.metrics()
-    result.losses = _curve(events)
-    result.weights = {e["epoch"]: e["weights"] for e in events if e.get("event") == "checkpoint"}
-    result.problems = problems
+        config = run.config()
+        result.config = config.model_dump(mode="json")
+    except (DiffuseError, OSError) as error:
+        result.problems.append(str(error))
+    try:
+        events = run.metrics()
+        result.losses = _curve(events, result.status)
+        result.weights = {
+            int(e["epoch"]): str(e["weights"]) for e in events if e["event"] == "checkpoint"
+        }
+    except (KeyError, TypeError, ValueError, OSError):
+        result.problems.append(f"{run.metrics_path}: damaged; its losses are left out")
     for file in sorted(run.evaluations.glob("epoch_*.json")):
-        content = _json(file)
+        content = _object(file)
         try:
-            epoch, figures = int(content["epoch"]), content["figures"]
-            cells = [Cell(path.name, epoch, figure) for figure in figures]
-            for cell in cells:
-                [float(cell.figure[key]) + float(cell.figure["floor"][key]) for key in SCORES]
-                assert cell.sampler
-        except (KeyError, TypeError, ValueError, AssertionError):
-            problems.append(f"{file}: damaged; delete it and evaluate again")
+            epoch = _Evaluation.model_validate(content).epoch
+        except ValidationError:
+            result.problems.append(f"{file}: damaged; delete it and evaluate again")
             continue
-        result.cells += cells
-    state = status.get("state")
-    if state in ("failed", "interrupted"):
-        problems.append(f"{state}: {status.get('reason', 'unknown')}")
-    elif not config and not status:
-        problems.append("nothing here yet")
-    elif not result.cells:
-        problems.append("not evaluated" if state == "done" else f"{state or 'not begun'} as yet")
+        result.cells += [Cell(name, epoch, figure) for figure in content["figures"]]
+    result.problems += _missing(result, config)
     return result
 
 
-def groups(results: Sequence[Result]) -> list[Group]:
-    """The cells by protocol, the one with most cells first."""
-    found: dict[str, list[Cell]] = {}
-    for result in results:
-        for cell in result.cells:
-            found.setdefault(_without_sampler(cell.figure["protocol"]), []).append(cell)
-    made = [
-        Group(json.loads(key), cells[0].figure["floor"], tuple(cells))
-        for key, cells in found.items()
-    ]
-    return sorted(made, key=lambda group: -len(group.cells))
-
-
-@dataclass(frozen=True)
-class SeedMean:
-    """Runs that differ by their seed only, at one epoch and sampler: mean and deviation."""
-
-    title: str
-    sampler: str
-    epoch: int
-    seeds: tuple[int, ...]
-    scores: Mapping[str, tuple[float, float]]
-
-
-def over_seeds(group: Group, results: Sequence[Result]) -> list[SeedMean]:
-    """What only a seed tells apart, put together."""
-    by_name = {result.name: result for result in results}
-    alike: dict[str, list[Cell]] = {}
-    for cell in group.last():
-        config = {k: v for k, v in by_name[cell.run].config.items() if k != "seed"}
-        key = json.dumps([config, cell.sampler, cell.epoch], sort_keys=True)
-        alike.setdefault(key, []).append(cell)
-    made = []
-    for cells in alike.values():
-        if len(cells) < 2:
-            continue
-        scores = {}
-        for key in SCORES:
-            values = [v for c in cells if (v := c.value(key)) is not None]
-            scores[key] = (statistics.mean(values), statistics.stdev(values))
-        seeds = tuple(sorted(int(by_name[c.run].seed or 0) for c in cells))
-        first = cells[0]
-        title = by_name[first.run].title
-        made.append(SeedMean(title, first.sampler, first.epoch, seeds, scores))
-    return made
-
-
-def differences(results: Sequence[Result]) -> dict[str, dict[str, str]]:
-    """Settings that are not the same in all runs: key -> run -> value."""
-    flat = {r.name: dict(_flatten(r.config)) for r in results if r.config}
-    keys = sorted({key for values in flat.values() for key in values})
-    found = {}
-    for key in keys:
-        if key.startswith(("system.", "tracking.", "preset")):
-            continue
-        column = {name: json.dumps(values.get(key)) for name, values in flat.items()}
-        if len(set(column.values())) > 1:
-            found[key] = column
+def _missing(result: Result, config: Config | None) -> list[str]:
+    """Why cells that were asked for are not there."""
+    status = result.status
+    state = str(status.get("state") or "not begun")
+    found = []
+    if state in ("failed", "interrupted"):
+        at, reason = status.get("epoch", "?"), status.get("reason", "unknown")
+        found.append(f"{state} after epoch {at}: {reason}")
+    asked = config.evaluated_epochs if config else ()
+    evaluated = {cell.epoch for cell in result.cells}
+    left = [epoch for epoch in asked if epoch not in evaluated]
+    if trained := [e for e in left if result.dir.has_epoch(e)]:
+        found.append(f"{_epochs(trained)} trained, not evaluated")
+    if untrained := [e for e in left if e not in trained]:
+        found.append(f"{_epochs(untrained)} not trained ({state}{_silence(status)})")
     return found
 
 
-@dataclass(frozen=True)
-class Pair:
-    """A run and its rerun."""
-
-    run: str
-    rerun: str
-    weights: str  # equal, different, or why that cannot be said
-    figures: str  # equal, within 5 %, different, or none in common
+def _epochs(epochs: Sequence[int]) -> str:
+    return f"epoch{'s' * (len(epochs) > 1)} {', '.join(map(str, epochs))}:"
 
 
-def reruns(results: Sequence[Result], runs_dir: Path) -> list[Pair]:
-    """Each run beside what `sweep --rerun` made of it."""
-    pairs = []
-    for result in results:
-        for path in sorted(runs_dir.glob(f"rerun-*/{result.name}")):
-            again = read(path)
-            common = result.weights.keys() & again.weights.keys()
-            weights = "no epoch in common"
-            if common:
-                same = all(result.weights[e] == again.weights[e] for e in common)
-                weights = "equal" if same else "different"
-            pairs.append(
-                Pair(result.name, str(path.relative_to(runs_dir)), weights, _agree(result, again))
-            )
-    return pairs
-
-
-def _agree(a: Result, b: Result) -> str:
-    ours = {_key(cell): cell for cell in a.cells}
-    shared = [(ours[_key(cell)], cell) for cell in b.cells if _key(cell) in ours]
-    if not shared:
-        return "none in common"
-    worst = 0.0
-    for x, y in shared:
-        for key in SCORES:
-            p, q = x.value(key) or 0.0, y.value(key) or 0.0
-            worst = max(worst, abs(p - q) / max(abs(p), abs(q), 1e-12))
-    return "equal" if worst == 0 else "within 5 %" if worst <= 0.05 else f"different ({worst:.0%})"
-
-
-def _key(cell: Cell) -> str:
-    return json.dumps([cell.epoch, cell.figure["protocol"]], sort_keys=True)
+def _silence(status: Mapping[str, Any]) -> str:
+    beat = status.get("heartbeat")
+    if status.get("state") != "running" or not isinstance(beat, int | float):
+        return ""
+    silent = time.time() - beat
+    return f", but silent for {silent / 60:.0f} minutes: killed?" if silent > SILENT_S else ""
 
 
 def find(runs_dir: Path, names: Sequence[str]) -> list[Path]:
@@ -250,45 +194,47 @@ def find(runs_dir: Path, names: Sequence[str]) -> list[Path]:
     if names:
         paths = [p if (p := Path(name)).is_dir() else runs_dir / name for name in names]
         for path in paths:
-            if not (path / "config.yaml").exists():
+            if not _is_run(path):
                 raise UserError(f"{path}: no run directory (it has no config.yaml)")
-        return paths
+        return list({path.resolve(): path for path in paths}.values())
     if not runs_dir.is_dir():
         raise UserError(f"{runs_dir}: no such folder; name it by --runs-dir")
-    paths = sorted(path.parent for path in runs_dir.glob("*/config.yaml"))
+    paths = sorted(path for path in runs_dir.iterdir() if _is_run(path))
     if not paths:
         raise UserError(f"{runs_dir}: no runs here yet; train some: python launch/sweep.py")
     return paths
 
 
-def _curve(events: Sequence[Mapping[str, Any]], points: int = 200) -> list[tuple[float, float]]:
+def read_all(paths: Iterable[Path]) -> list[Result]:
+    """The results of run directories; where two have one name (a rerun), their paths tell them."""
+    paths = list(paths)
+    names = [path.name for path in paths]
+    return [read(p, str(p) if names.count(p.name) > 1 else p.name) for p in paths]
+
+
+def _is_run(path: Path) -> bool:
+    return any((path / name).exists() for name in FILES_OF_A_RUN)
+
+
+def _curve(
+    events: Sequence[Mapping[str, Any]], status: Mapping[str, Any], points: int = 200
+) -> list[tuple[float, float]]:
     """Losses of single steps, averaged to at most `points` values over the epochs."""
-    steps = [e for e in events if e.get("event") == "step"]
+    steps = [(int(e["step"]), float(e["loss"])) for e in events if e["event"] == "step"]
     if not steps:
         return []
-    per_epoch = max(1.0, steps[-1]["step"] / max(1, steps[-1]["epoch"]))
-    width = max(1, -(-len(steps) // points))
+    whole = [e["step"] / e["epoch"] for e in events if e["event"] == "epoch"]
+    per_epoch = float(whole[0] if whole else status.get("steps_per_epoch") or steps[-1][0])
+    width = -(-len(steps) // points)
     chunks = [steps[k : k + width] for k in range(0, len(steps), width)]
     return [
-        (statistics.mean(e["step"] for e in c) / per_epoch, statistics.mean(e["loss"] for e in c))
+        (statistics.fmean(s for s, _ in c) / per_epoch, statistics.fmean(x for _, x in c))
         for c in chunks
     ]
 
 
-def _without_sampler(protocol: Mapping[str, Any]) -> str:
-    kept = {k: v for k, v in protocol.items() if k not in ("sampler", "source")}
-    return json.dumps(kept, sort_keys=True)
-
-
-def _flatten(values: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            yield from _flatten(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
-
-
-def _json(path: Path) -> dict[str, Any]:
+def _object(path: Path) -> dict[str, Any]:
+    """The JSON object in `path`; {} where it is missing or damaged."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):

@@ -223,8 +223,7 @@ def _report(grid: Grid, runs_dir: Path, as_json: bool) -> None:
     from diffuse import files
     from launch import report, results
 
-    there = [run.name for run in grid.runs if (runs_dir / run.name / "config.yaml").exists()]
-    found = [results.read(path) for path in results.find(runs_dir, there)]
+    found = results.read_all(runs_dir / run.name for run in grid.runs)
     path = runs_dir / "report.html"
     files.write_text(path, report.render(found, runs_dir, f"diffuse: {grid.name}"))
     print(f"report: {path}", file=sys.stderr if as_json else sys.stdout)
