@@ -72,7 +72,9 @@ def curves(
         axes.spines[["top", "right"]].set_visible(False)
         figure.legend(loc="outside lower center", ncols=columns, fontsize=9, frameon=False)
         text = io.StringIO()
-        figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None})
+        figure.savefig(
+            text, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type"))
+        )
     svg = text.getvalue()
     said = escape(f"{ylabel} over epochs: {', '.join(list(lines)[:MOST_NAMED])}")
     return Markup(f'<svg role="img" aria-label="{said}"') + Markup(svg[svg.index("<svg") + 4 :])

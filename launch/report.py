@@ -29,7 +29,7 @@ HEADINGS = {
 }
 SOURCES = {
     "noise": "from noise",
-    "prior": "unconditional, from the prior of line means",
+    "prior": "from the prior of line means",
     "test images": "restored from degraded test images",
 }
 CAPTIONS = {

@@ -38,7 +38,10 @@ class Album:
 
 
 def album(result: Result, most: int) -> Album:
-    """The pictures of at most `most` epochs; a damaged file is added to the run's problems."""
+    """The pictures of at most `most` epochs; a damaged file is added to the run's problems.
+
+    Where that is one epoch, the page is about many runs: the process is left out.
+    """
     grids: list[Picture] = []
     strips: list[Picture] = []
     for epoch, path in _spread(_by_epoch(result.dir.samples), most):
@@ -67,7 +70,7 @@ def album(result: Result, most: int) -> Album:
             continue  # cleaned away
         except (OSError, KeyError, TypeError, ValueError):
             result.problems.append(f"{path}: damaged; its pictures are left out")
-    return Album(grids, strips, _process(result))
+    return Album(grids, strips, _process(result) if most > 1 else "")
 
 
 def _by_epoch(folder: Path) -> list[tuple[int, Path]]:
