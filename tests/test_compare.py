@@ -115,7 +115,13 @@ def test_the_page_is_whole_and_needs_no_network(runs: Path) -> None:
     assert set(re.findall(r"https?://[^\"]*", text)) <= NAMESPACES
     for name in ("ddpm/default, seed 0", "ddpm/default, seed 1", "cold/default_7 row"):
         assert name in page.text
-    for part in ("real test images", "Over seeds", "published figures", "algorithm2", "wraps them"):
+    for part in (
+        "real test images",
+        "differ by their seed only",
+        "published figures",
+        "algorithm2",
+        "wraps them",
+    ):
         assert part in page.text
 
 
