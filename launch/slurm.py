@@ -52,7 +52,7 @@ class Site:
 
     partitions: tuple[Partition, ...]
     max_array_size: int
-    max_jobs: int = 10_000  # of all users, waiting or running, each task of an array counting
+    max_jobs: int = 10_000  # that Slurm keeps, of all users, each task of an array counting
 
     def check(self, settings: Cluster, source: str) -> None:
         """Refuse, before anything is submitted, an unknown partition or too long a time limit."""
@@ -98,6 +98,11 @@ def queue() -> dict[str, Job]:
     text = _ask("squeue", "--noheader", "--array", f"--user={user}", f"--format={'|'.join(fields)}")
     jobs = (Job(*line.split("|", 4)) for line in text.splitlines() if line.count("|") >= 4)
     return {job.id: job for job in jobs}
+
+
+def kept() -> int:
+    """How many jobs of all users Slurm keeps, those included that have ended not long ago."""
+    return _ask("squeue", "--noheader", "--array", "--states=all", "--format=%i").count("\n")
 
 
 def accounting(ids: Iterable[str]) -> dict[str, Job]:

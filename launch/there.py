@@ -57,7 +57,7 @@ def submit(
             hint = "; what these runs lack after them, the same command submits then"
             out.print("nothing to submit" + (hint if waiting else ""), soft_wrap=True)
             return 0
-        todo, left = _within_limit(todo, evaluate, site.max_jobs - len(queue))
+        todo, left = _within_limit(todo, evaluate, site.max_jobs - slurm.kept())
         ledger.note_runs(run.name for run in grid.runs)
         code = snapshot.take(ledger.code_dir)
         submission = Submission(
@@ -90,8 +90,8 @@ def submit(
             _announce(submission, out, runs_dir)
     if left:
         out.print(
-            f"{left} runs are left: Slurm holds {site.max_jobs} jobs here (MaxJobCount);"
-            " the same command submits them once others have ended",
+            f"{left} run{'s are' if left > 1 else ' is'} left: Slurm keeps at most {site.max_jobs}"
+            " jobs here (MaxJobCount); the same command submits them once others are gone",
             soft_wrap=True,
         )
     return 0
@@ -142,8 +142,8 @@ def _within_limit(todo: list[Planned], evaluate: bool, room: int) -> tuple[list[
         if room < 0:
             if n == 0:
                 raise EnvironmentFailed(
-                    "Slurm's queue is full (MaxJobCount); the same command submits the grid once"
-                    " jobs have ended"
+                    "Slurm keeps no more jobs just now (MaxJobCount); try again once it has"
+                    " forgotten some of those that ended"
                 )
             return todo[:n], len(todo) - n
     return todo, 0

@@ -9,8 +9,11 @@ from pathlib import Path
 import pytest
 
 from diffuse.prepare import stage_mnist
+from diffuse.rundir import RunDir
+from tests import programs
 from tests.cluster import install
 from tests.cluster.cluster import Cluster
+from tests.lab import DDPM, EPOCHS, SMALL, Lab
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -36,6 +39,30 @@ def slurm_without_accounting() -> Iterator[Cluster]:
     require_slurm()
     with Cluster(accounting=False) as cluster:
         yield cluster
+
+
+@pytest.fixture(scope="session")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory, data_dir: Path) -> RunDir:
+    """What the disturbed trainings must equal, trained here without Slurm."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    done = programs.run(
+        "diffuse.train",
+        "--preset=ddpm/default",
+        f"--epochs={EPOCHS}",
+        *SMALL,
+        "--threads=1",
+        f"--runs-dir={folder}",
+        f"--data-dir={data_dir}",
+    )
+    assert done.returncode == 0, done.stderr
+    return programs.only_run(folder)
+
+
+@pytest.fixture
+def lab(slurm: Cluster, tmp_path: Path, data_dir: Path) -> Iterator[Lab]:
+    """A grid of one DDPM on the cluster; no test leaves jobs to the next."""
+    yield Lab(slurm, DDPM % EPOCHS, tmp_path, data_dir)
+    slurm.cancel_all()
 
 
 def require_slurm() -> None:

@@ -101,3 +101,8 @@ def losses(run_dir: RunDir) -> list[float]:
 
 def read_json(path: Path) -> Any:
     return json.loads(path.read_text())
+
+
+def metric_lines(run_dir: RunDir) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl as they lie there, of replayed steps all."""
+    return [json.loads(line) for line in run_dir.metrics_path.read_text().splitlines()]

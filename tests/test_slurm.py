@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -17,12 +13,8 @@ from launch import snapshot
 from tests import programs
 from tests.cluster.cluster import Cluster
 from tests.cluster.daemons import wait_until
-from tests.programs import ROOT, TINY, assert_same_training
-
-DDPM = "runs: [{preset: ddpm/default, epochs: [%d]}]"
-SMALL = (*TINY, "--set=samples.images=4", "--set=eval.images=20", "--set=data.limit=1024")
-EPOCHS = 30  # of 16 steps: long enough to be interrupted on a fast machine
-URGENT = ("sbatch", "--parsable", "--output=/dev/null", "-pgpu", "-N2", "--gpus-per-node=4")
+from tests.lab import DDPM, EPOCHS, URGENT, Lab
+from tests.programs import assert_same_training
 
 
 @pytest.fixture(autouse=True)
@@ -32,76 +24,6 @@ def empty_queue(request: pytest.FixtureRequest) -> Iterator[None]:
     for name in ("slurm", "slurm_without_accounting"):
         if name in request.fixturenames:
             request.getfixturevalue(name).cancel_all()
-
-
-class Lab:
-    """A grid, its runs folder, and the programs on this cluster."""
-
-    def __init__(self, cluster: Cluster, grid: str, folder: Path, data_dir: Path) -> None:
-        self.cluster, self.runs, self.data_dir = cluster, folder / "runs", data_dir
-        self.grid = folder / "grid.yaml"
-        self.grid.write_text(grid)
-
-    def program(self, name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, str(ROOT / "launch" / name), *arguments, f"--runs-dir={self.runs}"],
-            env=programs.environment(**self.cluster.env),
-            capture_output=True,
-            text=True,
-            timeout=120,
-        )
-
-    def sweep(self, *arguments: str, grid: str | None = None) -> str:
-        place = [f"--grid={grid or self.grid}", f"--data-dir={self.data_dir}", "--cluster=slurm"]
-        done = self.program("sweep.py", *place, *SMALL, "--cluster-set=cpus_per_task=1", *arguments)
-        assert done.returncode == 0, done.stderr
-        return done.stdout
-
-    def status(self) -> dict[str, dict[str, Any]]:
-        done = self.program("status.py", "--json")
-        assert done.returncode == 0, done.stderr
-        return {row["run"]: row for row in json.loads(done.stdout)["runs"]}
-
-    def run(self) -> RunDir:
-        (path,) = [path.parent for path in self.runs.glob("*/logs")]
-        return RunDir(path)
-
-    def wait_training(self, step: int = 1) -> str:
-        """Wait until the only run is under way; its job."""
-        wait_until(
-            lambda: any(
-                RunDir(p.parent).status().get("step", 0) >= step
-                for p in self.runs.glob("*/status.json")
-            ),
-            60,
-            "the training to begin",
-        )
-        return str(next(iter(self.status().values()))["job"])
-
-    def wait_empty(self, seconds: float = 150) -> None:
-        wait_until(lambda: not self.cluster.slurm("squeue", "-h"), seconds, "an empty queue")
-
-
-@pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory, data_dir: Path) -> RunDir:
-    """What the disturbed trainings must equal, trained here without Slurm."""
-    folder = tmp_path_factory.mktemp("undisturbed")
-    done = programs.run(
-        "diffuse.train",
-        "--preset=ddpm/default",
-        f"--epochs={EPOCHS}",
-        *SMALL,
-        "--threads=1",
-        f"--runs-dir={folder}",
-        f"--data-dir={data_dir}",
-    )
-    assert done.returncode == 0, done.stderr
-    return programs.only_run(folder)
-
-
-@pytest.fixture
-def lab(slurm: Cluster, tmp_path: Path, data_dir: Path) -> Lab:
-    return Lab(slurm, DDPM % EPOCHS, tmp_path, data_dir)
 
 
 def test_part2_comes_through_with_its_chain_then_there_is_nothing_to_submit_then_more(

@@ -1,0 +1,80 @@
+"""A user at the tests' cluster: a grid, a runs folder, and the launcher's programs."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from diffuse.rundir import RunDir
+from tests import programs
+from tests.cluster.cluster import Cluster
+from tests.cluster.daemons import wait_until
+from tests.programs import ROOT, TINY
+
+DDPM = "runs: [{preset: ddpm/default, epochs: [%d]}]"
+SMALL = (*TINY, "--set=samples.images=4", "--set=eval.images=20", "--set=data.limit=1024")
+EPOCHS = 30  # of 16 steps: long enough to be interrupted on a fast machine
+URGENT = ("sbatch", "--parsable", "--output=/dev/null", "-pgpu", "-N2", "--gpus-per-node=4")
+
+
+class Lab:
+    """A grid, its runs folder, and the programs on this cluster."""
+
+    def __init__(
+        self, cluster: Cluster, grid: str, folder: Path, data_dir: Path, root: Path = ROOT
+    ) -> None:
+        self.cluster, self.runs, self.data_dir = cluster, folder / "runs", data_dir
+        self.root = root  # whose launch/ is used
+        self.grid = folder / "grid.yaml"
+        self.grid.write_text(grid)
+
+    def program(self, name: str, *arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [
+                sys.executable,
+                str(self.root / "launch" / name),
+                *arguments,
+                f"--runs-dir={self.runs}",
+            ],
+            env=programs.environment(**self.cluster.env, **env),
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+
+    def command(self, *arguments: str, grid: str | Path | None = None) -> list[str]:
+        """Arguments of a sweep of small trainings."""
+        place = [f"--grid={grid or self.grid}", f"--data-dir={self.data_dir}", "--cluster=slurm"]
+        return [*place, *SMALL, "--cluster-set=cpus_per_task=1", *arguments]
+
+    def sweep(self, *arguments: str, grid: str | Path | None = None) -> str:
+        done = self.program("sweep.py", *self.command(*arguments, grid=grid))
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    def status(self) -> dict[str, dict[str, Any]]:
+        done = self.program("status.py", "--json")
+        assert done.returncode == 0, done.stderr
+        return {row["run"]: row for row in json.loads(done.stdout)["runs"]}
+
+    def run(self) -> RunDir:
+        (path,) = [path.parent for path in self.runs.glob("*/logs")]
+        return RunDir(path)
+
+    def wait_training(self, step: int = 1) -> str:
+        """Wait until the only run is under way; its job."""
+        wait_until(
+            lambda: any(
+                RunDir(p.parent).status().get("step", 0) >= step
+                for p in self.runs.glob("*/status.json")
+            ),
+            60,
+            "the training to begin",
+        )
+        return str(next(iter(self.status().values()))["job"])
+
+    def wait_empty(self, seconds: float = 150) -> None:
+        wait_until(lambda: not self.cluster.slurm("squeue", "-h"), seconds, "an empty queue")

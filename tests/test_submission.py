@@ -1,0 +1,163 @@
+"""What a sweep hands to a real Slurm, and what it leaves out. Jobs are held: none runs."""
+
+from __future__ import annotations
+
+import resource
+import shutil
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests import programs
+from tests.cluster.cluster import Cluster
+from tests.cluster.daemons import wait_until
+from tests.conftest import require_slurm
+from tests.lab import DDPM, Lab
+from tests.programs import ROOT
+
+HOLD = "--cluster-set=extra={hold: true}"
+SEEDS = "runs: [{preset: ddpm/default, epochs: [1], seeds: [%s]}]"
+
+
+@pytest.fixture(scope="module")
+def tight() -> Iterator[Cluster]:
+    """A site with short arrays and a short queue."""
+    require_slurm()
+    with Cluster(accounting=False, settings={"MaxArraySize": 3, "MaxJobCount": 12}) as cluster:
+        yield cluster
+
+
+def arrays(lab: Lab) -> Counter[str]:
+    """The number of waiting tasks in each array, by its job's name and id."""
+    lines = lab.cluster.slurm("squeue", "-h", "-r", "-o%j %F").splitlines()
+    return Counter(line.strip() for line in lines)
+
+
+def seeds(n: int) -> str:
+    return SEEDS % ", ".join(map(str, range(n)))
+
+
+def test_100_cells_are_three_sbatch_calls_and_little_work(lab: Lab) -> None:
+    lab.grid.write_text(seeds(100))
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    said = lab.sweep(HOLD)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert sorted(arrays(lab).values()) == [1, 100, 100]
+    for line in ("train: job ", "evaluate: job ", "report: job "):
+        assert line in said
+    # What waiting there is for sbatch depends on the machine; the work is ours.
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 2
+
+
+def test_arrays_are_split_and_the_queue_is_not_overfilled(
+    tight: Cluster, tmp_path: Path, data_dir: Path
+) -> None:
+    lab = Lab(tight, seeds(6), tmp_path, data_dir)
+    said = lab.sweep(HOLD)
+    assert sorted(arrays(lab).values()) == [1, 2, 2, 3, 3]
+    assert "1 run is left: Slurm keeps at most 12 jobs here" in said
+    done = lab.program("sweep.py", *lab.command(HOLD))
+    assert done.returncode == 1
+    assert "Slurm keeps no more jobs just now" in done.stderr
+    tight.cancel_all()
+
+
+def test_sweeps_at_once_submit_no_run_twice_even_of_overlapping_grids(lab: Lab) -> None:
+    lab.grid.write_text(seeds(3))
+    other = lab.grid.with_name("other.yaml")
+    other.write_text(seeds(4))
+    sweeps = [
+        subprocess.Popen(
+            [sys.executable, ROOT / "launch" / "sweep.py", *command, f"--runs-dir={lab.runs}"],
+            env=programs.environment(**lab.cluster.env),
+            stdout=subprocess.DEVNULL,
+        )
+        for command in [lab.command(HOLD, grid=grid) for grid in (lab.grid, other, lab.grid)]
+    ]
+    assert [sweep.wait(120) for sweep in sweeps] == [0, 0, 0]
+    names = Counter(name.split()[0].partition("-")[0] for name in arrays(lab).elements())
+    assert (names["train"], names["evaluate"]) == (4, 4)
+
+
+def test_cancel_ends_what_is_asked_for_and_nothing_else(lab: Lab) -> None:
+    lab.grid.write_text(
+        "runs: [{preset: ddpm/default, epochs: [1]},"
+        " {preset: cold/default_7, orientation: row, epochs: [1]}]"
+    )
+    lab.sweep(HOLD)
+    other = lab.grid.with_name("other.yaml")
+    other.write_text(DDPM.replace("default", "light") % 1)
+    lab.sweep(HOLD, grid=other)
+    assert "cancelled 2 jobs" in lab.sweep("--cancel", "--only=cold-*")
+    wait_until(lambda: sum(arrays(lab).values()) == 6, 20, "two jobs to go")
+    assert "cancelled 3 jobs" in lab.sweep("--cancel")
+    left = {name.split()[0] for name in arrays(lab)}
+    assert left == {"train-other", "evaluate-other", "report-other"}
+
+
+def test_a_rerun_lies_beside_and_overwrites_nothing(lab: Lab) -> None:
+    lab.grid.write_text(DDPM % 1)
+    lab.sweep("--no-evaluate")
+    lab.wait_empty(60)
+    (first,) = lab.runs.glob("ddpm-*")
+    content = {path: path.read_bytes() for path in first.rglob("*") if path.is_file()}
+    said = lab.sweep("--no-evaluate", "--rerun")
+    assert "1 new" in said
+    assert "rerun-001" in said
+    lab.wait_empty(60)
+    again = lab.runs / "rerun-001" / first.name
+    assert programs.read_json(again / "status.json")["state"] == "done"
+    assert {path: path.read_bytes() for path in content} == content
+    said = lab.program("compare.py").stdout
+    assert f"rerun-001/{first.name}: weights equal" in said
+
+
+def test_a_login_node_needs_no_torch(lab: Lab, tmp_path: Path) -> None:
+    blocked = tmp_path / "blocked"
+    blocked.mkdir()
+    for name in ("torch", "torchvision", "torchmetrics", "sklearn", "wandb", "matplotlib"):
+        (blocked / f"{name}.py").write_text("raise ImportError('not on the login node')\n")
+    env = {"PYTHONPATH": f"{blocked}:{ROOT}"}
+    for program, arguments in (
+        ("sweep.py", lab.command("--dry-run")),
+        ("sweep.py", lab.command(HOLD)),
+        ("status.py", []),
+        ("status.py", ["--json"]),
+        ("sweep.py", lab.command("--cancel")),
+    ):
+        done = lab.program(program, *arguments, **env)
+        assert done.returncode == 0, done.stderr
+
+
+def test_jobs_run_the_code_of_their_submission_whatever_is_edited(
+    slurm: Cluster, tmp_path: Path, data_dir: Path
+) -> None:
+    root = tmp_path / "project"
+    for folder in ("diffuse", "launch", "configs"):
+        ignored = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(ROOT / folder, root / folder, ignore=ignored)
+    lab = Lab(slurm, DDPM % 12, tmp_path, data_dir, root)
+    lab.sweep("--no-evaluate")
+    job = lab.wait_training()
+    first = programs.read_json(lab.run().manifest_path)["code"]
+    program = root / "diffuse" / "train.py"
+    program.write_text("raise SystemExit('edited')\n")
+    slurm.slurm("scontrol", "requeue", job)
+    lab.wait_empty()
+    (row,) = lab.status().values()
+    assert (row["state"], row["attempts"]) == ("done", 2)
+    assert programs.read_json(lab.run().manifest_path)["code"] == first
+
+    said = lab.sweep("--no-evaluate", "--epochs=13", HOLD)
+    assert f"the code changed since its last jobs ({first['snapshot']} -> " in said
+    (latest,) = [
+        content["code_changed"]
+        for path in lab.runs.glob(".launch/grid/submissions/*.json")
+        if (content := programs.read_json(path))["code"] != first["snapshot"]
+    ]
+    assert latest == {row["run"]: first["snapshot"]}
+    slurm.cancel_all()
