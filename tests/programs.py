@@ -55,7 +55,7 @@ def run(
         env=environment(**env),
         capture_output=True,
         text=True,
-        timeout=280,
+        timeout=550,
     )
 
 

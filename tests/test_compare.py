@@ -33,7 +33,7 @@ def launch(name: str, *arguments: str | Path) -> subprocess.CompletedProcess[str
         env=programs.environment(),
         capture_output=True,
         text=True,
-        timeout=280,
+        timeout=550,
     )
 
 

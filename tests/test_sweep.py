@@ -44,7 +44,7 @@ def start(*arguments: str | Path, cwd: Path = ROOT, **env: str) -> subprocess.Po
 
 def sweep(*arguments: str | Path, cwd: Path = ROOT, **env: str) -> subprocess.CompletedProcess[str]:
     process = start(*arguments, cwd=cwd, **env)
-    out, err = process.communicate(timeout=280)
+    out, err = process.communicate(timeout=550)
     return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
 
