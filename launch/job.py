@@ -127,6 +127,8 @@ def _run(
     if _rank() == 0:
         files.write_json(logs / f"{name}.json", {**facts, "ended": now(), "code": code})
     if code and "SLURM_JOB_ID" in os.environ:
+        if code == INTERRUPTED and _rank() == 0 and (mark := os.environ.get("DIFFUSE_INTERRUPTED")):
+            Path(mark).touch()
         sys.exit(code if code > 0 else 128 - code)
     return {"code": code, "log": str(log_path)}
 

@@ -157,7 +157,7 @@ def _state(
         if said == "done":
             return "queued", f"evaluation: {job.reason}", job
     why = _explained(past.get(jobs.get("train", "")))
-    if said in ("running", "interrupted") and (error := _gave_up(run, "train")):
+    if said in ("", "running", "interrupted") and (error := _gave_up(run, "train")):
         return "failed", error, None
     if said == "running":
         if run.running_process():

@@ -24,12 +24,18 @@ from launch import image
 from launch.cluster import Cluster
 from launch.snapshot import Snapshot
 
+# Rank 0 says by a file that the work was interrupted: of several ranks srun ends some by a signal
+# once the first has ended, and then reports that instead.
+NAME = """\
+job=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}
+job=${job:-$SLURM_JOB_ID}
+export DIFFUSE_INTERRUPTED=%s/interrupted-$job-r${SLURM_RESTART_COUNT:-0}"""
+
 # Where the work was interrupted and Slurm has not ended the job (scancel, say), do it again. What
 # outlived a dead node must not requeue the attempt that has taken its place under the same id.
 REQUEUE = """\
 code=$?
-job=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}
-job=${job:-$SLURM_JOB_ID}
+rm "$DIFFUSE_INTERRUPTED" 2>/dev/null && code=75
 mine="JobState=RUNNING .* Restarts=${SLURM_RESTART_COUNT:-0} "
 if [ $code -eq 75 ] && scontrol show job "$job" --oneliner | grep -q "$mine"; then
   scontrol requeue "$job" && sleep 60 # Slurm ends this script
@@ -90,6 +96,7 @@ class Submitter:
         if after:
             options |= {"dependency": after, "kill_on_invalid_dep": "yes"}
         options |= {key.replace("-", "_"): value for key, value in settings.extra.items()}
+        name = (NAME % shlex.quote(str(self.folder))).splitlines()
         executor.update_parameters(
             job_name=f"{program}-{self.grid}",
             partition=settings.partition,
@@ -106,7 +113,7 @@ class Submitter:
             wckey=None,
             stderr_to_stdout=True,
             # A preempting SIGTERM is for the ranks: this script is to requeue them.
-            setup=["trap : TERM", *settings.setup, *self._exports(settings)],
+            setup=["trap : TERM", *name, *settings.setup, *self._exports(settings)],
             srun_args=["--kill-on-bad-exit=1", f"--cpus-per-task={settings.cpus_per_task}"],
             teardown=REQUEUE.splitlines(),
             additional_parameters={k: v for k, v in options.items() if v is not False},

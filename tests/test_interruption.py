@@ -10,8 +10,25 @@ import psutil
 from diffuse.rundir import RunDir
 from tests import programs
 from tests.cluster.daemons import wait_until
-from tests.lab import EPOCHS, SMALL, URGENT, Lab
+from tests.lab import SMALL, URGENT, Lab
 from tests.programs import assert_same_training
+
+
+def alone(tmp_path: Path, data_dir: Path, epochs: int, ranks: int = 1) -> RunDir:
+    """The same training without Slurm or interruption."""
+    folder = tmp_path / "undisturbed"
+    done = programs.run(
+        "diffuse.train",
+        "--preset=ddpm/default",
+        f"--epochs={epochs}",
+        *SMALL,
+        "--threads=1",
+        f"--runs-dir={folder}",
+        f"--data-dir={data_dir}",
+        ranks=ranks,
+    )
+    assert done.returncode == 0, done.stderr
+    return programs.only_run(folder)
 
 
 def job_output(lab: Lab) -> str:
@@ -23,7 +40,7 @@ def test_four_ranks_on_two_nodes_end_together_and_go_on_bitwise(
     lab: Lab, tmp_path: Path, data_dir: Path
 ) -> None:
     resources = ("partition=preempt", "nodes=2", "gpus_per_node=2")
-    lab.sweep("--no-evaluate", "--epochs=12", *(f"--cluster-set={r}" for r in resources))
+    lab.sweep("--no-evaluate", "--epochs=8", *(f"--cluster-set={r}" for r in resources))
     lab.wait_training(3)
     urgent = lab.cluster.slurm(*URGENT, "--wrap=sleep 300").strip()
     lab.cluster.wait_for(urgent, "RUNNING")
@@ -33,25 +50,17 @@ def test_four_ranks_on_two_nodes_end_together_and_go_on_bitwise(
         ("0", "75")
     ]
     lab.cluster.slurm("scancel", urgent)
-    done = programs.run(
-        "diffuse.train",
-        "--preset=ddpm/default",
-        "--epochs=12",
-        *SMALL,
-        "--threads=1",
-        f"--runs-dir={tmp_path / 'undisturbed'}",
-        f"--data-dir={data_dir}",
-        ranks=4,
-    )
-    assert done.returncode == 0, done.stderr
+    undisturbed = alone(tmp_path, data_dir, epochs=8, ranks=4)
     lab.wait_empty()
     assert lab.run().attempt_number() == 2
-    assert_same_training(lab.run(), programs.only_run(tmp_path / "undisturbed"), 12)
+    assert_same_training(lab.run(), undisturbed, 8)
 
 
-def test_what_outlives_its_node_publishes_nothing_more(lab: Lab, undisturbed: RunDir) -> None:
+def test_what_outlives_its_node_publishes_nothing_more(
+    lab: Lab, tmp_path: Path, data_dir: Path
+) -> None:
     """kill -9 of a slurmd; its training sleeps, and wakes when another node has taken over."""
-    lab.sweep("--no-evaluate")
+    lab.sweep("--no-evaluate", "--epochs=8")
     job = lab.wait_training(3)
     node = lab.status()[lab.run().name]["node"]
     orphan = psutil.Process(lab.run().attempt(1)["pid"])
@@ -69,7 +78,7 @@ def test_what_outlives_its_node_publishes_nothing_more(lab: Lab, undisturbed: Ru
     attempts = [line["attempt"] for line in programs.metric_lines(lab.run())]
     assert attempts == sorted(attempts), "nothing of attempt 1 after attempt 2 began"
     assert lab.run().attempt_number() == 2, "the orphan's script requeued nobody"
-    assert_same_training(lab.run(), undisturbed, EPOCHS)
+    assert_same_training(lab.run(), alone(tmp_path, data_dir, epochs=8), 8)
 
 
 def test_requeues_without_progress_come_to_an_end_that_is_explained(lab: Lab) -> None:
