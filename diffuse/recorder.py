@@ -39,7 +39,9 @@ class Recorder:
         """
         if not self.pending:
             return []
-        losses = self.world.sum(torch.stack([loss for _, _, loss, _ in self.pending]))
+        # In fp64 this sum is exact, so that its order, which depends on how many steps are fetched
+        # at once, does not show: an interrupted run reports what an uninterrupted one does.
+        losses = self.world.sum(torch.stack([loss for _, _, loss, _ in self.pending]).double())
         norms = torch.stack([norm for _, _, _, norm in self.pending])
         values = torch.stack([losses, norms.to(losses)]).tolist()  # the only sync
         steps = [(step, lr) for step, lr, _, _ in self.pending]
