@@ -95,12 +95,20 @@ work() { # work RUN PROGRAM ARGUMENTS: diffuse.PROGRAM on all ranks, its output 
   log=$run/logs/$program-$job-r$(printf %02d "$attempt").log
   [ "$program" != train ] || require_progress "$run"
   echo "$(date -u +%FT%TZ) $job on ${SLURM_JOB_NODELIST:-?}, $((ranks * SLURM_NNODES)) ranks: $log"
-  # A preempting SIGTERM is for the ranks. USR2 must not end a Python that is still starting.
+  # A preempting SIGTERM is for the ranks. Neither signal must end a Python that is still starting.
+  # Rank 0 says by a file that the work was interrupted: of several ranks srun ends some by a signal
+  # once the first has ended, and then reports that instead.
   trap : TERM
+  export DIFFUSE_INTERRUPTED=$run/logs/interrupted-$job-r$attempt
+  # shellcheck disable=SC2016 # for the shell of each rank
   srun --kill-on-bad-exit=1 --ntasks-per-node="$ranks" --ntasks=$((ranks * SLURM_NNODES)) \
-    bash -c 'trap "" USR2; exec "$@"' "diffuse-$program" \
-    "${python[@]}" -m "diffuse.$program" "$@" >>"$log" 2>&1
+    bash -c 'trap "" USR2 TERM
+      "$@"
+      code=$?
+      [ "$code-$SLURM_PROCID" != 75-0 ] || touch "$DIFFUSE_INTERRUPTED"
+      exit $code' "diffuse-$program" "${python[@]}" -m "diffuse.$program" "$@" >>"$log" 2>&1
   code=$?
+  rm "$DIFFUSE_INTERRUPTED" 2>/dev/null && code=75
   tail -n 1 "$log"
   [ $code -ne 75 ] || requeue
   exit $code

@@ -91,11 +91,14 @@ def test_an_array_trains_a_seed_each_and_what_it_made_is_evaluated(
     assert (ddpm[0].logs / f"evaluate-{job}-r00.log").stat().st_size
 
 
+@pytest.mark.parametrize(
+    ("options", "ranks"), [((), 1), (("-N2", "--gpus-per-node=2"), 4)], ids=["1 rank", "4 ranks"]
+)
 def test_an_interrupted_job_is_requeued_and_ends_like_an_undisturbed_one(
-    slurm: Cluster, tmp_path: Path, data_dir: Path
+    slurm: Cluster, tmp_path: Path, data_dir: Path, options: tuple[str, ...], ranks: int
 ) -> None:
-    arguments = (*SMALL, f"--data-dir={data_dir}", "--epochs=20")
-    job = sbatch(slurm, tmp_path, "train_ddpm.sh", "default", *arguments)
+    arguments = (*SMALL, f"--data-dir={data_dir}", "--epochs=8")
+    job = sbatch(slurm, tmp_path, "train_ddpm.sh", "default", *arguments, options=options)
     wait_until(lambda: any(tmp_path.glob("runs/*/checkpoints/*.pt")), 60, "a checkpoint")
     run = programs.only_run(tmp_path / "runs")
     slurm.slurm("scancel", "--signal=USR2", job)
@@ -106,10 +109,14 @@ def test_an_interrupted_job_is_requeued_and_ends_like_an_undisturbed_one(
     assert (run.logs / f"train-{job}-r01.log").exists()
 
     whole = programs.run(
-        "diffuse.train", "--preset=ddpm/default", *arguments, f"--runs-dir={tmp_path}/whole"
+        "diffuse.train",
+        "--preset=ddpm/default",
+        *arguments,
+        f"--runs-dir={tmp_path}/whole",
+        ranks=ranks,
     )
     assert whole.returncode == 0, whole.stderr
-    programs.assert_same_training(run, programs.only_run(tmp_path / "whole"), 20)
+    programs.assert_same_training(run, programs.only_run(tmp_path / "whole"), 8)
 
 
 def test_two_nodes_with_two_gpus_each_are_four_ranks_of_one_run(
