@@ -18,7 +18,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from diffuse.errors import UserError
+from diffuse.errors import EnvironmentFailed, UserError
 
 Precision = Literal["bf16", "fp16", "fp32"]
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
@@ -86,7 +86,8 @@ def join(device: str, timeout_s: float) -> Iterator[World]:
         device: auto (CUDA where there is one), cpu or cuda.
         timeout_s: a collective that takes longer ends the process, so that no rank waits for ever.
 
-    Raises UserError where CUDA is asked for and there is none.
+    Raises UserError where CUDA is asked for and there is none, EnvironmentFailed where another rank
+    is gone: at the start, or later in a collective within the block.
     """
     rank, local_rank, size = _place()
     chosen = choose_device(device, local_rank)
@@ -96,13 +97,19 @@ def join(device: str, timeout_s: float) -> Iterator[World]:
     if size == 1:
         yield world
         return
-    dist.init_process_group(
-        "cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo",
-        rank=rank,
-        world_size=size,
-        timeout=datetime.timedelta(seconds=timeout_s),
-    )
-    yield world
+    try:
+        dist.init_process_group(
+            "cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo",
+            rank=rank,
+            world_size=size,
+            timeout=datetime.timedelta(seconds=timeout_s),
+        )
+        yield world
+    except (RuntimeError, ConnectionError) as error:
+        if isinstance(error, torch.OutOfMemoryError):
+            raise
+        reason = str(error).splitlines()[0]
+        raise EnvironmentFailed(f"rank {rank} of {size} lost the others: {reason}") from error
     # Only after success: a rank that failed leaves by its exit, which the others notice.
     dist.destroy_process_group()
 

@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 
 @contextlib.contextmanager
 def atomic(path: Path) -> Iterator[Path]:
@@ -29,6 +31,20 @@ def atomic(path: Path) -> Iterator[Path]:
         _sync_folder(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def remove_leftovers(folder: Path, *, others_write: bool) -> None:
+    """Remove temporary files in `folder` whose writers were killed.
+
+    Args:
+        others_write: other programs may be at work there: only what belonged to a process of this
+            machine that is gone now.
+    """
+    for path in folder.glob(".*.tmp"):
+        host, _, pid = path.stem.rpartition(".")[2].rpartition("-")
+        gone = host == socket.gethostname() and pid.isdigit() and not psutil.pid_exists(int(pid))
+        if gone or not others_write:
+            path.unlink(missing_ok=True)
 
 
 def write_bytes(path: Path, content: bytes | memoryview) -> None:

@@ -63,6 +63,7 @@ def stage_mnist(data_dir: Path, source: str = "auto", idx_dir: Path | None = Non
     try:
         data_dir.mkdir(parents=True, exist_ok=True)
         with FileLock(data_dir / ".mnist.lock", timeout=LOCK_TIMEOUT_S, mode=0o664):
+            files.remove_leftovers(data_dir, others_write=True)
             if path.exists():
                 try:
                     for name in mnist.SHA256:

@@ -48,17 +48,22 @@ def with_earlier_epochs(config: Config, earlier: Config) -> Config:
 def plan(
     config: Config, run: RunDir, steps_per_epoch: int
 ) -> tuple[list[int], dict[str, Any] | None]:
-    """The epochs to be made, and the checkpoint to start from (None: from nothing)."""
+    """The epochs to be made, and the checkpoint to start from (None: from nothing).
+
+    ([], None) where all is done; ([], the last epoch) where the run died between that checkpoint
+    and its end.
+    """
     missing = []
+    content = None
     for epoch in config.evaluated_epochs:
         try:
-            checkpoint.read(run.checkpoint_path(epoch))
+            content = checkpoint.read(run.checkpoint_path(epoch))
         except UserError as error:
             if run.has_epoch(epoch):
                 progress.note(f"{error}; it is made again")
             missing.append(epoch)
     if not missing:
-        return [], None
+        return [], content if run.status().get("state") != "done" else None
     content = checkpoint.latest(
         run,
         until_step=missing[0] * steps_per_epoch,

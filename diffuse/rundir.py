@@ -194,6 +194,13 @@ class Attempt:
             except FileExistsError:
                 continue
 
+    def remove_leftovers(self) -> None:
+        """Remove temporary files of earlier attempts, and of other programs, that were killed."""
+        for folder in (self.run.path, self.run.checkpoints):
+            files.remove_leftovers(folder, others_write=False)
+        for folder in (self.run.samples, self.run.evaluations, self.run.plots, self.run.logs):
+            files.remove_leftovers(folder, others_write=True)
+
     @property
     def is_current(self) -> bool:
         """Whether no newer attempt has begun."""
@@ -202,9 +209,10 @@ class Attempt:
     def check(self) -> None:
         """Raise Superseded where a newer attempt has begun: call before publishing anything."""
         if not self.is_current:
+            newer = self.run.attempt_number()
+            why = f"attempt {newer} took over" if newer else f"{self.run.path} was removed"
             raise Superseded(
-                f"{self.run.name}: attempt {self.run.attempt_number()} took over;"
-                f" attempt {self.number} stops and publishes nothing more"
+                f"{self.run.name}: {why}; attempt {self.number} stops and publishes nothing more"
             )
 
     def publish_status(self, state: State, **facts: Any) -> None:

@@ -21,7 +21,7 @@ from diffuse import checkpoint, files, manifest, pictures, progress, remaining, 
 from diffuse.config import Config
 from diffuse.data import load_split, to_x0
 from diffuse.distributed import World, join
-from diffuse.errors import DiffuseError, EnvironmentFailed, Interrupted
+from diffuse.errors import DiffuseError, Interrupted
 from diffuse.preemption import StopRequest
 from diffuse.recorder import Recorder
 from diffuse.rng import Stream, derive_seed, generator
@@ -59,13 +59,6 @@ def train(config: Config, runs_dir: Path, data_dir: Path, stop: StopRequest) -> 
             # Rank 0 alone says why all end: srun and torchrun kill it, perhaps while it saves,
             # as soon as another rank ends with an error.
             return None
-        except (RuntimeError, ConnectionError) as error:
-            if world.size > 1 and not isinstance(error, torch.OutOfMemoryError):
-                reason = str(error).splitlines()[0]
-                raise EnvironmentFailed(
-                    f"rank {world.rank} of {world.size} lost the others: {reason}"
-                ) from error
-            raise
 
 
 def _train(
@@ -93,10 +86,9 @@ def _train(
     missing, content = world.from_main(
         remaining.plan(config, run, steps_per_epoch) if world.is_main else nothing
     )
-    if not missing:
-        if world.is_main and run.status().get("state") != "done":
-            Attempt.claim(run).publish_status("done", epoch=settings.epochs, epochs=settings.epochs)
+    if not missing and content is None:
         return run
+    last_epoch = config.evaluated_epochs[-1]
 
     # ---- begin an attempt
     attempt = Attempt.claim(run) if world.is_main else None
@@ -107,16 +99,14 @@ def _train(
         state.restore(content)
         recorder.load_state_dict(content["recorder"])
     if attempt is not None:
+        attempt.remove_leftovers()
         files.write_text(run.config_path, config.to_yaml())
         manifest.write(run, world, precision, split.sha256)
         attempt.append_metrics(manifest.start_events(environment, content))
-    if content is not None and state.step % steps_per_epoch == 0:
-        _draw(config, run, state, state.step // steps_per_epoch, attempt, data_dir)
-
     forward = world.parallel(state.network)
     if settings.compile:
         forward = torch.compile(forward)  # type: ignore[assignment]
-    final_step = missing[-1] * steps_per_epoch
+    final_step = last_epoch * steps_per_epoch
     saved_step = state.step
     order = torch.empty(0)
     order_epoch = 0
@@ -145,7 +135,7 @@ def _train(
             attempt.publish_status("running", **now)
             shown.update(
                 state.step,
-                f"epoch {epoch}/{missing[-1]}  loss {now['loss']:.4f}"
+                f"epoch {epoch}/{last_epoch}  loss {now['loss']:.4f}"
                 f"  {now['images_per_s']:.0f} images/s  ETA {progress.duration(now['eta_s'])}",
             )
 
@@ -175,6 +165,13 @@ def _train(
             remaining.retire(config, run, state.step, steps_per_epoch)
         clock.pause(state.step)
 
+    def show_epoch(epoch: int) -> None:
+        """Pictures and figures of an epoch's checkpoint, where wanted and not there yet."""
+        _draw(config, run, state, epoch, attempt, data_dir)
+        if config.eval.in_training and epoch in config.evaluated_epochs:
+            _judge(config, run.checkpoint_path(epoch), world, data_dir, stop)
+        clock.pause(state.step)
+
     def own_request() -> Request:
         if stop.signal is not None:
             return Request.STOP
@@ -191,7 +188,9 @@ def _train(
         if attempt is not None:
             attempt.publish_status("running", **facts())
         with shown:
-            shown.say(_opening(config, run, state, world, precision, missing, steps_per_epoch))
+            shown.say(_opening(config, run, state, world, precision, steps_per_epoch))
+            if content is not None and state.step % steps_per_epoch == 0:
+                show_epoch(state.step // steps_per_epoch)  # the earlier attempt may have died here
             while state.step < final_step:
                 # ---- at the step boundary: what any rank wants, all do
                 epoch, position = divmod(state.step, steps_per_epoch)
@@ -260,7 +259,7 @@ def _train(
                             [{"event": "epoch", "epoch": epoch, "step": state.step, **summary}]
                         )
                         shown.say(
-                            f"epoch {epoch}/{missing[-1]}  loss {summary['loss']:.5f}"
+                            f"epoch {epoch}/{last_epoch}  loss {summary['loss']:.5f}"
                             f"  {clock.rate:.0f} images/s"
                         )
                     if (
@@ -268,12 +267,10 @@ def _train(
                         or epoch % config.checkpoint.every_epochs == 0
                     ):
                         save(run.checkpoint_path(epoch))
-                    _draw(config, run, state, epoch, attempt, data_dir)
-                    if config.eval.in_training and epoch in config.evaluated_epochs:
-                        _judge(config, run.checkpoint_path(epoch), world, data_dir, stop)
-                    clock.pause(state.step)
+                    show_epoch(epoch)
         if attempt is not None:
-            attempt.publish_status("done", **{**facts(summary["loss"]), "eta_s": 0.0})
+            summaries = run.metrics("epoch") or [{}]
+            attempt.publish_status("done", **{**facts(summaries[-1].get("loss")), "eta_s": 0.0})
     except BaseException as error:
         if attempt is not None and not isinstance(error, Superseded):
             with contextlib.suppress(OSError, DiffuseError):  # the first error is the one to tell
@@ -320,11 +317,11 @@ def _opening(
     state: TrainState,
     world: World,
     precision: str,
-    missing: list[int],
     steps_per_epoch: int,
 ) -> str:
     start = f"from step {state.step}" if state.step else "from the beginning"
     return (
-        f"{run.path}: training {start} to epoch {missing[-1]}, {steps_per_epoch} steps each, on"
-        f" {world.size} x {world.device.type} in {precision}, batch {config.train.global_batch}"
+        f"{run.path}: training {start} to epoch {config.evaluated_epochs[-1]}, {steps_per_epoch}"
+        f" steps each, on {world.size} x {world.device.type} in {precision},"
+        f" batch {config.train.global_batch}"
     )

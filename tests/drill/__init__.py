@@ -1,1 +1,1 @@
-"""The drill: real trainings and sweeps under seeded faults; nothing may be lost, changed or hang."""
+"""The drill: real trainings and sweeps under seeded faults; nothing is lost, changed or hangs."""

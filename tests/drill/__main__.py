@@ -18,23 +18,23 @@ from pathlib import Path
 from typing import Annotated
 
 import torch
+import torch._dynamo  # by the optimizer, when made
 import typer
 from rich.console import Console
 
 # What the programs import, so that their forks need not.
-import diffuse.evaluation
-import diffuse.judgement
-import diffuse.mnist_source
-import diffuse.pictures
-import diffuse.training
 from diffuse import errors
 from diffuse.prepare import stage_mnist
 from diffuse.rundir import default_data_dir
-from tests.drill import kills
+from tests.drill import kills, signals, storage
 from tests.drill.drill import Drill
 from tests.drill.tally import Tally
 
-PARTS = {"kills": kills.run}
+PARTS = {
+    "kills": kills.run,
+    "signals": signals.run,
+    "storage": storage.run,
+}
 
 
 def main(

@@ -14,7 +14,7 @@ import h5py
 from diffuse import mnist
 from tests.drill import program
 from tests.drill.drill import Drill
-from tests.drill.program import Child, assert_explained, die_at_event, die_in_write
+from tests.drill.program import Child, assert_explained, die_in_write, signal_at_event
 from tests.drill.specimen import TIMEOUT_S, Specimen
 
 DEATHS = 4  # of one run, before it may end in peace
@@ -43,7 +43,7 @@ def _at_any_time(specimen: Specimen, folder: Path, rng: random.Random) -> Child:
 def _at_an_event(specimen: Specimen, folder: Path, rng: random.Random) -> Child:
     # A run that has begun has fewer operations before it: aim within the first half.
     number = rng.randint(1, max(2, specimen.events // 2))
-    (child,) = specimen.start(folder, die_at_event(number, folder / "runs"))
+    (child,) = specimen.start(folder, signal_at_event(number, folder / "runs"))
     return child
 
 
@@ -94,7 +94,7 @@ def _evaluation_dies(drill: Drill, specimen: Specimen) -> None:
                     time.sleep(rng.uniform(0, 1.0))
                     child.signal(signal.SIGKILL)
                 assert child.wait() in (-signal.SIGKILL, -signal.SIGXFSZ, 0)
-            specimen.assert_survived(folder)
+            specimen.assert_judged(folder)
 
 
 def _staging_dies(drill: Drill) -> None:

@@ -80,14 +80,14 @@ def start(
         before: called in the child before the program; how a fault gets into it.
     """
     pid = os.fork()
-    if pid:
-        return Child(pid, log)
-    _become(module, list(map(str, arguments)), log, before, env)
+    if pid == 0:
+        _become(module, list(map(str, arguments)), log, before, env)
+    return Child(pid, log)
 
 
-def finish(module: str, *arguments: str | Path, log: Path, **env: str) -> None:
+def finish(module: str, *arguments: str | Path, log: Path) -> None:
     """Run a program to its end, which must be good."""
-    child = start(module, *arguments, log=log, **env)
+    child = start(module, *arguments, log=log)
     code = child.wait(120)
     assert code == 0, f"exit code {code}: {child.said()[-800:]}"
 
@@ -102,11 +102,16 @@ def assert_explained(child: Child, *codes: int) -> None:
         assert len(errors) == 1, f"{len(errors)} lines of error: {said[-800:]}"
 
 
-def die_at_event(number: int, folder: Path) -> Callable[[], None]:
-    """Kill the child just before the `number`-th time it opens, renames or removes in `folder`."""
+def signal_at_event(number: int, folder: Path, sent: int = signal.SIGKILL) -> Callable[[], None]:
+    """Signal the child just before it opens, renames or removes in `folder` the `number`-th time."""
     return lambda: _on_event(
-        folder, lambda count: os.kill(os.getpid(), signal.SIGKILL) if count == number else None
+        folder, lambda count: os.kill(os.getpid(), sent) if count == number else None
     )
+
+
+def fail_in_write(size: int) -> Callable[[], None]:
+    """Any write that takes a file past `size` bytes fails. What fits is written."""
+    return lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
 
 
 def die_in_write(size: int) -> Callable[[], None]:
@@ -118,7 +123,7 @@ def die_in_write(size: int) -> Callable[[], None]:
     def limit() -> None:
         signal.signal(signal.SIGXFSZ, signal.SIG_DFL)  # Python ignores it
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-        resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+        fail_in_write(size)()
 
     return limit
 
@@ -192,9 +197,9 @@ def _become(
         for number in (1, 2):
             os.dup2(descriptor, number)
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-        sys.stdin = open(0, closefd=False)
-        sys.stdout = open(1, "w", buffering=1, closefd=False)
-        sys.stderr = open(2, "w", buffering=1, closefd=False)
+        sys.stdin = os.fdopen(0, closefd=False)
+        sys.stdout = os.fdopen(1, "w", buffering=1, closefd=False)
+        sys.stderr = os.fdopen(2, "w", buffering=1, closefd=False)
         os.environ.update(env)
         sys.argv = [module, *arguments]
         os.chdir(ROOT)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import random
 import time
 from collections.abc import Callable
@@ -23,10 +22,13 @@ EPOCHS = 3
 TIMEOUT_S = 20.0  # of a collective
 SMALL = (
     *TINY,
+    "--set=data.limit=256",
+    "--set=train.global_batch=32",
     f"--epochs={EPOCHS}",
     "--threads=1",
     "--device=cpu",
     "--set=eval.at_epochs=1",
+    f"--set=samples.at_epochs={EPOCHS}",
     "--set=samples.images=4",
     "--set=samples.steps=2",
     "--set=checkpoint.every_minutes=0.0001",  # nearly every step: many writes to die in
@@ -49,6 +51,7 @@ class Specimen:
     data_dir: Path
     more: tuple[str, ...] = ()
     twin: dict[str, Any] = field(default_factory=dict)
+    twin_judged: dict[str, Any] = field(default_factory=dict)
     events: int = 0  # that a kill can be aimed at
     seconds: float = 0.0  # that the twin took
 
@@ -64,8 +67,10 @@ class Specimen:
         specimen.finish(folder, before=program.count_events(folder / "runs", seen))
         specimen.seconds = time.monotonic() - start
         specimen.events = int(seen.read_text() or 0)
+        run = programs.only_run(folder / "runs")
+        specimen.twin = what_counts(run)
         specimen.evaluate(folder)
-        specimen.twin = what_counts(programs.only_run(folder / "runs"))
+        specimen.twin_judged = what_was_judged(run)
         return specimen
 
     def arguments(self, folder: Path) -> list[str | Path]:
@@ -78,9 +83,10 @@ class Specimen:
     ) -> list[program.Child]:
         """Start its ranks; `before` goes into one of them, `victim`."""
         port = str(random.SystemRandom().randrange(20_000, 32_000))
+        start = sum(1 for _ in folder.glob("rank0-*.log"))
         children = []
         for rank in range(self.ranks):
-            env = {"DRILL": "1"}
+            env: dict[str, str] = {}
             if self.ranks > 1:
                 env |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(self.ranks)}
                 env |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
@@ -88,7 +94,7 @@ class Specimen:
                 program.start(
                     "diffuse.train",
                     *self.arguments(folder),
-                    log=folder / f"rank{rank}-{len(os.listdir(folder))}.log",
+                    log=folder / f"rank{rank}-{start:02d}.log",
                     before=before if rank == victim else None,
                     **env,
                 )
@@ -113,40 +119,49 @@ class Specimen:
         log = folder / "evaluate.log"
         program.finish("diffuse.evaluate", *self.evaluation(folder), log=log)
 
-    def assert_survived(self, folder: Path) -> None:
+    def assert_survived(self, folder: Path) -> RunDir:
         """Go on to the end where need be; all that counts equals the twin's."""
         self.finish(folder)
+        run = programs.only_run(folder / "runs")
+        assert run.status()["state"] == "done"
+        programs.assert_same(what_counts(run), self.twin, "")
+        left = [path.name for path in run.path.rglob(".*.tmp")]
+        assert not left, f"left behind: {left}"
+        return run
+
+    def assert_judged(self, folder: Path) -> None:
+        """Evaluate to the end; images and figures equal the twin's."""
         self.evaluate(folder)
         run = programs.only_run(folder / "runs")
-        programs.assert_same(what_counts(run), self.twin, "")
-        left = [p for p in run.path.rglob("*.tmp") if "mnist" not in p.name]
-        assert run.status()["state"] == "done"
-        assert len(left) <= 40, f"{len(left)} temporary files"
+        programs.assert_same(what_was_judged(run), self.twin_judged, "")
 
 
 def what_counts(run: RunDir) -> dict[str, Any]:
-    """Weights, average, optimizer, losses, samples and figures of a run, as plain values."""
-    kept = {}
+    """Weights, average, optimizer, losses and samples of a trained run, as plain values."""
+    checkpoints = {}
     for epoch in (1, EPOCHS):
         content = checkpoint.read(run.checkpoint_path(epoch))
         for name in ("environment", "config"):
             del content[name]
-        kept[f"epoch {epoch}"] = content
-    events = {
-        event: programs.strip(run.metrics(event)) for event in ("step", "epoch", "samples")
-    }
+        checkpoints[epoch] = content
+    events = ("step", "epoch", "samples")
     return {
-        "checkpoints": kept,
-        "events": events,
-        "samples": {path.name: _datasets(path) for path in sorted(run.samples.glob("[!.]*.h5"))},
-        "figures": {path.name: _figures(path) for path in sorted(run.evaluations.glob("*.json"))},
+        "checkpoints": checkpoints,
+        "events": {event: programs.strip(run.metrics(event)) for event in events},
+        "samples": _datasets(run.samples / f"epoch_{EPOCHS:04d}.h5"),
     }
+
+
+def what_was_judged(run: RunDir) -> dict[str, Any]:
+    """Images and figures of an evaluated run, as plain values."""
+    images = sorted(run.samples.glob("epoch_*_seed_*.h5"))
+    figures = {}
+    for path in sorted(run.evaluations.glob("*.json")):
+        found = json.loads(path.read_text())["figures"]
+        figures[path.name] = [{k: v for k, v in f.items() if k != "seconds"} for f in found]
+    return {"images": {path.name: _datasets(path) for path in images}, "figures": figures}
 
 
 def _datasets(path: Path) -> dict[str, Any]:
     with h5py.File(path) as file:
         return {name: file[name][()].tolist() for name in file}
-
-
-def _figures(path: Path) -> list[Any]:
-    return json.loads(path.read_text())["figures"]

@@ -23,7 +23,7 @@ class Tally:
         self.tried: Counter[tuple[str, str]] = Counter()
         self.lost: Counter[tuple[str, str]] = Counter()
         self.left_out: dict[str, str] = {}  # part -> why
-        self.seconds: Counter[str] = Counter()
+        self.seconds: dict[str, float] = {}
 
     @contextlib.contextmanager
     def trial(self, part: str, fault: str, folder: Path, faults: int) -> Iterator[None]:
@@ -43,7 +43,7 @@ class Tally:
         else:
             shutil.rmtree(folder, ignore_errors=True)
         finally:
-            self.seconds[part] += round(time.monotonic() - start, 1)
+            self.seconds[part] = self.seconds.get(part, 0) + time.monotonic() - start
 
     def table(self, title: str) -> Table:
         """A line for each fault."""
