@@ -26,11 +26,11 @@ def read(path: Path) -> dict[str, Any]:
     """
     if not path.exists():
         return {}
+    content = files.read_json(path)
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
         if all(f["protocol"]["sampler"] for f in content["figures"]):
-            return dict(content)
-    except (ValueError, KeyError, TypeError):
+            return content
+    except (KeyError, TypeError):
         pass
     raise UserError(f"{path}: damaged; delete it and evaluate again (samples are kept)")
 

@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import socket
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -62,18 +63,37 @@ def write_text(path: Path, text: str) -> None:
     write_bytes(path, text.encode())
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Write `value` as readable JSON to `path` atomically."""
-    write_text(path, json.dumps(value, indent=2) + "\n")
+def write_json(path: Path, value: dict[str, Any]) -> None:
+    """Write `value`, sealed, as readable JSON to `path` atomically."""
+    write_text(path, json.dumps(sealed(value), indent=2) + "\n")
 
 
 def read_json(path: Path) -> dict[str, Any]:
     """The JSON object in `path`; {} where it is missing or damaged."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return unsealed(path.read_bytes()) or {}
+    except OSError:
         return {}
-    return value if isinstance(value, dict) else {}
+
+
+def sealed(value: dict[str, Any]) -> dict[str, Any]:
+    """`value` with a checksum of itself, so that no flipped digit passes for a result."""
+    return {**value, "crc32": _crc32(value)}
+
+
+def unsealed(text: bytes) -> dict[str, Any] | None:
+    """The JSON object in `text` without its seal; None where it is none, or has changed since.
+
+    One without a seal is taken as it is: others may write such files, too.
+    """
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(value, dict):
+        return None
+    seal = value.pop("crc32", None)
+    return value if seal in (None, _crc32(value)) else None
 
 
 def append_lines(path: Path, lines: list[str]) -> None:
@@ -105,6 +125,10 @@ def _naming(path: Path) -> Iterator[None]:
         if error.filename is None and error.errno is not None:
             raise OSError(error.errno, os.strerror(error.errno), str(path)) from error
         raise
+
+
+def _crc32(value: dict[str, Any]) -> str:
+    return f"{zlib.crc32(json.dumps(value).encode()):08x}"
 
 
 def _ends_with_newline(path: Path, size: int) -> bool:

@@ -11,6 +11,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from zipfile import BadZipFile
 
 import h5py
 import numpy as np
@@ -64,7 +65,7 @@ class Generated:
 
             images = draw(range(start, min(start + PART, n)), report)
             buffer = io.BytesIO()
-            np.save(buffer, images.numpy())
+            np.savez(buffer, images=images.numpy())  # a zip file has checksums
             write_bytes(self._part_path(start, n), buffer.getbuffer())
         world.highest(0)  # all parts are there
         if world.is_main:
@@ -111,12 +112,13 @@ class Generated:
         return self.path.with_name(f".{self.path.stem}-{self.weights_sha256[:12]}")
 
     def _part_path(self, start: int, n: int) -> Path:
-        return self._parts / f"{start:06d}-{min(start + PART, n):06d}.npy"
+        return self._parts / f"{start:06d}-{min(start + PART, n):06d}.npz"
 
     def _part(self, start: int, n: int) -> np.ndarray | None:
         try:
-            images: np.ndarray = np.load(self._part_path(start, n), allow_pickle=False)
-        except (OSError, ValueError, EOFError):
+            with np.load(self._part_path(start, n), allow_pickle=False) as file:
+                images: np.ndarray = file["images"]
+        except (OSError, ValueError, EOFError, KeyError, BadZipFile, AttributeError, TypeError):
             return None
         right = images.dtype == np.uint8 and len(images) == min(start + PART, n) - start
         return images if right else None

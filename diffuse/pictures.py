@@ -29,7 +29,7 @@ def draw_epoch(
 ) -> None:
     """samples/epoch_NNNN.png and .h5, plots/degradation.png once, and plots/loss.png anew."""
     path = run.samples / f"epoch_{epoch:04d}.png"
-    if not (path.exists() and path.with_suffix(".h5").exists()):
+    if not run.has_samples(epoch):
         panels, made_by = sample_panels(config, process, network, data_dir)
         sample_file.write(
             path.with_suffix(".h5"),

@@ -50,8 +50,7 @@ def plan(
 ) -> tuple[list[int], dict[str, Any] | None]:
     """The epochs to be made, and the checkpoint to start from (None: from nothing).
 
-    ([], None) where all is done; ([], the last epoch) where the run died between that checkpoint
-    and its end.
+    ([], None) where all is done; ([], the last epoch) where only what follows it is not.
     """
     missing = []
     content = None
@@ -63,14 +62,34 @@ def plan(
                 progress.note(f"{error}; it is made again")
             missing.append(epoch)
     if not missing:
-        return [], content if run.status().get("state") != "done" else None
+        _note_gaps(run, content)
+        return [], None if _is_closed(config, run) else content
     content = checkpoint.latest(
         run,
         until_step=missing[0] * steps_per_epoch,
         steps_per_epoch=steps_per_epoch,
         warn=progress.note,
     )
+    _note_gaps(run, content)
     return missing, content
+
+
+def _is_closed(config: Config, run: RunDir) -> bool:
+    """Whether nothing is left to do after the last checkpoint, such as its pictures."""
+    last = config.evaluated_epochs[-1]
+    drawn = last not in config.sampled_epochs or run.has_samples(last)
+    return run.status().get("state") == "done" and run.config_path.exists() and drawn
+
+
+def _note_gaps(run: RunDir, content: dict[str, Any] | None) -> None:
+    """Say it where losses before this checkpoint are lost: going on does not bring them back."""
+    steps = content["step"] if content else 0
+    known = {event["step"] for event in run.metrics("step")}
+    if gaps := len(set(range(1, steps + 1)) - known):
+        progress.note(
+            f"{run.metrics_path}: the losses of {gaps} of {steps} steps are missing or damaged"
+            " (a run under another --runs-dir has them again; the weights are not affected)"
+        )
 
 
 def retire(config: Config, run: RunDir, step: int, steps_per_epoch: int) -> None:

@@ -16,6 +16,7 @@ import json
 import os
 import socket
 import time
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +29,7 @@ from diffuse.config import Config
 from diffuse.errors import DiffuseError, EnvironmentFailed, UserError
 from diffuse.presets import read_config
 
+_SEAL = "# written by diffuse.train, checksum"
 State = Literal["running", "interrupted", "failed", "done"]
 
 
@@ -91,9 +93,28 @@ class RunDir:
         """Whether the checkpoint at the end of `epoch` is there (it is not opened)."""
         return self.checkpoint_path(epoch).is_file()
 
+    def has_samples(self, epoch: int) -> bool:
+        """Whether what training draws at the end of `epoch` is there, as picture and as data."""
+        stem = self.samples / f"epoch_{epoch:04d}"
+        return stem.with_suffix(".png").is_file() and stem.with_suffix(".h5").is_file()
+
     def config(self) -> Config:
         """The config this directory belongs to; UserError where it is missing or damaged."""
+        try:
+            first, _, text = self.config_path.read_text(encoding="utf-8").partition("\n")
+        except (OSError, UnicodeDecodeError):
+            first = text = ""  # read_config says what is wrong
+        if first.startswith(_SEAL) and first != _seal(text):
+            raise UserError(
+                f"{self.config_path}: damaged or edited; delete it, and the command that made this"
+                " run writes it again (other settings are another run)"
+            )
         return read_config(self.config_path)
+
+    def write_config(self, config: Config) -> None:
+        """Write config.yaml, with a checksum in its first line."""
+        text = config.to_yaml()
+        files.write_text(self.config_path, f"{_seal(text)}\n{text}")
 
     def status(self) -> dict[str, Any]:
         """The last published status, {} where there is none or it is damaged."""
@@ -189,7 +210,7 @@ class Attempt:
             path = run.path / "attempts" / f"{current:04d}.json"
             try:
                 with path.open("x", encoding="utf-8") as file:
-                    json.dump(record, file)
+                    json.dump(files.sealed(record), file)
                 return cls(run, current)
             except FileExistsError:
                 continue
@@ -226,8 +247,8 @@ class Attempt:
         if not events:
             return
         self.check()
-        lines = [json.dumps({"event": e["event"], "attempt": self.number, **e}) for e in events]
-        files.append_lines(self.run.metrics_path, lines)
+        marked = [{"event": e["event"], "attempt": self.number, **e} for e in events]
+        files.append_lines(self.run.metrics_path, [json.dumps(files.sealed(e)) for e in marked])
 
 
 def now() -> str:
@@ -253,6 +274,10 @@ def open_run(runs_dir: Path, config: Config) -> RunDir:
     return run
 
 
+def _seal(text: str) -> str:
+    return f"{_SEAL} {zlib.crc32(text.encode()):08x}"
+
+
 def _lines(path: Path) -> Iterator[dict[str, Any]]:
     try:
         file = path.open("rb")
@@ -260,9 +285,6 @@ def _lines(path: Path) -> Iterator[dict[str, Any]]:
         return
     with file:
         for raw in file:
-            try:
-                line = json.loads(raw)
-            except ValueError:
-                continue
-            if isinstance(line, dict) and "event" in line:
+            line = files.unsealed(raw)
+            if line is not None and "event" in line:
                 yield line

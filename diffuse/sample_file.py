@@ -24,7 +24,9 @@ def write(
     buffer = io.BytesIO()
     with h5py.File(buffer, "w") as file:
         for name, array in {"images": images, **more}.items():
-            file.create_dataset(name, data=array, compression="gzip", compression_opts=4)
+            file.create_dataset(
+                name, data=array, compression="gzip", compression_opts=4, fletcher32=True
+            )
         for name, value in attributes.items():
             file.attrs[name] = value
     files.write_bytes(path, buffer.getbuffer())

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from diffuse import checkpoint, files, manifest, pictures, progress, remaining, tracking
+from diffuse import checkpoint, manifest, pictures, progress, remaining, tracking
 from diffuse.config import Config
 from diffuse.data import load_split, to_x0
 from diffuse.distributed import World, join
@@ -100,7 +100,7 @@ def _train(
         recorder.load_state_dict(content["recorder"])
     if attempt is not None:
         attempt.remove_leftovers()
-        files.write_text(run.config_path, config.to_yaml())
+        run.write_config(config)
         manifest.write(run, world, precision, split.sha256)
         attempt.append_metrics(manifest.start_events(environment, content))
     forward = world.parallel(state.network)

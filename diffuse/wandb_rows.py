@@ -30,11 +30,7 @@ class Tail:
                 number, self.number = self.number, self.number + 1
                 self.offset += len(raw)
                 if number >= self.start:
-                    try:
-                        value = json.loads(raw)
-                    except ValueError:
-                        value = {}
-                    yield number, value if isinstance(value, dict) else {}
+                    yield number, files.unsealed(raw) or {}
 
 
 def row_of(run: RunDir, line: dict[str, Any]) -> dict[str, Any]:

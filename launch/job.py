@@ -197,7 +197,7 @@ def _newest(run: RunDir, program: str) -> str | None:
     if program == "train":
         paths = list(run.checkpoints.glob("[!.]*.pt"))
     else:  # parts of a set of images, whole sets, figures
-        paths = [*run.samples.rglob("*.npy"), *run.samples.glob("[!.]*.h5")]
+        paths = [*run.samples.rglob("*.npz"), *run.samples.glob("[!.]*.h5")]
         paths += run.evaluations.glob("[!.]*.json")
     newest = max(paths, key=lambda path: path.stat().st_mtime_ns, default=None)
     return None if newest is None else f"{newest.relative_to(run.path)} {newest.stat().st_mtime_ns}"

@@ -5,7 +5,6 @@ Damage in one run is named and costs that run only.
 
 from __future__ import annotations
 
-import json
 import math
 import statistics
 import time
@@ -16,6 +15,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from diffuse import files
 from diffuse.config import Config
 from diffuse.errors import DiffuseError, UserError
 from diffuse.rundir import RunDir
@@ -126,7 +126,7 @@ def read(path: Path, name: str = "") -> Result:
     """The result of the run directory `path`, which need not be there: then that is its problem."""
     name = (name or path.name).encode(errors="replace").decode()
     run = RunDir(path)
-    result = Result(name, run, status=run.status(), manifest=_object(run.manifest_path))
+    result = Result(name, run, status=run.status(), manifest=files.read_json(run.manifest_path))
     if not path.is_dir():
         result.problems.append("not started here, or removed")
         return result
@@ -145,7 +145,7 @@ def read(path: Path, name: str = "") -> Result:
     except (KeyError, TypeError, ValueError, OSError):
         result.problems.append(f"{run.metrics_path}: damaged; its losses are left out")
     for file in sorted(run.evaluations.glob("epoch_*.json")):
-        content = _object(file)
+        content = files.read_json(file)
         try:
             epoch = _Evaluation.model_validate(content).epoch
         except ValidationError:
@@ -231,12 +231,3 @@ def _curve(
         (statistics.fmean(s for s, _ in c) / per_epoch, statistics.fmean(x for _, x in c))
         for c in chunks
     ]
-
-
-def _object(path: Path) -> dict[str, Any]:
-    """The JSON object in `path`; {} where it is missing or damaged."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return value if isinstance(value, dict) else {}

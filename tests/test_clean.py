@@ -54,7 +54,7 @@ def run(tmp_path: Path) -> RunDir:
         }
     )
     run = RunDir(tmp_path / config.run_name)
-    files.write_text(run.config_path, config.to_yaml())
+    run.write_config(config)
     files.write_json(run.status_path, {"state": "done"})
     for age, name in enumerate(("epoch_0002", "step_00000900", "epoch_0003", "epoch_0004")):
         path = run.checkpoints / f"{name}.pt"

@@ -136,13 +136,13 @@ def test_a_killed_evaluation_goes_on_and_ends_with_the_same_images(
         stderr=subprocess.DEVNULL,
     )
     end = time.monotonic() + 120
-    while not list(cut.samples.glob(".*/*.npy")) and time.monotonic() < end:
+    while not list(cut.samples.glob(".*/*.npz")) and time.monotonic() < end:
         time.sleep(0.02)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    assert list(cut.samples.glob(".*/*.npy"))
+    assert list(cut.samples.glob(".*/*.npz"))
     assert programs.run("diffuse.evaluate", cut.path, *arguments).returncode == 0
-    assert not list(cut.samples.glob(".*/*.npy")), "parts are gone once all are there"
+    assert not list(cut.samples.glob(".*/*.npz")), "parts are gone once all are there"
     (a,), (b,) = figures(whole, 2), figures(cut, 2)
     with h5py.File(whole.path / a["samples"]) as x, h5py.File(cut.path / b["samples"]) as y:
         assert np.array_equal(x["images"][()], y["images"][()])

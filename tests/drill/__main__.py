@@ -9,6 +9,7 @@ import os
 
 os.environ.update(OMP_NUM_THREADS="1", NETRC=os.devnull)  # before torch is loaded
 
+import importlib
 import random
 import shutil
 import sys
@@ -18,22 +19,28 @@ from pathlib import Path
 from typing import Annotated
 
 import torch
-import torch._dynamo  # by the optimizer, when made
 import typer
 from rich.console import Console
 
-# What the programs import, so that their forks need not.
 from diffuse import errors
 from diffuse.prepare import stage_mnist
 from diffuse.rundir import default_data_dir
-from tests.drill import kills, signals, storage
+from tests.drill import damage, kills, signals, storage
 from tests.drill.drill import Drill
 from tests.drill.tally import Tally
 
+# What the programs import late, so that their forks need not.
+LOADED = (
+    *("torch._dynamo", "torchmetrics.image", "matplotlib.pyplot", "diffuse.evaluation"),
+    *("diffuse.judgement", "diffuse.metrics", "diffuse.mnist_source", "diffuse.pictures"),
+    *("launch.compare", "launch.report", "launch.charts", "launch.thumbnails", "launch.status"),
+    *("diffuse.prior", "diffuse.reference_features", "diffuse.training", "diffuse.trained"),
+)
 PARTS = {
     "kills": kills.run,
     "signals": signals.run,
     "storage": storage.run,
+    "damage": damage.run,
 }
 
 
@@ -58,6 +65,8 @@ def main(
         if name != "DIFFUSE_DATA":
             del os.environ[name]
     torch.set_num_threads(1)
+    for name in LOADED:
+        importlib.import_module(name)
     seed = random.SystemRandom().randrange(10_000) if seed is None else seed
     data = stage_mnist((data_dir or default_data_dir()).absolute()).parent
     root = Path(tempfile.mkdtemp(prefix="diffuse-drill-", dir=folder))

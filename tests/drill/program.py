@@ -103,7 +103,7 @@ def assert_explained(child: Child, *codes: int) -> None:
 
 
 def signal_at_event(number: int, folder: Path, sent: int = signal.SIGKILL) -> Callable[[], None]:
-    """Signal the child just before it opens, renames or removes in `folder` the `number`-th time."""
+    """Signal the child just before the `number`-th file operation in `folder`."""
     return lambda: _on_event(
         folder, lambda count: os.kill(os.getpid(), sent) if count == number else None
     )

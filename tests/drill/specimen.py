@@ -6,7 +6,7 @@ import json
 import random
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +78,10 @@ class Specimen:
         where = (f"--runs-dir={folder / 'runs'}", f"--data-dir={self.data_dir}")
         return [*PRESETS[self.kind], *SMALL, *self.more, *where]
 
+    def with_data(self, data_dir: Path) -> Specimen:
+        """The same training, and twin, on data elsewhere."""
+        return replace(self, data_dir=data_dir)
+
     def start(
         self, folder: Path, before: Callable[[], Any] | None = None, victim: int = 0
     ) -> list[program.Child]:
@@ -148,7 +152,7 @@ def what_counts(run: RunDir) -> dict[str, Any]:
     return {
         "checkpoints": checkpoints,
         "events": {event: programs.strip(run.metrics(event)) for event in events},
-        "samples": _datasets(run.samples / f"epoch_{EPOCHS:04d}.h5"),
+        "samples": datasets(run.samples / f"epoch_{EPOCHS:04d}.h5"),
     }
 
 
@@ -159,9 +163,10 @@ def what_was_judged(run: RunDir) -> dict[str, Any]:
     for path in sorted(run.evaluations.glob("*.json")):
         found = json.loads(path.read_text())["figures"]
         figures[path.name] = [{k: v for k, v in f.items() if k != "seconds"} for f in found]
-    return {"images": {path.name: _datasets(path) for path in images}, "figures": figures}
+    return {"images": {path.name: datasets(path) for path in images}, "figures": figures}
 
 
-def _datasets(path: Path) -> dict[str, Any]:
+def datasets(path: Path) -> dict[str, Any]:
+    """What an HDF5 file holds."""
     with h5py.File(path) as file:
         return {name: file[name][()].tolist() for name in file}

@@ -1,0 +1,43 @@
+"""W&B that fails: a server that refuses, hangs, answers with errors, or goes in mid-run."""
+
+from __future__ import annotations
+
+import time
+from typing import get_args
+
+from tests import programs
+from tests.drill.drill import Drill
+from tests.drill.specimen import what_counts
+from tests.programs import read_json
+from tests.wandb_server import KEY, Manners, server
+
+BOUND_S = 60.0  # a training of a second, W&B's client, and its end_s
+
+
+def run(drill: Drill) -> None:
+    """Every manner of failing, from the start and once the run has begun."""
+    specimen = drill.specimen("ddpm")
+    bad = [manners for manners in get_args(Manners) if manners != "good"]
+    cases = [(manners, begun) for begun in (False, True) for manners in bad]
+    for manners, begun in drill.rng().sample(cases, len(drill.times(len(cases)))):
+        when = "once the run has begun" if begun else "from the start"
+        with drill.trial(f"W&B: {manners}, {when}") as folder, server() as there:
+            if begun:
+                there.once_begun = manners
+            elif manners == "nobody there":
+                there.shutdown()
+                there.server_close()
+            else:
+                there.manners = manners
+            start = time.monotonic()
+            online = ("--set=tracking.mode=online", "--set=tracking.end_s=5")
+            done = programs.run(
+                "diffuse.train", *specimen.arguments(folder), *online, **there.environment()
+            )
+            assert done.returncode == 0, done.stderr[-800:]
+            assert time.monotonic() - start < BOUND_S
+            run = programs.only_run(folder / "runs")
+            programs.assert_same(what_counts(run), specimen.twin, "")
+            assert read_json(run.status_path)["state"] == "done"
+            for path in run.path.rglob("*"):
+                assert not path.is_file() or KEY.encode() not in path.read_bytes(), path
