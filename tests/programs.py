@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from diffuse import checkpoint
+from diffuse import checkpoint, files
 from diffuse.rundir import RunDir
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -100,7 +100,8 @@ def losses(run_dir: RunDir) -> list[float]:
 
 
 def read_json(path: Path) -> Any:
-    return json.loads(path.read_text())
+    """The object in `path`, without the seal that `diffuse.files.write_json` gives it."""
+    return files.unsealed(path.read_bytes())
 
 
 def metric_lines(run_dir: RunDir) -> list[dict[str, Any]]:
