@@ -7,8 +7,8 @@ array is written into the ledger as soon as Slurm has it, so that the next sweep
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -43,77 +43,85 @@ def submit_all(
     Args:
         report: resources of the job that compares the grid at the end; None: no such job.
     """
-    arrays: list[str] = []
+    chain = _Chain(submitter, ledger, submission, data_dir)
     for settings, group in _shapes(requests):
         parts = list(_split(group, site.max_array_size))
         throttle = max(1, (settings.array_parallelism or len(group)) // len(parts))
         for part in parts:
-            ids = _train(part, settings, throttle, submitter, data_dir)
-            _note(submission, ledger, "train", part, ids)
-            arrays += {i.partition("_")[0] for i in ids}
-            waiting = [request for request in part if request.planned.unevaluated]
-            if not waiting or not part[0].evaluate:
-                continue
-            after = None
-            if ids:
-                kind = "aftercorr" if "_" in ids[0] else "afterok"
-                after = f"{kind}:{ids[0].partition('_')[0]}"
-            ids = _evaluate(part, settings, throttle, submitter, data_dir, after)
-            _note(submission, ledger, "evaluate", part, ids)
-            arrays += {i.partition("_")[0] for i in ids}
-    if report is not None and arrays:
-        arguments = ["--grid", ledger.grid]
-        call = (str(ledger.runs_dir), arguments, str(ledger.path / "logs"))
-        after = f"afterany:{':'.join(dict.fromkeys(arrays))}"
-        ids = submitter.array("report", job.report, [call], report, 1, after)
-        submission.jobs.append({"run": None, "program": "report", "job_id": ids[0], "epochs": []})
-        ledger.record(submission)
+            after = chain.train(part, settings, throttle) if part[0].planned.is_todo else None
+            if part[0].evaluate and any(request.planned.unevaluated for request in part):
+                chain.evaluate(part, settings, throttle, after)
+    if report is not None and chain.arrays:
+        chain.report(report)
 
 
-def _train(
-    part: Sequence[Request], settings: Cluster, throttle: int, submitter: Submitter, data_dir: Path
-) -> list[str]:
-    if not part[0].planned.is_todo:
-        return []
-    calls: list[tuple[Any, ...]] = []
-    for request in part:
-        config = request.planned.run.config.model_dump(mode="json")
-        config["system"]["threads"] = config["system"]["threads"] or settings.cpus_per_task
-        run_dir = str(request.planned.dir.path)
-        calls.append((run_dir, config, str(data_dir), {}, settings.max_requeues))
-    return submitter.array("train", job.train, calls, settings, throttle)
+@dataclass
+class _Chain:
+    """The arrays of one submission, handed in one after another."""
 
+    submitter: Submitter
+    ledger: Ledger
+    submission: Submission
+    data_dir: Path
+    arrays: list[str] = field(default_factory=list)  # their ids so far
 
-def _evaluate(
-    part: Sequence[Request],
-    settings: Cluster,
-    throttle: int,
-    submitter: Submitter,
-    data_dir: Path,
-    after: str | None,
-) -> list[str]:
-    calls: list[tuple[Any, ...]] = []
-    for request in part:
-        planned = request.planned
-        epochs, options = list(planned.unevaluated), planned.run.evaluation
-        run_dir, most = str(planned.dir.path), settings.max_requeues
-        calls.append((run_dir, epochs, options, str(data_dir), {}, most))
-    return submitter.array("evaluate", job.evaluate, calls, settings, throttle, after)
+    def train(self, part: Sequence[Request], settings: Cluster, throttle: int) -> str:
+        """Returns what an evaluation of the same runs depends on."""
+        calls: list[tuple[Any, ...]] = []
+        for request in part:
+            config = request.planned.run.config.model_dump(mode="json")
+            config["system"]["threads"] = config["system"]["threads"] or settings.cpus_per_task
+            run_dir = str(request.planned.dir.path)
+            calls.append((run_dir, config, str(self.data_dir), {}, settings.max_requeues))
+        first, *_ = self._array("train", job.train, part, calls, settings, throttle)
+        array, is_array, _ = first.partition("_")
+        return f"{'aftercorr' if is_array else 'afterok'}:{array}"
 
+    def evaluate(
+        self, part: Sequence[Request], settings: Cluster, throttle: int, after: str | None
+    ) -> None:
+        calls: list[tuple[Any, ...]] = []
+        for request in part:
+            planned = request.planned
+            epochs, options = list(planned.unevaluated), planned.run.evaluation
+            run_dir, most = str(planned.dir.path), settings.max_requeues
+            calls.append((run_dir, epochs, options, str(self.data_dir), {}, most))
+        self._array("evaluate", job.evaluate, part, calls, settings, throttle, after)
 
-def _note(
-    submission: Submission,
-    ledger: Ledger,
-    program: str,
-    part: Sequence[Request],
-    ids: Sequence[str],
-) -> None:
-    for request, job_id in zip(part, ids, strict=False):
-        run = request.planned.run
-        submission.jobs.append(
-            {"run": run.name, "program": program, "job_id": job_id, "epochs": list(run.epochs)}
-        )
-    ledger.record(submission)
+    def report(self, settings: Cluster) -> None:
+        arguments = ["--grid", self.ledger.grid]
+        call = (str(self.ledger.runs_dir), arguments, str(self.ledger.path / "logs"))
+        after = f"afterany:{':'.join(self.arrays)}"
+        self._array("report", job.report, [None], [call], settings, 1, after)
+
+    def _array(
+        self,
+        program: str,
+        function: Callable[..., Any],
+        part: Sequence[Request | None],
+        calls: Sequence[tuple[Any, ...]],
+        settings: Cluster,
+        throttle: int,
+        after: str | None = None,
+    ) -> list[str]:
+        """Submit one array. It is written down before, by its folder, and after, by its jobs' ids:
+        Slurm may have it although we never hear so (a timeout, the end of this process)."""
+        folder = self.submitter.folder / f"{len(self.arrays) + 1:02d}-{program}"
+        records: list[dict[str, Any]] = []
+        for task, request in enumerate(part):
+            run = None if request is None else request.planned.run
+            name, epochs = (None, []) if run is None else (run.name, list(run.epochs))
+            place = {"folder": str(folder), "task": task}
+            record = {"run": name, "program": program, "job_id": "", "epochs": epochs}
+            records.append({**record, **place})
+        self.submission.jobs += records
+        self.ledger.record(self.submission)
+        ids = self.submitter.array(program, folder, function, calls, settings, throttle, after)
+        for record, job_id in zip(records, ids, strict=True):
+            record["job_id"] = job_id
+        self.ledger.record(self.submission)
+        self.arrays.append(ids[0].partition("_")[0])
+        return ids
 
 
 def _shapes(requests: Sequence[Request]) -> Iterator[tuple[Cluster, list[Request]]]:

@@ -2,7 +2,7 @@
 
 runs/.launch/<grid>/lock, holder.json    one sweep of a grid at a time
 runs/.launch/lock, holder.json           one submission at a time: grids share runs
-runs/.launch/<grid>/jobs-*/              submitit's own files of one sweep
+runs/.launch/<grid>/jobs-*/              submitit's own files of one sweep, a folder for each array
 """
 
 from __future__ import annotations
@@ -32,7 +32,8 @@ class Submission:
     code: str  # the snapshot's hash
     commit: str | None
     command: list[str]
-    jobs: list[dict[str, Any]] = field(default_factory=list)  # run, program, job_id, epochs
+    # run, program, job_id, epochs, folder, task; job_id is "" until Slurm has answered
+    jobs: list[dict[str, Any]] = field(default_factory=list)
     code_changed: dict[str, str] = field(default_factory=dict)  # run: the code of its last job
 
 

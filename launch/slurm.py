@@ -9,8 +9,9 @@ import os
 import pwd
 import re
 import subprocess
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from diffuse.errors import EnvironmentFailed, UserError
 from launch.cluster import Cluster
@@ -28,10 +29,16 @@ class Job:
     reason: str = ""  # why it waits
     node: str = ""
     name: str = ""
+    folder: str = ""  # that it was submitted to start in
 
     @property
     def is_live(self) -> bool:
         return self.state in LIVE
+
+    @property
+    def task(self) -> int:
+        """Its place in its array; 0 of a job that is none."""
+        return int(self.id.partition("_")[2] or 0)
 
     def __str__(self) -> str:
         if self.state == "PENDING":
@@ -94,10 +101,18 @@ def site() -> Site:
 def queue() -> dict[str, Job]:
     """This user's jobs that wait or run, by id; one squeue call."""
     user = pwd.getpwuid(os.getuid()).pw_name
-    fields = ("%i", "%T", "%r", "%N", "%j")
+    fields = ("%i", "%T", "%r", "%N", "%j", "%Z")
     text = _ask("squeue", "--noheader", "--array", f"--user={user}", f"--format={'|'.join(fields)}")
-    jobs = (Job(*line.split("|", 4)) for line in text.splitlines() if line.count("|") >= 4)
+    jobs = (Job(*line.split("|", 5)) for line in text.splitlines() if line.count("|") >= 5)
     return {job.id: job for job in jobs}
+
+
+def identify(records: Iterable[dict[str, Any]], queue: Mapping[str, Job]) -> None:
+    """Fill in the `job_id` of a ledger's records whose launcher did not live to hear it."""
+    by_place = {(job.folder, job.task): job.id for job in queue.values()}
+    for record in records:
+        if not record["job_id"]:
+            record["job_id"] = by_place.get((record.get("folder", ""), record.get("task", 0)), "")
 
 
 def kept() -> int:

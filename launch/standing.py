@@ -56,9 +56,12 @@ def standings(runs_dir: Path, grid: str | None = None) -> list[Standing]:
     jobs: dict[str, dict[str, str]] = {}  # run: program: the last job's id
     asked: dict[str, set[int]] = {}  # run: the epochs that its last evaluation is about
     grids: dict[str, str] = {}
-    for submission in submissions(runs_dir, grid or "*"):
+    found = submissions(runs_dir, grid or "*")
+    queue = _queue() if any(submission.jobs for submission in found) else None
+    for submission in found:
+        slurm.identify(submission.jobs, queue or {})
         for record in submission.jobs:
-            if record["run"]:
+            if record["run"] and record["job_id"]:
                 jobs.setdefault(record["run"], {})[record["program"]] = record["job_id"]
                 grids[record["run"]] = submission.grid
                 if record["program"] == "evaluate":
@@ -72,31 +75,29 @@ def standings(runs_dir: Path, grid: str | None = None) -> list[Standing]:
             raise UserError(
                 f"{runs_dir}: no sweep of a grid {grid!r} here; leave --grid out to see every run"
             )
-    queue, past = _ask_slurm(jobs)
+    ids = [job_id for programs in jobs.values() for job_id in programs.values()]
+    past = {} if queue is None else slurm.accounting(i for i in ids if i not in queue)
     return [
         _standing(
             RunDir(runs_dir / name),
             jobs.get(name, {}),
             asked.get(name, set()),
             grids.get(name, ""),
-            queue,
+            queue or {},
             past,
         )
         for name in sorted(names)
     ]
 
 
-def _ask_slurm(jobs: Mapping[str, Mapping[str, str]]) -> tuple[dict[str, Job], dict[str, Job]]:
-    """What waits or runs, and what accounting remembers; both empty where Slurm is out of reach."""
-    ids = [job_id for programs in jobs.values() for job_id in programs.values()]
-    if not ids or not shutil.which("squeue"):
-        return {}, {}
+def _queue() -> dict[str, Job] | None:
+    """What waits or runs; None where Slurm is out of reach."""
+    if not shutil.which("squeue"):
+        return None
     try:
-        queue = slurm.queue()
+        return slurm.queue()
     except EnvironmentFailed:
-        return {}, {}
-    ended = [job_id for job_id in ids if job_id not in queue]
-    return queue, slurm.accounting(ended)
+        return None
 
 
 def _standing(

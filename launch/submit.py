@@ -10,17 +10,21 @@ from __future__ import annotations
 import contextlib
 import io
 import shlex
+import signal
 import sys
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from subprocess import CalledProcessError
 from typing import Any
 
+import psutil
 import submitit
 from submitit.core.utils import FailedJobError, FailedSubmissionError
 
 from diffuse.errors import EnvironmentFailed
-from launch import image
+from launch import image, slurm
 from launch.cluster import Cluster
 from launch.snapshot import Snapshot
 
@@ -49,7 +53,8 @@ class Submitter:
     """Submits arrays of calls of one function of launch.job.
 
     Args:
-        folder: submitit's files: scripts, pickles, the output of jobs before their programs start.
+        folder: for submitit's files: scripts, pickles, the output of jobs before their programs
+            start; each array has a folder in it.
         binds: folders that the image must see.
     """
 
@@ -61,6 +66,7 @@ class Submitter:
     def array(
         self,
         program: str,
+        folder: Path,
         function: Callable[..., Any],
         calls: Sequence[tuple[Any, ...]],
         settings: Cluster,
@@ -70,33 +76,37 @@ class Submitter:
         """Submit one array with a task for each call; the ids of its tasks.
 
         Args:
+            folder: of this array alone; its jobs start there, and so can be found by it.
             after: what it depends on, as sbatch has it; a dependency that can never be met ends it.
 
         Raises EnvironmentFailed with Slurm's own words where it refuses.
         """
-        executor = self._executor(program, settings, throttle, after)
+        executor = self._executor(program, folder, settings, throttle, after)
         try:
-            with contextlib.redirect_stderr(io.StringIO()):  # submitit prints what it raises
+            # submitit prints what it raises
+            with _limited(), contextlib.redirect_stderr(io.StringIO()):
                 jobs = executor.map_array(function, *zip(*calls, strict=True))
         except (FailedJobError, FailedSubmissionError) as error:
             lines = [line for line in str(error).splitlines() if line.strip()]
             said = (lines or ["no message"])[-1].removeprefix("sbatch: ").removeprefix("error: ")
+            if _code(error.__cause__) == -signal.SIGTERM:
+                said = f"no answer for {slurm.TIMEOUT_S} s; is Slurm's controller up?"
             raise EnvironmentFailed(f"sbatch refused: {said}") from None
         return [str(job.job_id) for job in jobs]
 
     def _executor(
-        self, program: str, settings: Cluster, throttle: int, after: str | None
+        self, program: str, folder: Path, settings: Cluster, throttle: int, after: str | None
     ) -> submitit.SlurmExecutor:
-        executor = submitit.SlurmExecutor(self.folder, python=self._python(settings))
+        executor = submitit.SlurmExecutor(folder, python=self._python(settings))
         options: dict[str, Any] = {
             "requeue": "no-requeue" not in settings.extra,  # also after a node's death
             "signal": f"USR2@{_notice_s(settings.time)}",
-            "chdir": str(self.folder),
+            "chdir": str(folder),
         }
         if after:
             options |= {"dependency": after, "kill_on_invalid_dep": "yes"}
         options |= {key.replace("-", "_"): value for key, value in settings.extra.items()}
-        name = (NAME % shlex.quote(str(self.folder))).splitlines()
+        name = (NAME % shlex.quote(str(folder))).splitlines()
         executor.update_parameters(
             job_name=f"{program}-{self.grid}",
             partition=settings.partition,
@@ -159,6 +169,26 @@ class Submitter:
             options.append("--nv")
         image = shlex.quote(str(Path(settings.image).expanduser().absolute()))
         return " ".join([start, '"$APPTAINER" exec', *options, image, "python"])
+
+
+def _code(cause: BaseException | None) -> int | None:
+    return cause.returncode if isinstance(cause, CalledProcessError) else None
+
+
+@contextlib.contextmanager
+def _limited() -> Iterator[None]:
+    """Ends sbatch, the only child of the launcher, where it hangs with Slurm's controller."""
+
+    def end() -> None:
+        for child in psutil.Process().children():
+            child.terminate()
+
+    timer = threading.Timer(slurm.TIMEOUT_S, end)
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def _notice_s(minutes: int | None) -> int:

@@ -104,6 +104,7 @@ def live_jobs(
     queue = slurm.queue() if queue is None else queue
     found: dict[str, list[Job]] = {}
     for submission in submissions(runs_dir, grid):
+        slurm.identify(submission.jobs, queue)
         for record in submission.jobs:
             job = queue.get(record["job_id"])
             if job is not None and job.is_live:
@@ -154,15 +155,17 @@ def _changed_code(todo: Sequence[Planned], ledger: Ledger, code: str) -> dict[st
     names = {p.name for p in todo if p.state != "new"}
     last: dict[str, str] = {}
     for submission in submissions(ledger.runs_dir):
-        last.update({j["run"]: submission.code for j in submission.jobs if j["run"] in names})
+        jobs = [j for j in submission.jobs if j["job_id"] and j["run"] in names]
+        last.update({j["run"]: submission.code for j in jobs})
     return {name: before for name, before in last.items() if before != code}
 
 
 def _announce(submission: Submission, out: Console, runs_dir: Path) -> None:
-    if not submission.jobs:
+    jobs = [record for record in submission.jobs if record["job_id"]]
+    if not jobs:
         return
     by_array: dict[tuple[str, str], int] = {}
-    for record in submission.jobs:
+    for record in jobs:
         key = (record["program"], record["job_id"].partition("_")[0])
         by_array[key] = by_array.get(key, 0) + 1
     for (program, array), n in by_array.items():

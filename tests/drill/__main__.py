@@ -25,7 +25,7 @@ from rich.console import Console
 from diffuse import errors
 from diffuse.prepare import stage_mnist
 from diffuse.rundir import default_data_dir
-from tests.drill import damage, endurance, kills, signals, storage, tracker
+from tests.drill import cluster, damage, endurance, kills, signals, storage, tracker
 from tests.drill.drill import Drill
 from tests.drill.tally import Tally
 
@@ -42,6 +42,7 @@ PARTS = {
     "storage": storage.run,
     "damage": damage.run,
     "W&B": tracker.run,
+    "Slurm": cluster.run,
     "endurance": endurance.run,
 }
 
