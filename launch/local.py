@@ -11,7 +11,6 @@ import os
 import shutil
 import signal
 import subprocess
-import tempfile
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -102,7 +101,7 @@ class Pool:
         self.grid, self.data_dir, self.gpus, self.parallel = ledger.grid, data_dir, gpus, parallel
         self.evaluate = evaluate
         self.threads = max(1, len(os.sched_getaffinity(0)) // parallel)
-        self.folder = Path(tempfile.mkdtemp(prefix="jobs-", dir=ledger.path))
+        self.folder = ledger.path / f"jobs-{time.strftime('%Y%m%dT%H%M%S')}-{os.getpid()}"
         self.executor = submitit.LocalExecutor(self.folder)
         self.executor.update_parameters(timeout_min=YEAR_MIN)
         self.active: dict[int, tuple[Outcome, submitit.Job[Any]]] = {}  # by slot

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
+import socket
 import subprocess
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,7 +39,7 @@ def take(code_dir: Path, root: Path = ROOT) -> Snapshot:
     snapshot = Snapshot(digest.hexdigest()[:12], code_dir / digest.hexdigest()[:12], _commit(root))
     if not snapshot.path.exists():
         code_dir.mkdir(parents=True, exist_ok=True)
-        unfinished = Path(tempfile.mkdtemp(prefix=".unfinished-", dir=code_dir))
+        unfinished = code_dir / f".unfinished-{socket.gethostname()}-{os.getpid()}"
         try:
             _write(unfinished, files, {"commit": snapshot.commit, "taken": now()})
             unfinished.rename(snapshot.path)
@@ -53,7 +54,16 @@ def _files(root: Path) -> dict[str, bytes]:
     """Every file of the project that a job may read, by relative path, in order."""
     paths = (path for folder in FOLDERS for path in (root / folder).rglob("*") if path.is_file())
     kept = (p for p in paths if "__pycache__" not in p.parts and not p.name.startswith("."))
-    return {str(path.relative_to(root)): path.read_bytes() for path in sorted(kept)}
+    names = {str(path.relative_to(root)) for path in kept} - _ignored(root)
+    return {name: (root / name).read_bytes() for name in sorted(names)}
+
+
+def _ignored(root: Path) -> set[str]:
+    """Files that git is told to ignore: somebody's notes, data or keys, not the project's code."""
+    if not (root / ".git").exists():
+        return set()
+    command = ["ls-files", "--others", "--ignored", "--exclude-standard", "-z", "--", *FOLDERS]
+    return set(_git(root, *command).split("\0"))
 
 
 def _write(folder: Path, files: dict[str, bytes], about: dict[str, Any]) -> None:
@@ -61,18 +71,20 @@ def _write(folder: Path, files: dict[str, bytes], about: dict[str, Any]) -> None
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content)
-        path.chmod(0o444)
+        path.chmod(path.stat().st_mode & ~0o222)  # nobody writes; who reads, the umask says
     (folder / "about.json").write_text(json.dumps(about))
-    folder.chmod(0o755)
 
 
 def _commit(root: Path) -> str | None:
     """The git commit, with a + where files were changed since; None without git."""
+    return _git(root, "describe", "--always", "--abbrev=40", "--dirty=+", "--exclude=*") or None
+
+
+def _git(root: Path, *arguments: str) -> str:
+    """What git says; "" where there is none."""
+    command = ["git", "-C", str(root), *arguments]
     try:
-        command = ["git", "-C", str(root), "describe", "--always", "--abbrev=40", "--dirty=+"]
-        done = subprocess.run(
-            [*command, "--exclude=*"], capture_output=True, text=True, timeout=20, check=True
-        )
+        done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
     except (OSError, subprocess.SubprocessError):
-        return None
+        return ""
     return done.stdout.strip()
