@@ -11,6 +11,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 import traceback
@@ -49,6 +50,8 @@ def run(main: Callable[..., Any]) -> NoReturn:
 
     `DIFFUSE_DEBUG=1` shows the traceback as well.
     """
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a path, or a locale, that is not of UTF-8
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         ended = main(standalone_mode=False)
         code = ended if isinstance(ended, int) else 0  # typer returns the code of a typer.Exit

@@ -14,13 +14,18 @@ from typing import Any
 
 import psutil
 
+from diffuse.errors import UserError
+
 
 @contextlib.contextmanager
 def atomic(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; on success it is fsynced and renamed onto `path`.
 
     A reader sees the old file or the new one, never a part. On an error the temporary file goes.
+    Raises UserError where `path` names no file.
     """
+    if not path.name:
+        raise UserError(f"{path}: is a folder; name a file to write")
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{socket.gethostname()}-{os.getpid()}.tmp")
     try:

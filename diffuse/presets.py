@@ -68,8 +68,8 @@ def parse_set(assignments: Sequence[str], source: str = "--set") -> Layer:
         if not equals or not all(re.fullmatch(r"\w+", part) for part in keys):
             raise UserError(f"{source} {assignment!r}: write KEY=VALUE, for example train.lr=4e-4")
         try:
-            value = yaml.safe_load(text)
-        except yaml.YAMLError:
+            value = parse_yaml(text)
+        except (yaml.YAMLError, ValueError):
             value = text
         for part in reversed(keys):
             value = {part: value}
@@ -99,15 +99,36 @@ def find_yaml(name: str, *, kind: str, folders: Sequence[str]) -> Path:
 def read_yaml(path: Path) -> dict[str, Any]:
     """A YAML file whose top level is a mapping; read with safe_load, so tags construct nothing."""
     try:
-        value = yaml.safe_load(path.read_text(encoding="utf-8"))
+        value = parse_yaml(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path}: not found") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError) as error:  # a date's 45th day is a ValueError
         mark = getattr(error, "problem_mark", None)
         where = f" line {mark.line + 1}" if mark else ""
         raise UserError(f"{path}{where}: not readable as YAML") from None
     if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
         raise UserError(f"{path}: must be a YAML mapping of settings")
+    return value
+
+
+def parse_yaml(text: str) -> Any:
+    """The value that YAML writes; tags construct nothing.
+
+    Raises yaml.YAMLError or ValueError: not YAML, or (by nesting or by aliases) without end.
+    """
+    try:
+        value = yaml.safe_load(text)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+    pending, seen = [(value, 0)], 0
+    while pending:
+        part, depth = pending.pop()
+        seen += 1
+        if depth > 50 or seen > 1_000_000:
+            raise ValueError("nested too deeply, or aliases of aliases")
+        if isinstance(part, dict | list | set | tuple):
+            below = part.values() if isinstance(part, dict) else part
+            pending.extend((value, depth + 1) for value in below)
     return value
 
 

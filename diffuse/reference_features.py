@@ -40,6 +40,7 @@ def real_features(extractor: Extractor, split: Split, data_dir: Path) -> RealFea
     path = data_dir / "features" / name
     if path.is_file() and (found := _read(path, extractor)) is not None:
         return found
+    data = load_split(data_dir, split)  # where there is none, nothing is written
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(path.with_name(f".{name}.lock"), mode=0o664):
         # another process may have been faster
@@ -47,7 +48,6 @@ def real_features(extractor: Extractor, split: Split, data_dir: Path) -> RealFea
             return found
         if path.exists():
             progress.note(f"{path}: damaged; made again")
-        data = load_split(data_dir, split)
         title = f"{extractor.name} features of the {split} set"
         parts = []
         with progress.Meter(title, len(data.images)) as meter:

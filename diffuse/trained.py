@@ -165,10 +165,10 @@ def _from_checkpoint(
         network.load_state_dict(content["model"] if content["ema"] is None else content["ema"])
         process = build_process(config)
         process.load_state_dict(content["process"])
-    except (KeyError, RuntimeError, ValueError) as error:
-        reason = str(error).splitlines()[0]
+        epoch, step = int(content["epoch"]), int(content["step"])
+    except (KeyError, RuntimeError, ValueError, TypeError, AttributeError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(f"{name}: its checkpoint does not fit its config: {reason}") from None
     process.to(device)
     network.to(device).eval()
-    epoch, step = content["epoch"], content["step"]
     return Trained(name, config, process, network, epoch, device, run, step)
