@@ -39,11 +39,12 @@ def read(path: Path) -> dict[str, Any]:
     file is executed (weights_only).
     """
     content = load_plain(path)
-    if not isinstance(content, dict) or "checksum" not in content or "config" not in content:
+    is_ours = isinstance(content, dict) and isinstance(content.get("config"), dict)
+    if not is_ours or "checksum" not in content:
         raise UserError(f"{path}: not a checkpoint of this project")
     if content.pop("checksum") != checksum(content):
         raise UserError(f"{path}: damaged (its checksum does not match its content)")
-    if content.pop("format") != FORMAT:
+    if content.pop("format", None) != FORMAT:
         raise UserError(f"{path}: of another version of this project")
     return content
 

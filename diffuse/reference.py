@@ -40,7 +40,7 @@ def read(path: Path) -> tuple[Config, Ddpm | Averaging, Cnn, int]:
         config = _config(path, state, process)
         network = build(config.model)
         network.load_state_dict(_renamed(state))
-    except (KeyError, ValueError, RuntimeError, IndexError) as error:
+    except (LookupError, RuntimeError, ValueError, TypeError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"{path}: not one of the report's weight files ({reason})") from None
     assert isinstance(network, Cnn)

@@ -106,7 +106,7 @@ class TrainState:
             self.scaler.load_state_dict(content["scaler"])
             self.process.load_state_dict(content["process"])
             self.step = int(content["step"])
-        except (KeyError, RuntimeError, ValueError, TypeError, AttributeError) as error:
+        except (LookupError, RuntimeError, ValueError, TypeError, AttributeError) as error:
             reason = str(error).splitlines()[0]
             raise UserError(f"a checkpoint does not fit this run's config: {reason}") from None
 

@@ -166,7 +166,7 @@ def _from_checkpoint(
         process = build_process(config)
         process.load_state_dict(content["process"])
         epoch, step = int(content["epoch"]), int(content["step"])
-    except (KeyError, RuntimeError, ValueError, TypeError, AttributeError) as error:
+    except (LookupError, RuntimeError, ValueError, TypeError, AttributeError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(f"{name}: its checkpoint does not fit its config: {reason}") from None
     process.to(device)

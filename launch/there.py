@@ -35,6 +35,7 @@ def submit(
 ) -> int:
     """Submit the grid's missing jobs; 0 also where there is nothing to do."""
     ledger = Ledger(runs_dir.absolute(), grid.name)
+    _require_writable_in_a_script(ledger.path, data_dir)
     settings = file.resolve([grid.cluster, *typed])
     site = slurm.site()
     by_run = {run.name: file.resolve([*run.cluster, *typed]) for run in grid.runs}
@@ -95,6 +96,15 @@ def submit(
             soft_wrap=True,
         )
     return 0
+
+
+def _require_writable_in_a_script(*paths: Path) -> None:
+    """UserError for what sbatch cannot read in its #SBATCH lines, however it is quoted."""
+    for path in paths:
+        if set("\n\r%\\") & set(str(path)):
+            raise UserError(
+                f"{str(path)!r}: Slurm takes no path with %, \\ or a line break; rename it"
+            )
 
 
 def live_jobs(

@@ -29,9 +29,11 @@ from diffuse.models import build
 from diffuse.presets import CONFIGS, load_config, parse_set
 from diffuse.state import build_process
 from tests import programs
+from tests.cluster.cluster import Cluster
 from tests.drill import program
 from tests.drill.specimen import Specimen
-from tests.lab import DDPM
+from tests.lab import DDPM, Lab
+from tests.programs import ROOT
 from tests.test_networks import ReportNetwork, ddpm_buffers
 
 CODES = (0, 1, 2, 75, 130)
@@ -305,6 +307,9 @@ def test_no_weight_file_breaks_a_program(name: str, folder: Path, data_dir: Path
     @slow
     @given(changes=st.lists(CHANGE, max_size=3), damage=st.lists(MUTATION, max_size=2))
     @example(changes=[], damage=[(0, b"", 40)])
+    @example(changes=[(0, torch.zeros(()))], damage=[])
+    @example(changes=[(1, torch.zeros(()))], damage=[])
+    @example(changes=[(3, torch.zeros(()))], damage=[])
     def holds(changes: list[tuple[int, Any]], damage: list[tuple[int, bytes, int]]) -> None:
         content = changed(whole, changes)
         if name.endswith(".pth"):
@@ -320,3 +325,44 @@ def test_no_weight_file_breaks_a_program(name: str, folder: Path, data_dir: Path
         checkpoint.write(folder / name, whole)
     assert "out/" in sampled()  # as it is, it works
     holds()
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "a b'c\"d",
+        f"$({RUNS_IT})",
+        f"`{RUNS_IT}`; {RUNS_IT} & {RUNS_IT} #",
+        "-o --wrap",
+        "{} $HOME ~ * é",
+        "%j %A %%",
+        "a\\b",
+        f"a\n{RUNS_IT}\n#SBATCH --hold",
+    ],
+)
+def test_no_name_breaks_a_job_script_or_runs_in_it(
+    name: str, slurm: Cluster, tmp_path: Path, data_dir: Path
+) -> None:
+    """The runs folder, the data folder, the grid and the preset are all called so."""
+    folder = tmp_path / name
+    folder.mkdir()
+    (folder / name).symlink_to(data_dir)
+    preset = folder / f"{name}.yaml"
+    shutil.copy(CONFIGS / "ddpm/default.yaml", preset)
+    lab = Lab(slurm, "", folder, folder / name)
+    lab.grid = folder / f"grid {name}.yaml"
+    lab.grid.write_text(yaml.dump({"runs": [{"preset": str(preset), "epochs": [1]}]}))
+    done = lab.program("sweep.py", *lab.command())
+    if set(name) & set("\n%\\"):  # which mean something in a script's #SBATCH lines
+        assert done.returncode == 2
+        assert done.stderr.startswith("error: ") and "Slurm takes no path with" in done.stderr
+        assert not lab.runs.exists()
+    else:
+        assert done.returncode == 0, done.stderr
+        lab.wait_empty()
+        (row,) = lab.status().values()
+        assert row["state"] == "done", row
+        assert list(lab.runs.glob("report.html"))
+    slurm.cancel_all()
+    assert not list(tmp_path.rglob("ran"))
+    assert not (ROOT / "ran").exists() and not Path("ran").exists()
