@@ -13,7 +13,7 @@ BUILD_ARGS := $(if $(FROM),--build-arg FROM=$(FROM)) \
   --build-arg COMMIT=$(or $(shell git describe --always --dirty=+ --abbrev=40 2>/dev/null),unknown)
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test check bench image clean
+.PHONY: help quickstart test drill check bench image clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -24,6 +24,10 @@ quickstart: $(VENV)/.train $(DATA)/mnist.h5 ## Train both models on real MNIST (
 test: $(VENV)/.dev ## Install what the tests need, then run them
 	$(BIN)/python -m tests.cluster.install
 	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+drill: $(VENV)/.dev $(DATA)/mnist.h5 ## Attack trainings and sweeps with faults (about 20 minutes, or DRILL_MINUTES)
+	$(BIN)/python -m tests.cluster.install
+	$(BIN)/python -m tests.drill --data-dir $(DATA) $(if $(SEED),--seed $(SEED))
 
 check: $(VENV)/.dev ## Format, lint and type-check, as pre-commit does
 	$(BIN)/ruff format --check . && $(BIN)/ruff check . && $(BIN)/mypy

@@ -39,10 +39,9 @@ def read(path: Path) -> dict[str, Any]:
     file is executed (weights_only).
     """
     content = load_plain(path)
-    is_ours = isinstance(content, dict) and isinstance(content.get("config"), dict)
-    if not is_ours or "checksum" not in content:
+    if not (isinstance(content, dict) and isinstance(content.get("config"), dict)):
         raise UserError(f"{path}: not a checkpoint of this project")
-    if content.pop("checksum") != checksum(content):
+    if content.pop("checksum", None) != checksum(content):
         raise UserError(f"{path}: damaged (its checksum does not match its content)")
     if content.pop("format", None) != FORMAT:
         raise UserError(f"{path}: of another version of this project")

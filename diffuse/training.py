@@ -75,6 +75,7 @@ def _train(
     torch.backends.cudnn.benchmark = not settings.deterministic
     remaining.check_batch(config, world)
 
+    load_split(data_dir, "test")  # the pictures' and figures' part: damaged, it is refused now
     split = load_split(data_dir, "train", config.data.limit)
     images = split.images.to(device)  # [N, 28, 28] uint8: all of it lives on the device
     steps_per_epoch = len(images) // settings.global_batch  # the last partial batch is dropped

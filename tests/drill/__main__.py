@@ -42,7 +42,8 @@ PARTS = {
     "storage": storage.run,
     "damage": damage.run,
     "W&B": tracker.run,
-    "Slurm": cluster.run,
+    "jobs": cluster.run_jobs,
+    "submission": cluster.run_submission,
     "endurance": endurance.run,
 }
 

@@ -43,13 +43,12 @@ SBATCH = {
 }
 
 
-def run(drill: Drill) -> None:
-    """About 30 faults, in some six minutes; left out where there can be no cluster."""
-    if reason := install.obstacle():
-        drill.tally.left_out[drill.part] = reason
-        return
-    twin = _twin(drill)
-    with Cluster() as cluster:
+def run_jobs(drill: Drill) -> None:
+    """What befalls jobs that wait or run."""
+    with _cluster(drill) as cluster:
+        if cluster is None:
+            return
+        twin = _twin(drill)
         for k in drill.times(1):
             _preemption_storm(drill, cluster, twin, k)
             _told_twice(drill, cluster, twin, k)
@@ -57,6 +56,13 @@ def run(drill: Drill) -> None:
             _node_dies(drill, cluster, twin, k)
             _orphan_writes(drill, cluster, twin, k)
             _queue_lags(drill, cluster, twin)
+
+
+def run_submission(drill: Drill) -> None:
+    """What befalls the launcher while it submits."""
+    with _cluster(drill) as cluster:
+        if cluster is None:
+            return
         for how, fault in SBATCH.items():
             for k in drill.times(1 if how == "hangs" else 3):
                 _sbatch(drill, cluster, how, fault, k)
@@ -66,6 +72,17 @@ def run(drill: Drill) -> None:
             _launcher_dies(drill, cluster, k)
         for _ in drill.times(2):
             _launchers_at_once(drill, cluster)
+
+
+@contextlib.contextmanager
+def _cluster(drill: Drill) -> Iterator[Cluster | None]:
+    """A Slurm cluster; None, which the table shows, where there can be none."""
+    if reason := install.obstacle():
+        drill.tally.left_out[drill.part] = reason
+        yield None
+    else:
+        with Cluster() as cluster:
+            yield cluster
 
 
 def _twin(drill: Drill) -> RunDir:

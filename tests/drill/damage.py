@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import functools
+import os
 import random
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+from diffuse.presets import CONFIGS
 from tests import programs
 from tests.drill import program
 from tests.drill.drill import Drill
@@ -47,6 +50,7 @@ def run(drill: Drill) -> None:
             for name in DAMAGES:
                 _damaged(drill, specimen, home, path, name, state)
     _damaged_data(drill, specimen)
+    _damaged_settings(drill)
 
 
 def _finished(specimen: Specimen, home: Path) -> None:
@@ -167,6 +171,35 @@ def _damaged_data(drill: Drill, specimen: Specimen) -> None:
                 other = specimen.with_data(folder / "data")
                 other.assert_survived(folder)
                 other.assert_judged(folder)
+
+
+def _damaged_settings(drill: Drill) -> None:
+    """What people write carries no checksum: it is refused by name, or read as what it now says."""
+    for file, option in (
+        ("ddpm/default.yaml", "--grid=grid.yaml"),
+        ("grids/part2.yaml", "--grid=part2.yaml"),
+        ("clusters/slurm.yaml", "--cluster=slurm.yaml"),
+    ):
+        for name, damage in DAMAGES.items():
+            for k in drill.times(3):
+                with drill.trial(f"{name}: a preset, grid or cluster file") as folder:
+                    path = folder / Path(file).name
+                    shutil.copy(CONFIGS / file, path)
+                    (folder / "grid.yaml").write_text("runs: [{preset: default.yaml}]")
+                    damage(path, drill.rng("settings", file, name, k))
+                    log = drill.folder / "settings.log"
+                    log.unlink(missing_ok=True)
+                    before = sorted(folder.iterdir())
+                    child = program.start(
+                        "launch.sweep",
+                        *("--grid=part1", "--cluster=local", "--dry-run", option),
+                        log=log,
+                        before=functools.partial(os.chdir, folder),
+                    )
+                    child.wait()
+                    assert_explained(child, 0, 2)
+                    assert child.code == 0 or path.name in child.said(), child.said()
+                    assert sorted(folder.iterdir()) == before
 
 
 def _copy_data(source: Path, target: Path) -> None:

@@ -1,0 +1,58 @@
+"""A part of the drill with every `make test`; all of it: `make drill`."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests import programs
+from tests.drill.__main__ import PARTS
+from tests.programs import ROOT
+
+# Of the usual trials; each fault is tried at least once.
+SHARES = {"kills": 0.1, "signals": 0.1, "storage": 0.1, "damage": 0, "submission": 0, "W&B": 0}
+SHARES["endurance"] = 0
+ELSEWHERE = {"jobs"}  # each of its faults is a test in tests/test_interruption.py
+
+
+def test_each_part_of_the_drill_is_tried_here_or_elsewhere() -> None:
+    assert {*SHARES, *ELSEWHERE} == {*PARTS}
+
+
+@pytest.mark.parametrize("part", SHARES)
+def test_nothing_is_lost(part: str, tmp_path: Path, data_dir: Path) -> None:
+    arguments = [f"--share={SHARES[part]}", f"--data-dir={data_dir}"]
+    done = subprocess.run(
+        [*programs.command("tests.drill", part, "--seed=1", f"--folder={tmp_path}"), *arguments],
+        cwd=ROOT,
+        env=programs.environment(**{k: v for k, v in os.environ.items() if k == "CI"}),
+        capture_output=True,
+        text=True,
+        timeout=590,
+    )
+    assert done.returncode == 0, done.stdout[-5000:] + done.stderr
+    assert "left out" not in done.stdout or os.environ.get("CI") != "true", done.stdout
+
+
+def test_a_loss_is_told_and_ends_the_drill_with_1(tmp_path: Path, data_dir: Path) -> None:
+    script = (
+        "from tests.drill import __main__ as drill\n"
+        "def broken(drill):\n"
+        "    with drill.trial('a fault'):\n"
+        "        raise AssertionError('a result is gone')\n"
+        "drill.PARTS['kills'] = broken\n"
+        f"drill.main(['kills'], seed=1, share=1, minutes=0, folder='{tmp_path}', data_dir=None)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        cwd=ROOT,
+        env=programs.environment(DIFFUSE_DATA=str(data_dir)),
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1
+    assert "a result is gone" in done.stdout and "1 lost" in done.stderr
