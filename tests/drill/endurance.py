@@ -72,9 +72,10 @@ def run(drill: Drill) -> None:
             assert after <= before + slack, f"{what} grew from {before} to {after}"
         _assert_bounded(run, epochs, kept)
         mib = statistics.median(s.rss for s in late) / 2**20
+        files, threads = max(s.files for s in late), max(s.threads for s in late)
         drill.say(
-            f"{epochs * STEPS_PER_EPOCH:,} steps at {mib:.0f} MiB, {max(s.files for s in late)} files and"
-            f" {max(s.threads for s in late)} threads; the run directory has {_size(run.path) / 1e6:.1f} MB"
+            f"{epochs * STEPS_PER_EPOCH:,} steps at {mib:.0f} MiB, at most {files} files and"
+            f" {threads} threads; the run directory has {_size(run.path) / 1e6:.1f} MB"
         )
 
 
