@@ -9,11 +9,13 @@ from typing import Any
 
 from diffuse import evaluation_file, files
 from diffuse.averaging import Averaging
+from diffuse.config import Config
 from diffuse.distributed import World
 from diffuse.evaluation import Judge
 from diffuse.generated import Generated
 from diffuse.preemption import StopRequest
 from diffuse.progress import Meter, duration
+from diffuse.rundir import RunDir
 from diffuse.samplers import default_specs
 from diffuse.tracking import mirror_evaluation
 from diffuse.trained import load
@@ -71,8 +73,18 @@ def evaluate_checkpoint(
             content = evaluation_file.add(target, about, figure)
             print(f"{target}: {evaluation_file.summary(figure)}", flush=True)
             if model.run is not None:
-                evaluation_file.draw(model.run)
-                mirror_evaluation(model.run, model.config, content)
+                _tell(model.run, model.config, content)
+    if world.is_main and model.run is not None:
+        content = evaluation_file.read(target)
+        told = [e for e in model.run.metrics("evaluation") if e["epoch"] == model.epoch]
+        if not told or told[-1].get("figures") != len(content["figures"]):
+            _tell(model.run, model.config, content)  # an earlier evaluation died just before
+
+
+def _tell(run: RunDir, config: Config, content: dict[str, Any]) -> None:
+    """What follows from a new figure: the run's plots, its event, W&B."""
+    evaluation_file.draw(run)
+    mirror_evaluation(run, config, content)
 
 
 def _watched(meter: Meter, stop: StopRequest) -> Callable[[int, int], None]:

@@ -117,6 +117,7 @@ def mirror_evaluation(run: RunDir, config: Config, evaluation: dict[str, Any]) -
         "attempt": run.attempt_number(),
         "epoch": evaluation["epoch"],
         "step": evaluation["step"],
+        "figures": len(evaluation["figures"]),
     }
     files.append_lines(run.metrics_path, [json.dumps(event)])
     if run.path.absolute() not in _open:

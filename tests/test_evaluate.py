@@ -149,6 +149,25 @@ def test_a_killed_evaluation_goes_on_and_ends_with_the_same_images(
     assert {**a, "seconds": 0} == {**b, "seconds": 0}
 
 
+def test_what_follows_from_a_figure_is_made_up_for_after_a_death_between(
+    copy: dict[str, RunDir], data_dir: Path
+) -> None:
+    """The plots and the event, by which W&B learns of it; and they are made up for once."""
+    run = copy["ddpm"]
+    arguments = (run.path, data_dir, "--epoch=1", "-n", "30", "--samplers=ddim-2")
+    before = run.metrics_path.read_bytes()
+    assert evaluate(*arguments).returncode == 0
+    told = run.metrics("evaluation")
+    assert [(e["epoch"], e["figures"]) for e in told] == [(1, 1)]
+    run.metrics_path.write_bytes(before)
+    (run.plots / "fid.png").unlink()
+    for _ in range(2):
+        assert evaluate(*arguments).returncode == 0
+        assert run.metrics("evaluation") == told
+        assert (run.plots / "fid.png").exists()
+        assert run.metrics_path.read_bytes().count(b'"evaluation"') == 1
+
+
 def test_a_checkpoint_stands_for_its_run_and_metrics_come_back_without_sampling(
     copy: dict[str, RunDir], data_dir: Path
 ) -> None:
