@@ -82,7 +82,8 @@ def _vanished(drill: Drill, specimen: Specimen) -> None:
             shutil.rmtree(folder / "runs", ignore_errors=True)
             child.wait(30)
             assert_explained(child, 0, 1, 75)
-            specimen.assert_survived(folder)
+            # A checkpoint written while others of its files went is where it goes on from.
+            specimen.assert_survived(folder, gaps=True)
 
 
 def _slow(drill: Drill, specimen: Specimen) -> None:
