@@ -103,8 +103,8 @@ def loaded() -> None:
 def trained(tmp_path_factory: pytest.TempPathFactory, data_dir: Path) -> Path:
     """A run directory."""
     folder = tmp_path_factory.mktemp("trained")
-    specimen = Specimen("ddpm", 1, folder, data_dir)
-    specimen.finish(folder)
+    done = programs.run("diffuse.train", *Specimen("ddpm", 1, folder, data_dir).arguments(folder))
+    assert done.returncode == 0, done.stderr
     return programs.only_run(folder / "runs").path
 
 
