@@ -58,11 +58,19 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory, data_dir: Path) -> Run
     return programs.only_run(folder)
 
 
+@pytest.fixture(autouse=True)
+def as_found(request: pytest.FixtureRequest) -> Iterator[None]:
+    """No test leaves jobs, or a dead daemon, to the next one that uses the cluster."""
+    yield
+    for name in ("slurm", "slurm_without_accounting", "tight"):
+        if name in request.fixturenames:
+            request.getfixturevalue(name).restore()
+
+
 @pytest.fixture
-def lab(slurm: Cluster, tmp_path: Path, data_dir: Path) -> Iterator[Lab]:
-    """A grid of one DDPM on the cluster; no test leaves jobs to the next."""
-    yield Lab(slurm, DDPM % EPOCHS, tmp_path, data_dir)
-    slurm.cancel_all()
+def lab(slurm: Cluster, tmp_path: Path, data_dir: Path) -> Lab:
+    """A grid of one DDPM on the cluster."""
+    return Lab(slurm, DDPM % EPOCHS, tmp_path, data_dir)
 
 
 def require_slurm() -> None:

@@ -42,7 +42,6 @@ def test_a_preempted_job_is_requeued_or_cancelled_as_its_partition_says(slurm: C
     urgent = slurm.slurm(*SLEEP[:-1], "-pgpu", "-N2", "--gpus-per-node=4", SLEEP[-1]).strip()
     slurm.wait_for(urgent, "RUNNING")
     assert (slurm.state(requeued), slurm.state(cancelled)) == ("PENDING", "PREEMPTED")
-    slurm.cancel_all()
 
 
 def test_accounting_tells_of_a_job_that_has_ended(slurm: Cluster) -> None:
@@ -60,7 +59,6 @@ def test_a_node_that_dies_is_noticed_and_its_job_starts_again(slurm: Cluster) ->
     slurm.wait_for(job, "PENDING")
     slurm.start_slurmd("node1")
     slurm.wait_for(job, "RUNNING")
-    slurm.cancel_all()
 
 
 def test_the_controller_comes_back_with_its_jobs(slurm_without_accounting: Cluster) -> None:
@@ -71,7 +69,6 @@ def test_the_controller_comes_back_with_its_jobs(slurm_without_accounting: Clust
     assert cluster.state(job) == "RUNNING"
     with pytest.raises(RuntimeError, match="accounting storage is disabled"):
         cluster.slurm("sacct")
-    cluster.cancel_all()
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])

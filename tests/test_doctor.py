@@ -80,7 +80,6 @@ def test_a_job_that_cannot_start_is_cancelled_and_said(
     checks = doctor(tmp_path, *options, code=1, env=slurm.env)
     assert "still pending after 2 s" in checks["job"]["detail"]
     assert slurm.slurm("squeue", "-h", "-o%i").split() == [busy]
-    slurm.cancel_all()
 
 
 def test_without_accounting_it_is_a_note(

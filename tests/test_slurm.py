@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 from pathlib import Path
-
-import pytest
 
 from diffuse.rundir import RunDir
 from launch import snapshot
@@ -15,15 +12,6 @@ from tests.cluster.cluster import Cluster
 from tests.cluster.daemons import wait_until
 from tests.lab import DDPM, EPOCHS, URGENT, Lab
 from tests.programs import assert_same_training
-
-
-@pytest.fixture(autouse=True)
-def empty_queue(request: pytest.FixtureRequest) -> Iterator[None]:
-    """No test leaves jobs to the next."""
-    yield
-    for name in ("slurm", "slurm_without_accounting"):
-        if name in request.fixturenames:
-            request.getfixturevalue(name).cancel_all()
 
 
 def test_part2_comes_through_with_its_chain_then_there_is_nothing_to_submit_then_more(

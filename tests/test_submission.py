@@ -63,7 +63,6 @@ def test_arrays_are_split_and_the_queue_is_not_overfilled(
     done = lab.program("sweep.py", *lab.command(HOLD))
     assert done.returncode == 1
     assert "Slurm keeps no more jobs just now" in done.stderr
-    tight.cancel_all()
 
 
 def test_sweeps_at_once_submit_no_run_twice_even_of_overlapping_grids(lab: Lab) -> None:
@@ -160,4 +159,3 @@ def test_jobs_run_the_code_of_their_submission_whatever_is_edited(
         if (content := programs.read_json(path))["code"] != first["snapshot"]
     ]
     assert latest == {row["run"]: first["snapshot"]}
-    slurm.cancel_all()

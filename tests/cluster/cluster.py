@@ -13,7 +13,7 @@ import os
 import socket
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
 
@@ -100,13 +100,14 @@ class Cluster:
         Slurm calls it down, and requeues its jobs, after about half a minute.
         """
         self.kill_slurmd(node)
-        found = list(leftovers.processes(self.folder, node))
-        # All at one instant: a step whose tasks die before it does would still report that.
-        for act in (psutil.Process.suspend, psutil.Process.kill):
-            for process in found:
-                with contextlib.suppress(psutil.Error):
-                    act(process)
-        psutil.wait_procs(found, timeout=5)
+        # All at one instant: a step whose tasks die before it does would still report that. One
+        # that has just begun may start a process while the others are looked for.
+        found: set[psutil.Process] = set()
+        while new := set(leftovers.processes(self.folder, node)) - found:
+            found |= new
+            _act(psutil.Process.suspend, new)
+        _act(psutil.Process.kill, found)
+        psutil.wait_procs(list(found), timeout=5)
 
     def stop_slurmd(self, node: str) -> None:
         """End the node's slurmd as its administrator would."""
@@ -136,6 +137,13 @@ class Cluster:
         self.slurm("scancel", "--state=PENDING", "--user=root")
         self.slurm("scancel", "--user=root")
         wait_until(lambda: not self.slurm("squeue", "-h"), 40, "an empty queue")
+
+    def restore(self) -> None:
+        """Start what was stopped or killed, and end every job."""
+        self.start_slurmctld()
+        for node in NODES:
+            self.start_slurmd(node)
+        self.cancel_all()
 
     def _prepare(self) -> None:
         leftovers.undo(self.folder)
@@ -247,6 +255,13 @@ class Cluster:
         command = ["sacctmgr", "-n", "list", "cluster"]
         dbd.wait_ready(lambda: succeeds(command, self._environment))
         self.slurm("sacctmgr", "-i", "add", "cluster", f"diffuse{self.ports.number}")
+
+
+def _act(act: Callable[[psutil.Process], None], processes: set[psutil.Process]) -> None:
+    """Do `act` to each process that is still there."""
+    for process in processes:
+        with contextlib.suppress(psutil.Error):
+            act(process)
 
 
 def _folder(number: int) -> Path:
