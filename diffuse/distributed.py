@@ -6,6 +6,7 @@ or is alone. Alone there is no process group and every collective is the identit
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import datetime
 import os
@@ -18,7 +19,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from diffuse.errors import EnvironmentFailed, UserError
+from diffuse.errors import EnvironmentFailed, UserError, skip_finalization
 
 Precision = Literal["bf16", "fp16", "fp32"]
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
@@ -97,6 +98,9 @@ def join(device: str, timeout_s: float) -> Iterator[World]:
     if size == 1:
         yield world
         return
+    # DDP keeps gloo's threads alive even beyond destroy_process_group (torch 2.14). One that drops
+    # its last tensor while Python takes itself apart would abort a rank whose work is done.
+    atexit.register(skip_finalization)
     try:
         dist.init_process_group(
             "cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo",

@@ -45,11 +45,15 @@ class Interrupted(DiffuseError):
     exit_code = 75
 
 
+_exit_code: int | None = None  # of the program that `run` runs, once it is known
+
+
 def run(main: Callable[..., Any]) -> NoReturn:
     """Run a typer app as a program: every expected failure becomes one line and its exit code.
 
     `DIFFUSE_DEBUG=1` shows the traceback as well.
     """
+    global _exit_code
     if isinstance(sys.stdout, io.TextIOWrapper):  # a path, or a locale, that is not of UTF-8
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
@@ -78,9 +82,22 @@ def run(main: Callable[..., Any]) -> NoReturn:
             code = 130
             _say("stopped")
         else:
+            _exit_code = 1
             raise
     sys.stdout.flush()
+    _exit_code = code
     sys.exit(code)
+
+
+def skip_finalization() -> None:
+    """To be registered with atexit: end this program before Python takes itself apart.
+
+    For what has threads that would not survive it; see `distributed.join`.
+    """
+    if _exit_code is not None:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(_exit_code)
 
 
 def _say(message: str) -> None:
