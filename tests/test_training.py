@@ -277,7 +277,7 @@ def test_an_older_attempt_publishes_nothing_once_a_newer_one_has_begun(
     (mine.path / "attempts" / "0002.json").write_text("{}")
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 75
-    assert "newer attempt took over" in errors
+    assert "took over" in errors
     size = mine.metrics_path.stat().st_size
     assert all(e["attempt"] == 1 for e in mine.metrics())
     time.sleep(0.2)

@@ -117,7 +117,12 @@ def _mounted(folder: Path, megabytes: int) -> Iterator[Callable[[str], None]]:
     subprocess.run(["mount", *options], check=True, capture_output=True)
 
     def remount(how: str) -> None:
-        subprocess.run(["mount", "-o", f"remount,{how}", str(folder)], check=True)
+        command = ["mount", "-o", f"remount,{how}", str(folder)]
+        deadline = time.monotonic() + 30
+        while (done := subprocess.run(command, capture_output=True, text=True)).returncode:
+            # Refused while a file is open for writing, which no file is for long.
+            assert "busy" in done.stderr and time.monotonic() < deadline, done.stderr
+            time.sleep(0.01)
 
     try:
         yield remount
