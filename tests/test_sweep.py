@@ -276,7 +276,7 @@ def test_a_second_ctrl_c_kills_at_once(tmp_path: Path, data_dir: Path) -> None:
     time.sleep(1)
     assert process.poll() is None and is_alive(training)
     process.send_signal(signal.SIGINT)
-    process.communicate(timeout=10)
+    process.communicate(timeout=60)
     assert process.returncode == 130 and not is_alive(training)
     look = sweep(*local(grid, runs, data_dir, "--only", "ddpm-*", "--epochs", "600", "--dry-run"))
     assert "resume at epoch" in look.stdout

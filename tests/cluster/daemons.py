@@ -92,7 +92,7 @@ class Daemon:
         """kill -9, as a node that loses its power."""
         if self.process is not None:
             self.process.kill()
-            self.process.wait(10)
+            self.process.wait(60)
 
 
 def search_path() -> str:
