@@ -87,8 +87,13 @@ class Clock:
 
     def pause(self, step: int) -> None:
         """What happened since the last lap was no training."""
-        self.lapped = self.saved = time.monotonic()
+        self.lapped = time.monotonic()
         self.step = step
+
+    def save(self, step: int) -> None:
+        """A pause in which a checkpoint was written."""
+        self.pause(step)
+        self.saved = self.lapped
 
     def eta(self, steps: int) -> float:
         """Seconds for `steps` more at the present rate."""

@@ -34,27 +34,29 @@ def settle_precision(config: Config, run: RunDir, device: torch.device) -> Preci
 
 
 def with_earlier_epochs(config: Config, earlier: Config) -> Config:
-    """`config` that also keeps the epochs asked for in earlier calls."""
-    kept = tuple(sorted({*config.eval.at_epochs, *earlier.evaluated_epochs}))
-    epochs = max(config.train.epochs, *kept)
+    """`config` that also keeps the epochs asked for in earlier calls, where it comes to them."""
+    kept = tuple(sorted({*config.evaluated_epochs, *earlier.evaluated_epochs}))
     return config.model_copy(
         update={
             "eval": config.eval.model_copy(update={"at_epochs": kept}),
-            "train": config.train.model_copy(update={"epochs": epochs}),
+            "train": config.train.model_copy(update={"epochs": kept[-1]}),
         }
     )
 
 
 def plan(
-    config: Config, run: RunDir, steps_per_epoch: int
+    config: Config, asked: tuple[int, ...], run: RunDir, steps_per_epoch: int
 ) -> tuple[list[int], dict[str, Any] | None]:
     """The epochs to be made, and the checkpoint to start from (None: from nothing).
 
     ([], None) where all is done; ([], the last epoch) where only what follows it is not.
+
+    Args:
+        asked: the epochs that this call wants, in order.
     """
     missing = []
     content = None
-    for epoch in config.evaluated_epochs:
+    for epoch in asked:
         try:
             content = checkpoint.read(run.checkpoint_path(epoch))
         except UserError as error:
@@ -63,7 +65,7 @@ def plan(
             missing.append(epoch)
     if not missing:
         _note_gaps(run, content)
-        return [], None if _is_closed(config, run) else content
+        return [], None if _is_closed(config, asked[-1], run) else content
     content = checkpoint.latest(
         run,
         until_step=missing[0] * steps_per_epoch,
@@ -74,9 +76,8 @@ def plan(
     return missing, content
 
 
-def _is_closed(config: Config, run: RunDir) -> bool:
-    """Whether nothing is left to do after the last checkpoint, such as its pictures."""
-    last = config.evaluated_epochs[-1]
+def _is_closed(config: Config, last: int, run: RunDir) -> bool:
+    """Whether nothing is left to do after the checkpoint of epoch `last`, such as its pictures."""
     drawn = last not in config.sampled_epochs or run.has_samples(last)
     return run.status().get("state") == "done" and run.config_path.exists() and drawn
 

@@ -81,16 +81,17 @@ def _train(
     steps_per_epoch = len(images) // settings.global_batch  # the last partial batch is dropped
 
     run = open_run(runs_dir, config)
+    asked = config.evaluated_epochs
+    last_epoch = asked[-1]
     if run.config_path.exists():
         config = remaining.with_earlier_epochs(config, run.config())
     precision = world.from_main(remaining.settle_precision(config, run, device))
     nothing: tuple[list[int], dict[str, Any] | None] = ([], None)
     missing, content = world.from_main(
-        remaining.plan(config, run, steps_per_epoch) if world.is_main else nothing
+        remaining.plan(config, asked, run, steps_per_epoch) if world.is_main else nothing
     )
     if not missing and content is None:
         return run
-    last_epoch = config.evaluated_epochs[-1]
 
     # ---- begin an attempt
     attempt = Attempt.claim(run) if world.is_main else None
@@ -118,7 +119,7 @@ def _train(
     def facts(loss: float | None = None) -> dict[str, Any]:
         return {
             "epoch": state.step // steps_per_epoch,
-            "epochs": settings.epochs,
+            "epochs": last_epoch,
             "step": state.step,
             "steps_per_epoch": steps_per_epoch,
             "loss": loss,
@@ -165,7 +166,7 @@ def _train(
             weights = checkpoint.weights_sha256(content)
             attempt.append_metrics([{"event": "checkpoint", **made, "weights": weights}])
             remaining.retire(config, run, state.step, steps_per_epoch)
-        clock.pause(state.step)
+        clock.save(state.step)
 
     def show_epoch(epoch: int) -> None:
         """Pictures and figures of an epoch's checkpoint, where wanted and not there yet."""
@@ -190,7 +191,7 @@ def _train(
         if attempt is not None:
             attempt.publish_status("running", **facts())
         with shown:
-            shown.say(_opening(config, run, state, world, precision, steps_per_epoch))
+            shown.say(_opening(config, last_epoch, run, state, world, precision, steps_per_epoch))
             if content is not None and state.step % steps_per_epoch == 0:
                 show_epoch(state.step // steps_per_epoch)  # the earlier attempt may have died here
             while state.step < final_step:
@@ -317,6 +318,7 @@ def _judge(config: Config, path: Path, world: World, data_dir: Path, stop: StopR
 
 def _opening(
     config: Config,
+    last_epoch: int,
     run: RunDir,
     state: TrainState,
     world: World,
@@ -325,7 +327,7 @@ def _opening(
 ) -> str:
     start = f"from step {state.step}" if state.step else "from the beginning"
     return (
-        f"{run.path}: training {start} to epoch {config.evaluated_epochs[-1]}, {steps_per_epoch}"
+        f"{run.path}: training {start} to epoch {last_epoch}, {steps_per_epoch}"
         f" steps each, on {world.size} x {world.device.type} in {precision},"
         f" batch {config.train.global_batch}"
     )

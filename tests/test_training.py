@@ -189,6 +189,39 @@ def test_more_epochs_extend_a_run_and_a_lost_epoch_is_made_again(
     assert extended.metrics_path.read_bytes() == before, "nothing was missing, yet it trained"
 
 
+def test_a_call_trains_to_the_epochs_that_it_asks_for_and_no_further(
+    tmp_path: Path, data_dir: Path
+) -> None:
+    beyond = "--set=eval.at_epochs=1,3"
+    for _ in range(2):  # the same command again finds nothing to do
+        assert train(tmp_path, data_dir, *DDPM, beyond, epochs=2).returncode == 0
+    mine = programs.only_run(tmp_path)
+    assert mine.attempt_number() == 1
+    assert [e["epoch"] for e in mine.metrics("epoch")] == [1, 2]
+    # One that is on its way to more, and dies, keeps what was asked of it.
+    far = programs.command("diffuse.train", *DDPM, "--epochs=100000", f"--runs-dir={tmp_path}")
+    process = subprocess.Popen([*far, f"--data-dir={data_dir}"], env=programs.environment())
+    deadline = time.monotonic() + 60
+    while mine.status().get("epoch", 0) < 4 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGUSR2)
+    assert process.wait(30) == 75
+    assert mine.status()["epochs"] == 100_000
+    said = train(tmp_path, data_dir, *DDPM, epochs=3)
+    assert said.returncode == 0 and "to epoch 3, " in said.stdout, said.stdout + said.stderr
+    assert mine.status()["epoch"] == mine.status()["epochs"] == 3
+    assert mine.has_epoch(1) and mine.has_epoch(2) and mine.has_epoch(3)
+
+
+def test_a_checkpoint_is_written_after_some_minutes_however_short_the_epochs(
+    tmp_path: Path, data_dir: Path
+) -> None:
+    rarely = ("--set=checkpoint.every_epochs=1000", "--set=checkpoint.every_minutes=0.002")
+    assert train(tmp_path, data_dir, *DDPM, *rarely, epochs=12).returncode == 0
+    files = [e["file"] for e in programs.only_run(tmp_path).metrics("checkpoint")]
+    assert len(files) > 1, files
+
+
 def test_a_damaged_checkpoint_is_refused_by_name_and_made_again(
     whole: RunDir, tmp_path: Path, data_dir: Path
 ) -> None:
