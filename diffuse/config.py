@@ -21,6 +21,7 @@ from pydantic import (
 )
 
 IMAGE_SIZE = 28
+TRAIN_IMAGES = 60_000
 
 Loss = Literal["mse", "l1", "huber"]
 Orientation = Literal["row", "col"]
@@ -129,7 +130,9 @@ class UNetConfig(Section):
 
 
 class DataConfig(Section):
-    limit: int | None = Field(None, ge=1, le=60_000, description="the first N training images only")
+    limit: int | None = Field(
+        None, ge=1, le=TRAIN_IMAGES, description="the first N training images only"
+    )
     amplitude: float = Field(0.5, gt=0, le=10, description="images lie in [-amplitude, amplitude]")
 
 
@@ -212,10 +215,11 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _batch_fits(self) -> Self:
-        if self.data.limit is not None and self.data.limit < self.train.global_batch:
+        images = self.data.limit or TRAIN_IMAGES
+        if images < self.train.global_batch:
             raise ValueError(
-                f"data.limit ({self.data.limit}) is smaller than train.global_batch"
-                f" ({self.train.global_batch}): an epoch would have no step"
+                f"train.global_batch ({self.train.global_batch}) is more than the training images"
+                f" ({images}; data.limit): an epoch would have no step"
             )
         return self
 
