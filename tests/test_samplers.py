@@ -236,3 +236,14 @@ def test_the_mixture_finds_components_and_each_draw_belongs_to_its_index(data_di
     real = process.means(images[:, None].float() / 255 - 0.5)[:, 0]
     assert (drawn[:, 0].mean(0) - real.mean(0)).abs().max() < 0.02
     assert (torch.corrcoef(drawn[:, 0].T) - torch.corrcoef(real.T)).abs().max() < 0.1
+
+
+def test_too_few_images_have_no_distribution(data_dir: Path) -> None:
+    from diffuse import prior
+    from diffuse.data import load_split
+
+    process = Averaging.from_config(AveragingConfig(kind="averaging", orientation="row"), seed=0)
+    fewest = load_split(data_dir, "train", prior.FEWEST_IMAGES).images
+    assert torch.isfinite(prior.fit(fewest, process, seed=0).sample(0, [0], 0.5)).all()
+    with pytest.raises(UserError, match=r"12 training images or more; this run has 11"):
+        prior.fit(fewest[1:], process, seed=0)
