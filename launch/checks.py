@@ -102,12 +102,15 @@ def slurm_checks(place: Place) -> Iterator[Check]:
         fit,
         "set partition and time in the cluster file, or by --cluster-set",
     )
+
+    def accepted() -> str:
+        command = ["sbatch", "--test-only", *sbatch_options(place.settings), "--wrap=true"]
+        with slurm.outside_any_job(place.settings):
+            return _output(command) or "accepted"
+
     yield _checked(
         "sbatch --test-only",
-        lambda: (
-            _output(["sbatch", "--test-only", *sbatch_options(place.settings), "--wrap=true"])
-            or "accepted"
-        ),
+        accepted,
         "mend account, qos, constraint or resources in the cluster file",
     )
     try:

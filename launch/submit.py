@@ -83,14 +83,14 @@ class Submitter:
         """
         executor = self._executor(program, folder, settings, throttle, after)
         try:
-            # submitit prints what it raises
-            with _limited(), contextlib.redirect_stderr(io.StringIO()):
+            quiet = contextlib.redirect_stderr(io.StringIO())  # submitit prints what it raises
+            with _limited(), quiet, slurm.outside_any_job(settings):
                 jobs = executor.map_array(function, *zip(*calls, strict=True))
         except (FailedJobError, FailedSubmissionError) as error:
             lines = [line for line in str(error).splitlines() if line.strip()]
             said = (lines or ["no message"])[-1].removeprefix("sbatch: ").removeprefix("error: ")
             if _code(error.__cause__) == -signal.SIGTERM:
-                said = f"no answer for {slurm.TIMEOUT_S} s; is Slurm's controller up?"
+                said = slurm.NO_ANSWER
             raise EnvironmentFailed(f"sbatch refused: {said}") from None
         return [str(job.job_id) for job in jobs]
 
@@ -102,6 +102,7 @@ class Submitter:
             "requeue": "no-requeue" not in settings.extra,  # also after a node's death
             "signal": f"USR2@{_notice_s(settings.time)}",
             "chdir": str(folder),
+            "propagate": "NONE",  # of the login node's limits (CPU time, memory, open files)
         }
         if after:
             options |= {"dependency": after, "kill_on_invalid_dep": "yes"}

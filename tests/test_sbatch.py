@@ -58,6 +58,12 @@ def test_shellcheck_has_nothing_to_say(script: Path) -> None:
     assert done.returncode == 0, done.stdout
 
 
+def test_no_script_takes_the_login_nodes_limits_along() -> None:
+    for script in SCRIPTS:
+        text = script.read_text()
+        assert "#SBATCH --propagate=NONE\n" in text or "#SBATCH" not in text, script
+
+
 def test_an_array_trains_a_seed_each_and_what_it_made_is_evaluated(
     slurm: Cluster, tmp_path: Path, data_dir: Path
 ) -> None:
