@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import sys
 import time
 from collections.abc import Collection, Mapping, Sequence
@@ -43,6 +44,11 @@ def submit(
         site.check(chosen, file.source)
         if chosen.image is not None and not Path(chosen.image).expanduser().exists():
             raise UserError(f"{file.source}: image {chosen.image}: not found (make image)")
+        if chosen.image is None and importlib.util.find_spec("torch") is None:
+            raise UserError(
+                f"{file.source}: image: none, and the Python here, which jobs would run with, has"
+                " no torch; make image and name it, or pip install -e '.[train]'"
+            )
     with ledger.locked(LOCK_WAIT_S), ledger.submitting(LOCK_WAIT_S):
         planned = plan(grid, ledger.runs_dir)
         queue = slurm.queue()

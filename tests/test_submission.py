@@ -20,6 +20,19 @@ from tests.lab import DDPM, Lab
 from tests.programs import ROOT
 
 HOLD = "--cluster-set=extra={hold: true}"
+# What a base install lacks cannot be found.
+LIGHT_INSTALL = """
+import sys
+from importlib.machinery import PathFinder
+
+class Light(PathFinder):
+    @classmethod
+    def find_spec(cls, name, path=None, target=None):
+        heavy = ("torch", "torchvision", "torchmetrics", "sklearn", "wandb", "matplotlib")
+        return None if name.partition(".")[0] in heavy else super().find_spec(name, path, target)
+
+sys.meta_path[sys.meta_path.index(PathFinder)] = Light
+"""
 SEEDS = "runs: [{preset: ddpm/default, epochs: [1], seeds: [%s]}]"
 
 
@@ -115,21 +128,55 @@ def test_a_rerun_lies_beside_and_overwrites_nothing(lab: Lab) -> None:
     assert f"rerun-001/{first.name}: weights equal" in said
 
 
-def test_a_login_node_needs_no_torch(lab: Lab, tmp_path: Path) -> None:
-    blocked = tmp_path / "blocked"
-    blocked.mkdir()
-    for name in ("torch", "torchvision", "torchmetrics", "sklearn", "wandb", "matplotlib"):
-        (blocked / f"{name}.py").write_text("raise ImportError('not on the login node')\n")
-    env = {"PYTHONPATH": f"{blocked}:{ROOT}"}
+def test_a_login_node_needs_no_torch_but_its_jobs_then_an_image(lab: Lab, tmp_path: Path) -> None:
+    (tmp_path / "blocked").mkdir()
+    (tmp_path / "blocked" / "sitecustomize.py").write_text(LIGHT_INSTALL)
+    env = {"PYTHONPATH": f"{tmp_path / 'blocked'}:{ROOT}"}
+    refused = lab.program("sweep.py", *lab.command(HOLD), **env)
+    assert refused.returncode == 2
+    assert "no torch; make image and name it, or pip install -e '.[train]'" in refused.stderr
+    assert not lab.runs.exists()
+    (tmp_path / "image.sif").write_bytes(b"as it is")
+    image = f"--cluster-set=image={tmp_path}/image.sif"
     for program, arguments in (
         ("sweep.py", lab.command("--dry-run")),
-        ("sweep.py", lab.command(HOLD)),
+        ("sweep.py", lab.command(HOLD, image)),
         ("status.py", []),
         ("status.py", ["--json"]),
         ("sweep.py", lab.command("--cancel")),
     ):
         done = lab.program(program, *arguments, **env)
         assert done.returncode == 0, done.stderr
+
+
+def test_neither_limits_nor_the_job_that_a_sweep_runs_in_reach_its_jobs(lab: Lab) -> None:
+    lab.grid.write_text(DDPM % 1)
+    enclosing = {
+        "SLURM_JOB_ID": "1",
+        "SLURM_ARRAY_JOB_ID": "1",
+        "SLURM_ARRAY_TASK_ID": "7",
+        "SLURM_MEM_PER_CPU": "100",
+        "SLURM_CPU_BIND": "mask_cpu:0x1",
+        "SBATCH_PARTITION": "nowhere",
+        "RANK": "1",
+        "WORLD_SIZE": "2",
+    }
+    settings = ("memory_gb=1", "setup=[ulimit -n >open_files]")
+    before, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (333, most))
+    try:
+        command = lab.command("--no-evaluate", *(f"--cluster-set={s}" for s in settings))
+        done = lab.program("sweep.py", *command, **enclosing)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (before, most))
+    assert done.returncode == 0, done.stderr
+    lab.wait_empty(90)
+    (row,) = lab.status().values()
+    assert row["state"] == "done"
+    (log,) = lab.run().logs.glob("*.log")
+    assert log.name == f"train-{row['job']}-r00.log"
+    (found,) = lab.runs.glob(".launch/grid/jobs-*/*/open_files")
+    assert found.read_text().strip() != "333"
 
 
 def test_jobs_run_the_code_of_their_submission_whatever_is_edited(
