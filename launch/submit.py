@@ -117,7 +117,7 @@ class Submitter:
             time=settings.time,  # None leaves it to the partition
             nodes=settings.nodes,
             ntasks_per_node=max(1, settings.gpus_per_node),
-            gpus_per_node=settings.gpus_per_node or None,
+            gpus_per_node=settings.gpus,
             cpus_per_task=settings.cpus_per_task,
             mem=None if settings.memory_gb is None else f"{round(settings.memory_gb * 1024)}M",
             array_parallelism=throttle,

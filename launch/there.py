@@ -84,17 +84,23 @@ def submit(
         folder = ledger.path / f"jobs-{submission.name}"
         binds = (ledger.runs_dir, data_dir)
         try:
-            chain.submit_all(
+            refused = chain.submit_all(
                 [Request(p, by_run[p.name], evaluate) for p in todo],
                 Submitter(folder, grid.name, code, binds),
                 ledger,
                 submission,
                 data_dir,
                 site,
-                settings.model_copy(update={"nodes": 1, "gpus_per_node": 0}) if evaluate else None,
+                settings.without_gpus() if evaluate else None,
             )
         finally:  # where Slurm refuses one array, those before it are there
             _announce(submission, out, runs_dir)
+    if refused:
+        out.print(
+            f"no job for the report ({refused}); when all have ended: python launch/compare.py"
+            f" --grid {grid.name} --runs-dir {runs_dir}",
+            soft_wrap=True,
+        )
     if left:
         out.print(
             f"{left} run{'s are' if left > 1 else ' is'} left: Slurm keeps at most {site.max_jobs}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import resource
 import shutil
 import subprocess
@@ -93,6 +94,29 @@ def test_sweeps_at_once_submit_no_run_twice_even_of_overlapping_grids(lab: Lab) 
     assert [sweep.wait(120) for sweep in sweeps] == [0, 0, 0]
     names = Counter(name.split()[0].partition("-")[0] for name in arrays(lab).elements())
     assert (names["train"], names["evaluate"]) == (4, 4)
+
+
+def test_a_site_that_refuses_the_report_for_asking_no_gpu_gets_all_the_rest(
+    lab: Lab, tmp_path: Path
+) -> None:
+    lab.grid.write_text(seeds(2))
+    (tmp_path / "bin").mkdir()
+    picky = tmp_path / "bin" / "sbatch"
+    picky.write_text(
+        f"""#!/bin/sh
+grep -q '^#SBATCH --gpus-per-node=1' "$1" && exec {shutil.which("sbatch")} "$@"
+echo 'sbatch: error: this partition is for GPUs' >&2
+exit 1
+"""
+    )
+    picky.chmod(0o755)
+    path = f"{picky.parent}:{os.environ['PATH']}"
+    done = lab.program("sweep.py", *lab.command(HOLD), PATH=path)
+    assert done.returncode == 0, done.stderr
+    assert "no job for the report (sbatch refused: this partition is for GPUs)" in done.stdout
+    assert f"python launch/compare.py --grid grid --runs-dir {lab.runs}" in done.stdout
+    assert sorted(arrays(lab).values()) == [2, 2]
+    assert "nothing to submit" in lab.sweep(HOLD)
 
 
 def test_cancel_ends_what_is_asked_for_and_nothing_else(lab: Lab) -> None:
