@@ -206,10 +206,7 @@ def test_neither_limits_nor_the_job_that_a_sweep_runs_in_reach_its_jobs(lab: Lab
 def test_jobs_run_the_code_of_their_submission_whatever_is_edited(
     slurm: Cluster, tmp_path: Path, data_dir: Path
 ) -> None:
-    root = tmp_path / "project"
-    for folder in ("diffuse", "launch", "configs"):
-        ignored = shutil.ignore_patterns("__pycache__")
-        shutil.copytree(ROOT / folder, root / folder, ignore=ignored)
+    root = programs.copy_project(tmp_path / "project")
     lab = Lab(slurm, DDPM % 12, tmp_path, data_dir, root)
     lab.sweep("--no-evaluate")
     job = lab.wait_training()
