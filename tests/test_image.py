@@ -13,6 +13,7 @@ import yaml
 
 from diffuse import files
 from diffuse.rundir import RunDir
+from launch.image import sha256
 from tests import programs
 from tests.cluster import apptainer, base_image
 from tests.cluster.cluster import Cluster
@@ -102,6 +103,19 @@ def test_conda_pip_and_the_image_install_the_same_packages() -> None:
     assert f"python{project['requires-python']}" in conda
     # The image takes pyproject.toml's own list.
     assert "PACKAGES=-e /opt/diffuse[train]" in (ROOT / "Apptainer.def").read_text()
+
+
+def test_an_image_is_read_once_a_sweep_where_its_hash_cannot_be_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "site.sif"
+    path.write_bytes(b"others built it")
+    (tmp_path / "site.sif.sha256").mkdir()  # not to be read, nor written
+    reads: list[Path] = []
+    real = files.sha256
+    monkeypatch.setattr(files, "sha256", lambda path: reads.append(path) or real(path))
+    assert sha256(path) == sha256(path) == real(path)
+    assert reads == [path]
 
 
 def test_the_image_passes_its_own_test_and_says_what_it_is(program: str, image: Path) -> None:
