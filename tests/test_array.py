@@ -14,12 +14,13 @@ from tests.programs import assert_same_training
 def test_of_an_array_the_preempted_task_alone_is_requeued_and_both_are_evaluated(
     slurm: Cluster, tmp_path: Path, data_dir: Path, undisturbed: RunDir
 ) -> None:
-    grid = f"runs: [{{preset: ddpm/default, epochs: [{EPOCHS}], seeds: [0, 1]}}]"
+    seed = undisturbed.config().seed
+    grid = f"runs: [{{preset: ddpm/default, epochs: [{EPOCHS}], seeds: [{seed}, {seed + 1}]}}]"
     lab = Lab(slurm, grid, tmp_path, data_dir)
     # Of such memory a node has enough for one: the two run on a node each.
     lab.sweep("--cluster-set=partition=preempt", "--cluster-set=memory_gb=10")
     wait_until(lambda: len(_under_way(lab)) == 2, 90, "both trainings to begin")
-    disturbed = next(run for run in _under_way(lab) if run.config().seed == 0)
+    disturbed = next(run for run in _under_way(lab) if run.config().seed == seed)
     row = lab.status()[disturbed.name]
     assert "_" in row["job"], "a task of an array"
     urgent = ("sbatch", "--parsable", "--output=/dev/null", f"-w{row['node']}", "-pgpu")
