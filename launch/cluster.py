@@ -22,7 +22,7 @@ from diffuse.presets import Layer, find_yaml, read_yaml, shown
 from launch.validated import validated
 
 GPU_OPTIONS = {"gpus", "gpus-per-node", "gpus-per-task", "gres"}
-# What the launcher sets itself, and finds its jobs by; or there is a key for it.
+# What the launcher sets itself, and chains and finds its jobs by.
 OURS = {"array", "chdir", "dependency", "error", "job-name", "kill-on-invalid-dep", "ntasks"}
 OURS |= {"ntasks-per-node", "open-mode", "output", "parsable", "signal", "wrap"}
 KEYS = {"account", "constraint", "cpus-per-task", "mem", "nodes", "partition", "qos", "time"}
@@ -80,7 +80,8 @@ class Cluster(Section):
     @property
     def gpus(self) -> str | None:
         """The value of --gpus-per-node; None: no GPU, or `extra` asks for it in the site's way."""
-        if not self.gpus_per_node or GPU_OPTIONS & set(self.extra):
+        asked = any(self.extra.get(option, False) is not False for option in GPU_OPTIONS)
+        if asked or not self.gpus_per_node:
             return None
         return f"{self.gpu_type}:{self.gpus_per_node}" if self.gpu_type else f"{self.gpus_per_node}"
 
@@ -103,9 +104,9 @@ class ClusterFile:
         merged, sources = dict(self.values), {}
         for layer in layers:
             for key, value in layer.values.items():
-                before = merged.get(key)
-                both = isinstance(before, Mapping) and isinstance(value, Mapping)  # extra
-                merged[key] = {**before, **value} if both else value
+                if isinstance(value, Mapping) and isinstance(before := merged.get(key), Mapping):
+                    value = {**before, **value}  # extra
+                merged[key] = value
                 sources[key] = layer.source
         return validated(Cluster, merged, self.source, sources)
 

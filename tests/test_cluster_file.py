@@ -47,6 +47,8 @@ def test_gpus_are_asked_for_as_the_site_wants_them(tmp_path: Path) -> None:
     gres = resolved(tmp_path, "gpus_per_node: 2\nextra: {gres: 'gpu:a100:2', exclude: node7}")
     assert gpu_options(gres) == ["--gres=gpu:a100:2"]
     assert "--ntasks-per-node=2" in sbatch_options(gres), "a rank each all the same"
+    undone = resolved(tmp_path, "extra: {gres: 'gpu:a100:2'}", "extra={gres: false}")
+    assert gpu_options(undone) == ["--gpus-per-node=1"]
     assert gpu_options(gres.without_gpus()) == []
     assert "--exclude=node7" in sbatch_options(gres.without_gpus())
     assert gpu_options(resolved(tmp_path, "gpus_per_node: 0\ngpu_type: a100")) == []
