@@ -42,8 +42,11 @@ code=$?
 rm "$DIFFUSE_INTERRUPTED" 2>/dev/null && code=75
 mine="JobState=RUNNING .* Restarts=${SLURM_RESTART_COUNT:-0} "
 if [ $code -eq 75 ] && scontrol show job "$job" --oneliner | grep -q "$mine"; then
-  scontrol requeue "$job" && sleep 60 # Slurm ends this script
-  echo "error: Slurm did not requeue $job; the next sweep goes on from its checkpoint" >&2
+  if scontrol requeue "$job"; then
+    sleep 60 # Slurm ends this script
+  else
+    echo "error: Slurm did not requeue $job; the next sweep goes on from its checkpoint" >&2
+  fi
 fi
 exit $code"""
 

@@ -134,7 +134,10 @@ require_progress() { # RUN PROGRAM: an end, not a circle, where requeues bring n
 requeue() { # this task alone, from the host (no image has scontrol); resumes from its checkpoint
   # An attempt left over from a dead node must not disturb the newer one that has the same id.
   if scontrol show job "$job" --oneliner | grep -q "JobState=RUNNING .* Restarts=$attempt "; then
-    scontrol requeue "$job" && sleep 60 # Slurm ends this script
-    echo "error: Slurm did not requeue $job; submit it again to go on" >&2
+    if scontrol requeue "$job"; then
+      sleep 60 # Slurm ends this script
+    else
+      echo "error: Slurm did not requeue $job; submit it again to go on" >&2
+    fi
   fi
 }

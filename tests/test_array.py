@@ -35,6 +35,8 @@ def test_of_an_array_the_preempted_task_alone_is_requeued_and_both_are_evaluated
     }
     assert {(row["state"], row["evaluated"]) for row in rows.values()} == {("done", 1)}
     assert_same_training(disturbed, undisturbed, EPOCHS)
+    outputs = [path.read_text() for path in lab.runs.glob(".launch/grid/jobs-*/*/*.out")]
+    assert not any("did not requeue" in output for output in outputs)
 
 
 def test_of_an_array_one_that_fails_leaves_its_evaluation_alone_undone(
