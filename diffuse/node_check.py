@@ -25,18 +25,27 @@ JOIN_TIMEOUT_S = 60.0
 def main(
     answer: Annotated[Path, typer.Argument(help="The JSON file to write.")],
     data_dir: Annotated[Path, typer.Option(help="Where mnist.h5 is.")],
+    gpus: Annotated[int, typer.Option(help="That were asked for, of a node.")] = 0,
+    shared_gpu: Annotated[
+        bool, typer.Option("--shared-gpu", help="There are more ranks than GPUs: no NCCL.")
+    ] = False,
 ) -> None:
     """Check this node and write what was found (rank 0 does)."""
     import torch
 
-    from diffuse.distributed import device_name, join, resolve_precision
+    from diffuse.distributed import choose_device, device_name, join, resolve_precision
 
     node = os.environ.get("SLURMD_NODENAME") or socket.gethostname()
-    gpus_asked = os.environ.get("SLURM_GPUS_ON_NODE") or os.environ.get("SLURM_GPUS_PER_NODE")
-    with join("auto", JOIN_TIMEOUT_S) as world:
+    # NCCL takes no two ranks on one GPU, and a GPU may be set to take no two processes.
+    with join("cpu" if shared_gpu else "auto", JOIN_TIMEOUT_S) as world:
         began = time.monotonic()
-        together = world.sum(torch.ones(1, device=world.device)).item()
+        blind = world.highest(int(world.device.type == "cpu"))  # by gloo, as is all on the CPU
+        summed_on = torch.device("cpu") if blind else world.device
+        together = world.sum(torch.ones(1, device=summed_on)).item()
         took = time.monotonic() - began
+        if not world.is_main:
+            return
+        device = choose_device("auto")
         checks = [
             _check(
                 "versions there",
@@ -45,15 +54,15 @@ def main(
             ),
             _check(
                 "GPU",
-                world.device.type == "cuda" or not int(gpus_asked or 0),
-                f"{torch.cuda.device_count()} seen, {device_name(world.device)},"
-                f" precision {resolve_precision('auto', world.device)}",
+                not gpus or (device.type == "cuda" and (shared_gpu or not blind)),
+                f"{torch.cuda.device_count()} seen, {device_name(device)},"
+                f" precision {resolve_precision('auto', device)}",
                 "a GPU was asked for and torch sees none: check the driver, and --nv of the image",
             ),
             _check(
                 "ranks",
                 together == world.size and world.size > 1,
-                f"{world.size} ranks summed in {took:.2f} s",
+                f"{world.size} ranks summed by {'gloo' if blind else 'NCCL'} in {took:.2f} s",
                 "ranks do not reach each other: node names must resolve between nodes",
             ),
             _check(
@@ -64,8 +73,7 @@ def main(
             ),
             _data(data_dir),
         ]
-        if world.is_main:
-            files.write_json(answer, {"ranks": world.size, "node": node, "checks": checks})
+        files.write_json(answer, {"ranks": world.size, "node": node, "checks": checks})
 
 
 def _data(data_dir: Path) -> dict[str, Any]:

@@ -20,6 +20,20 @@ from diffuse.errors import UserError
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 
 
+class _Loader(yaml.SafeLoader):
+    """Builds plain values only, and takes 2:00:00 for text: YAML 1.1 has it a number to base 60."""
+
+    def number(self, node: yaml.ScalarNode) -> int | float | str:
+        if ":" in node.value:
+            return str(node.value)
+        is_int = node.tag == "tag:yaml.org,2002:int"
+        return self.construct_yaml_int(node) if is_int else self.construct_yaml_float(node)
+
+
+_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.number)
+_Loader.add_constructor("tag:yaml.org,2002:float", _Loader.number)
+
+
 class Layer(NamedTuple):
     """Settings from one place, nested as in YAML, and the name of that place for error messages."""
 
@@ -97,7 +111,7 @@ def find_yaml(name: str, *, kind: str, folders: Sequence[str]) -> Path:
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """A YAML file whose top level is a mapping; read with safe_load, so tags construct nothing."""
+    """A YAML file whose top level is a mapping; tags construct nothing."""
     try:
         value = parse_yaml(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -117,7 +131,7 @@ def parse_yaml(text: str) -> Any:
     Raises yaml.YAMLError or ValueError: not YAML, or (by nesting or by aliases) without end.
     """
     try:
-        value = yaml.safe_load(text)
+        value = yaml.load(text, _Loader)
     except RecursionError:
         raise ValueError("nested too deeply") from None
     pending, seen = [(value, 0)], 0

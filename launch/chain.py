@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from diffuse.errors import EnvironmentFailed
 from launch import job
 from launch.cluster import Cluster
 from launch.ledger import Ledger, Submission
@@ -37,11 +38,14 @@ def submit_all(
     data_dir: Path,
     site: Site,
     report: Cluster | None,
-) -> None:
+) -> str:
     """Submit what the runs lack.
 
     Args:
         report: resources of the job that compares the grid at the end; None: no such job.
+
+    Returns why there is no report's job where Slurm refuses that one: a partition of GPUs, say, for
+    a job without. The runs do not need it. Raises EnvironmentFailed where it refuses another.
     """
     chain = _Chain(submitter, ledger, submission, data_dir)
     for settings, group in _shapes(requests):
@@ -52,7 +56,11 @@ def submit_all(
             if part[0].evaluate and any(request.planned.unevaluated for request in part):
                 chain.evaluate(part, settings, throttle, after)
     if report is not None and chain.arrays:
-        chain.report(report)
+        try:
+            chain.report(report)
+        except EnvironmentFailed as error:
+            return str(error)
+    return ""
 
 
 @dataclass

@@ -102,12 +102,15 @@ def slurm_checks(place: Place) -> Iterator[Check]:
         fit,
         "set partition and time in the cluster file, or by --cluster-set",
     )
+
+    def accepted() -> str:
+        command = ["sbatch", "--test-only", *sbatch_options(place.settings), "--wrap=true"]
+        with slurm.outside_any_job(place.settings):
+            return _output(command) or "accepted"
+
     yield _checked(
         "sbatch --test-only",
-        lambda: (
-            _output(["sbatch", "--test-only", *sbatch_options(place.settings), "--wrap=true"])
-            or "accepted"
-        ),
+        accepted,
         "mend account, qos, constraint or resources in the cluster file",
     )
     try:
@@ -210,10 +213,10 @@ def sbatch_options(settings: Cluster) -> list[str]:
         "time": settings.time,
         "nodes": settings.nodes,
         "ntasks-per-node": max(1, settings.gpus_per_node),
-        "gpus-per-node": settings.gpus_per_node or None,
+        "gpus-per-node": settings.gpus,
         "cpus-per-task": settings.cpus_per_task,
         "mem": None if settings.memory_gb is None else f"{round(settings.memory_gb * 1024)}M",
-        **{key.replace("_", "-"): value for key, value in settings.extra.items()},
+        **settings.extra,
     }
     return [
         f"--{key}" if value is True else f"--{key}={value}"

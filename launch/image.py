@@ -6,11 +6,13 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from pathlib import Path
 
 from diffuse import files
 
 
+@functools.cache  # for each array of a sweep, also where nothing can be kept beside the image
 def sha256(image: Path) -> str:
     """The image's SHA-256: the known one where it is newer than the image, else computed."""
     known = image.with_name(f"{image.name}.sha256")

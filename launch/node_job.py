@@ -37,20 +37,22 @@ def run(place: Place, wait_s: float) -> list[Check]:
 
 def _submit(place: Place, folder: Path, answer: Path, log: Path) -> str:
     settings = place.settings
-    ranks = max(2, settings.nodes * settings.gpus_per_node)
+    gpus = settings.gpus_per_node
+    ranks = max(2, settings.nodes * gpus)
     per_node = -(-ranks // settings.nodes)
     chosen = settings.model_copy(update={"time": min(settings.time or 5, 5)})
     options = [o for o in sbatch_options(chosen) if not o.startswith("--ntasks-per-node")]
     command = ["sbatch", "--parsable", *options, f"--ntasks-per-node={per_node}"]
     command += ["--job-name=diffuse-doctor", "--no-requeue", f"--output={log}"]
-    command += [f"--chdir={folder}"]
+    command += [f"--chdir={folder}", "--propagate=NONE"]
     program = [sys.executable]
     if place.image is not None:
         binds = (str(ROOT), str(place.runs_dir), str(place.data_dir), *settings.binds)
         program = [f"--bind={bind}" for bind in dict.fromkeys(binds)]
-        program += ["--nv"] if settings.gpus_per_node else []
+        program += ["--nv"] if gpus else []
         program += [str(place.image), "python"]
     program += ["-m", "diffuse.node_check", str(answer), "--data-dir", str(place.data_dir)]
+    program += [f"--gpus={gpus}"] + (["--shared-gpu"] if per_node > gpus else [])
     container = '"$(command -v apptainer || command -v singularity)" exec ' if place.image else ""
     script = [
         "#!/bin/bash",
@@ -60,9 +62,20 @@ def _submit(place: Place, folder: Path, answer: Path, log: Path) -> str:
         f" --ntasks-per-node={per_node} --ntasks={per_node * settings.nodes}"
         f" {container}{shlex.join(program)}",
     ]
-    done = subprocess.run(command, input="\n".join(script), capture_output=True, text=True)
+    try:
+        with slurm.outside_any_job(settings):
+            done = subprocess.run(
+                command,
+                input="\n".join(script),
+                capture_output=True,
+                text=True,
+                timeout=slurm.TIMEOUT_S,
+            )
+    except subprocess.TimeoutExpired:
+        raise EnvironmentFailed(f"sbatch refused: {slurm.NO_ANSWER}") from None
     if done.returncode:
-        raise EnvironmentFailed(f"sbatch refused: {done.stderr.strip().splitlines()[-1]}")
+        said = (done.stderr.strip() or "no message").splitlines()[-1]
+        raise EnvironmentFailed(f"sbatch refused: {said}")
     return done.stdout.strip().partition(";")[0]
 
 

@@ -5,11 +5,12 @@ Every question is one call for all jobs together. submit.py is what hands jobs i
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pwd
 import re
 import subprocess
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +18,14 @@ from diffuse.errors import EnvironmentFailed, UserError
 from launch.cluster import Cluster
 
 TIMEOUT_S = 60
+NO_ANSWER = f"no answer for {TIMEOUT_S} s; is Slurm's controller up?"
 LIVE = {"PENDING", "RUNNING", "CONFIGURING", "COMPLETING", "SUSPENDED", "REQUEUED", "REQUEUE_HOLD"}
+
+# What tells a process of a job about that job; a job submitted from within would believe it.
+OF_A_JOB = re.compile(
+    r"S(LURM|BATCH|RUN)_(?!(CONF|CONF_SERVER|CLUSTERS|JWT)$).*"
+    r"|SUBMITIT_.*|MASTER_(ADDR|PORT)|(LOCAL_)?(RANK|WORLD_SIZE)"
+)
 
 
 @dataclass(frozen=True)
@@ -154,6 +162,22 @@ def cancel(ids: Sequence[str]) -> None:
         _ask("scancel", *ids[start : start + 500])
 
 
+@contextlib.contextmanager
+def outside_any_job(settings: Cluster) -> Iterator[None]:
+    """An environment for sbatch without what an enclosing job (salloc, srun) has set in it.
+
+    SBATCH_* go, too, since they win over a batch script's options; but SBATCH_ACCOUNT, which many
+    a site has its users set, stays where the cluster file names no account.
+    """
+    kept = set() if settings.account else {"SBATCH_ACCOUNT"}
+    names = [name for name in os.environ if OF_A_JOB.fullmatch(name) and name not in kept]
+    hidden = {name: os.environ.pop(name) for name in names}
+    try:
+        yield
+    finally:
+        os.environ.update(hidden)
+
+
 def _ask(*command: str) -> str:
     """The output of a Slurm command; EnvironmentFailed where it fails or hangs."""
     try:
@@ -163,9 +187,7 @@ def _ask(*command: str) -> str:
             f"{command[0]} is not here; on a machine without Slurm use --cluster local"
         ) from None
     except subprocess.TimeoutExpired:
-        raise EnvironmentFailed(
-            f"{command[0]} has not answered for {TIMEOUT_S} s; is Slurm's controller up?"
-        ) from None
+        raise EnvironmentFailed(f"{command[0]}: {NO_ANSWER}") from None
     if done.returncode:
         said = (done.stderr.strip() or done.stdout.strip() or "no message").splitlines()[-1]
         raise EnvironmentFailed(

@@ -42,8 +42,11 @@ code=$?
 rm "$DIFFUSE_INTERRUPTED" 2>/dev/null && code=75
 mine="JobState=RUNNING .* Restarts=${SLURM_RESTART_COUNT:-0} "
 if [ $code -eq 75 ] && scontrol show job "$job" --oneliner | grep -q "$mine"; then
-  scontrol requeue "$job" && sleep 60 # Slurm ends this script
-  echo "error: Slurm did not requeue $job; the next sweep goes on from its checkpoint" >&2
+  if scontrol requeue "$job"; then
+    sleep 60 # Slurm ends this script
+  else
+    echo "error: Slurm did not requeue $job; the next sweep goes on from its checkpoint" >&2
+  fi
 fi
 exit $code"""
 
@@ -83,14 +86,14 @@ class Submitter:
         """
         executor = self._executor(program, folder, settings, throttle, after)
         try:
-            # submitit prints what it raises
-            with _limited(), contextlib.redirect_stderr(io.StringIO()):
+            quiet = contextlib.redirect_stderr(io.StringIO())  # submitit prints what it raises
+            with _limited(), quiet, slurm.outside_any_job(settings):
                 jobs = executor.map_array(function, *zip(*calls, strict=True))
         except (FailedJobError, FailedSubmissionError) as error:
             lines = [line for line in str(error).splitlines() if line.strip()]
             said = (lines or ["no message"])[-1].removeprefix("sbatch: ").removeprefix("error: ")
             if _code(error.__cause__) == -signal.SIGTERM:
-                said = f"no answer for {slurm.TIMEOUT_S} s; is Slurm's controller up?"
+                said = slurm.NO_ANSWER
             raise EnvironmentFailed(f"sbatch refused: {said}") from None
         return [str(job.job_id) for job in jobs]
 
@@ -102,6 +105,7 @@ class Submitter:
             "requeue": "no-requeue" not in settings.extra,  # also after a node's death
             "signal": f"USR2@{_notice_s(settings.time)}",
             "chdir": str(folder),
+            "propagate": "NONE",  # of the login node's limits (CPU time, memory, open files)
         }
         if after:
             options |= {"dependency": after, "kill_on_invalid_dep": "yes"}
@@ -116,7 +120,7 @@ class Submitter:
             time=settings.time,  # None leaves it to the partition
             nodes=settings.nodes,
             ntasks_per_node=max(1, settings.gpus_per_node),
-            gpus_per_node=settings.gpus_per_node or None,
+            gpus_per_node=settings.gpus,
             cpus_per_task=settings.cpus_per_task,
             mem=None if settings.memory_gb is None else f"{round(settings.memory_gb * 1024)}M",
             array_parallelism=throttle,

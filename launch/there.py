@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import sys
 import time
 from collections.abc import Collection, Mapping, Sequence
@@ -43,6 +44,11 @@ def submit(
         site.check(chosen, file.source)
         if chosen.image is not None and not Path(chosen.image).expanduser().exists():
             raise UserError(f"{file.source}: image {chosen.image}: not found (make image)")
+        if chosen.image is None and importlib.util.find_spec("torch") is None:
+            raise UserError(
+                f"{file.source}: image: none, and the Python here, which jobs would run with, has"
+                " no torch; make image and name it, or pip install -e '.[train]'"
+            )
     with ledger.locked(LOCK_WAIT_S), ledger.submitting(LOCK_WAIT_S):
         planned = plan(grid, ledger.runs_dir)
         queue = slurm.queue()
@@ -78,17 +84,23 @@ def submit(
         folder = ledger.path / f"jobs-{submission.name}"
         binds = (ledger.runs_dir, data_dir)
         try:
-            chain.submit_all(
+            refused = chain.submit_all(
                 [Request(p, by_run[p.name], evaluate) for p in todo],
                 Submitter(folder, grid.name, code, binds),
                 ledger,
                 submission,
                 data_dir,
                 site,
-                settings.model_copy(update={"nodes": 1, "gpus_per_node": 0}) if evaluate else None,
+                settings.without_gpus() if evaluate else None,
             )
         finally:  # where Slurm refuses one array, those before it are there
             _announce(submission, out, runs_dir)
+    if refused:
+        out.print(
+            f"no job for the report ({refused}); when all have ended: python launch/compare.py"
+            f" --grid {grid.name} --runs-dir {runs_dir}",
+            soft_wrap=True,
+        )
     if left:
         out.print(
             f"{left} run{'s are' if left > 1 else ' is'} left: Slurm keeps at most {site.max_jobs}"

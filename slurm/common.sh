@@ -16,11 +16,12 @@ ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd) || exit 1
 export PYTHONPATH=$ROOT PYTHONSAFEPATH=1 PYTHONUNBUFFERED=1
 
 # ---- one rank per GPU and four cores each (the headers' --cpus-per-gpu); without GPUs one per node
-ranks=${SLURM_GPUS_PER_NODE:-0}
-ranks=${ranks##*:}
+ranks=${SLURM_GPUS_ON_NODE:-0}
 if [ "$ranks" -eq 0 ]; then
   unset SLURM_GPUS_PER_NODE SLURM_CPUS_PER_GPU
   ranks=1
+else
+  export SLURM_GPUS_PER_NODE=$ranks # after --gres=gpu:2 still the header's 1, which srun would take
 fi
 export OMP_NUM_THREADS=${SLURM_CPUS_PER_GPU:-${SLURM_CPUS_PER_TASK:-${SLURM_CPUS_ON_NODE:-1}}}
 if [ -n "${SLURM_CPUS_PER_TASK:-}" ]; then
@@ -33,12 +34,18 @@ job=${job:-${SLURM_JOB_ID:-}}
 attempt=${SLURM_RESTART_COUNT:-0}
 MAX_STARTS=4 # in a row from one and the same checkpoint
 
-folders_named() { # the values of --runs-dir and --data-dir, which the image must see
-  local before=
+folders_named() { # the folders that the arguments name, or files in them: the image must see them
+  local word before=
   for word in "$@"; do
-    case $before in --runs-dir | --data-dir) echo "$word" ;; esac
-    case $word in --runs-dir=* | --data-dir=*) echo "${word#*=}" ;; esac
+    case $before in --runs-dir | --data-dir | --output) mkdir -p "$word" ;; esac
+    case $word in --runs-dir=* | --data-dir=* | --output=*) mkdir -p "${word#*=}" ;; esac
     before=$word
+    word=${word##*=}
+    if [ -d "$word" ]; then
+      realpath "$word"
+    elif [ -f "$word" ]; then
+      realpath "$(dirname "$word")"
+    fi
   done
 }
 
@@ -60,9 +67,8 @@ find_python() { # find_python ARGUMENTS: sets the array `python`
   export DIFFUSE_IMAGE DIFFUSE_IMAGE_SHA256
   python=("$apptainer" exec --bind "$ROOT" --bind "$PWD")
   while read -r folder; do
-    mkdir -p "$folder"
-    python+=(--bind "$(realpath "$folder")")
-  done < <(folders_named "$@")
+    python+=(--bind "$folder")
+  done < <(folders_named "$@" | sort -u)
   [ -z "${DIFFUSE_DATA:-}" ] || python+=(--bind "$(realpath "$DIFFUSE_DATA")")
   [ -z "${DIFFUSE_BINDS:-}" ] || python+=(--bind "$DIFFUSE_BINDS")
   [ "${SLURM_GPUS_PER_NODE:-0}" = 0 ] || python+=(--nv)
@@ -93,7 +99,7 @@ work() { # work RUN PROGRAM ARGUMENTS: diffuse.PROGRAM on all ranks, its output 
   shift 2
   mkdir -p "$run/logs" || fail 1 "$run: cannot be written"
   log=$run/logs/$program-$job-r$(printf %02d "$attempt").log
-  [ "$program" != train ] || require_progress "$run"
+  require_progress "$run" "$program"
   echo "$(date -u +%FT%TZ) $job on ${SLURM_JOB_NODELIST:-?}, $((ranks * SLURM_NNODES)) ranks: $log"
   # A preempting SIGTERM is for the ranks. Neither signal must end a Python that is still starting.
   # Rank 0 says by a file that the work was interrupted: of several ranks srun ends some by a signal
@@ -114,20 +120,24 @@ work() { # work RUN PROGRAM ARGUMENTS: diffuse.PROGRAM on all ranks, its output 
   exit $code
 }
 
-require_progress() { # an end, not a circle, where requeues bring no newer checkpoint
-  local starts=$1/logs/train-$job.starts newest
-  newest=$(find "$1/checkpoints" -name '[!.]*.pt' -printf '%T@ %f\n' 2>/dev/null | sort -n | tail -n 1)
+require_progress() { # RUN PROGRAM: an end, not a circle, where requeues bring nothing new
+  local starts=$1/logs/$2-$job.starts folders=("$1/checkpoints") what=checkpoint newest
+  [ "$2" = train ] || { folders=("$1/samples" "$1/evaluations") && what=image; }
+  newest=$(find "${folders[@]}" -type f ! -name '.*' -printf '%T@ %p\n' 2>/dev/null | sort -n | tail -n 1)
   echo "${newest:-none}" >>"$starts"
   if [ "$(tail -n $MAX_STARTS "$starts" | grep -cxF "${newest:-none}")" -eq $MAX_STARTS ] &&
     [ "$attempt" -ge $((MAX_STARTS - 1)) ]; then
-    fail 1 "$1: $MAX_STARTS starts in a row without a new checkpoint; is --time too short?"
+    fail 1 "$1: $MAX_STARTS starts in a row without a new $what; is --time too short?"
   fi
 }
 
 requeue() { # this task alone, from the host (no image has scontrol); resumes from its checkpoint
   # An attempt left over from a dead node must not disturb the newer one that has the same id.
   if scontrol show job "$job" --oneliner | grep -q "JobState=RUNNING .* Restarts=$attempt "; then
-    scontrol requeue "$job" && sleep 60 # Slurm ends this script
-    echo "error: Slurm did not requeue $job; submit it again to go on" >&2
+    if scontrol requeue "$job"; then
+      sleep 60 # Slurm ends this script
+    else
+      echo "error: Slurm did not requeue $job; submit it again to go on" >&2
+    fi
   fi
 }

@@ -5,6 +5,7 @@
 #   sbatch --gpus-per-node=4 slurm/evaluate.sh runs/ddpm-default-1a2b3c4d --epoch 80
 #SBATCH --job-name=diffuse-evaluate
 #SBATCH --nodes=1
+#SBATCH --propagate=NONE
 #SBATCH --gpus-per-node=1
 #SBATCH --cpus-per-gpu=4
 #SBATCH --signal=USR2@90

@@ -4,6 +4,7 @@
 # Login nodes have it; where a partition does, too: sbatch -p transfer slurm/prepare.sh
 #SBATCH --job-name=diffuse-prepare
 #SBATCH --nodes=1
+#SBATCH --propagate=NONE
 #SBATCH --ntasks=1
 here=$(dirname "$0")
 if [ -n "${SLURM_JOB_ID:-}" ]; then # a copy in Slurm's spool folder; Slurm knows the original's

@@ -5,6 +5,7 @@
 #   sbatch --array=0-4 slurm/train_cold.sh default_7 col          seeds 0 to 4
 #SBATCH --job-name=diffuse-cold
 #SBATCH --nodes=1
+#SBATCH --propagate=NONE
 #SBATCH --gpus-per-node=1
 #SBATCH --cpus-per-gpu=4
 #SBATCH --signal=USR2@90

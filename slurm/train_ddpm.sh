@@ -7,6 +7,7 @@
 #   sbatch --time=30 --partition=gpu ...                          saved and requeued at the limit
 #SBATCH --job-name=diffuse-ddpm
 #SBATCH --nodes=1
+#SBATCH --propagate=NONE
 #SBATCH --gpus-per-node=1
 #SBATCH --cpus-per-gpu=4
 #SBATCH --signal=USR2@90

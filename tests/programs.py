@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -57,6 +58,13 @@ def run(
         text=True,
         timeout=550,
     )
+
+
+def copy_project(folder: Path) -> Path:
+    """The project's code in a folder of its own, to be edited there."""
+    for name in ("diffuse", "launch", "configs"):
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    return folder
 
 
 def only_run(runs_dir: Path) -> RunDir:

@@ -63,11 +63,12 @@ def test_a_job_sees_what_only_a_node_can_tell(
         env=slurm.env,
     )
     assert set(states(cpu).values()) == {"ok"}
-    assert cpu["ranks"]["detail"].startswith("2 ranks")
+    assert cpu["ranks"]["detail"].startswith("2 ranks summed by gloo")
     # the pretended GPUs are no GPUs, and that is what it says
     pretended = doctor(tmp_path, *options, code=1, env=slurm.env)
     assert [name for name, state in states(pretended).items() if state == "failed"] == ["GPU"]
     assert "--nv" in pretended["GPU"]["remedy"]
+    assert pretended["ranks"]["detail"].startswith("2 ranks summed by gloo"), "one GPU for the two"
     assert not slurm.slurm("squeue", "-h")
 
 

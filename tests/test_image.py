@@ -13,6 +13,7 @@ import yaml
 
 from diffuse import files
 from diffuse.rundir import RunDir
+from launch.image import sha256
 from tests import programs
 from tests.cluster import apptainer, base_image
 from tests.cluster.cluster import Cluster
@@ -47,7 +48,7 @@ def image(program: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
         "COMMIT": "abc123",
     }
     options = [f"--build-arg={name}={value}" for name, value in arguments.items()]
-    options += ["--notest", UNCOMPRESSED]
+    options += ["--notest", UNCOMPRESSED]  # a test of its own runs its test: torch must be bound
     # In a namespace of its own a process has every capability, which a container's root may lack.
     namespace = ["unshare", "--user", "--map-root-user", "--mount"]
     done = subprocess.run(
@@ -55,9 +56,7 @@ def image(program: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
             *namespace,
             program,
             "build",
-            "--notest",
             *options,
-            UNCOMPRESSED,
             str(folder / "image.sif"),
             "Apptainer.def",
         ],
@@ -104,6 +103,19 @@ def test_conda_pip_and_the_image_install_the_same_packages() -> None:
     assert f"python{project['requires-python']}" in conda
     # The image takes pyproject.toml's own list.
     assert "PACKAGES=-e /opt/diffuse[train]" in (ROOT / "Apptainer.def").read_text()
+
+
+def test_an_image_is_read_once_a_sweep_where_its_hash_cannot_be_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "site.sif"
+    path.write_bytes(b"others built it")
+    (tmp_path / "site.sif.sha256").mkdir()  # not to be read, nor written
+    reads: list[Path] = []
+    real = files.sha256
+    monkeypatch.setattr(files, "sha256", lambda path: reads.append(path) or real(path))
+    assert sha256(path) == sha256(path) == real(path)
+    assert reads == [path]
 
 
 def test_the_image_passes_its_own_test_and_says_what_it_is(program: str, image: Path) -> None:
@@ -155,11 +167,14 @@ def test_a_job_in_the_image_is_requeued_from_the_host_and_equals_one_outside(
     programs.assert_same_training(run, programs.only_run(tmp_path / "whole"), 20)
 
 
-def test_a_sweep_runs_its_code_in_the_image_on_two_nodes(
+def test_a_sweep_runs_its_own_code_over_the_images_on_two_nodes(
     program: str, image: Path, slurm: Cluster, tmp_path: Path, data_dir: Path
 ) -> None:
     grid = tmp_path / "grid.yaml"
     grid.write_text("runs: [{preset: ddpm/default, epochs: [1]}]")
+    root = programs.copy_project(tmp_path / "project")
+    edited = root / "diffuse" / "train.py"
+    edited.write_text(edited.read_text().replace("\nimport ", "\nprint('newer')\nimport ", 1))
     settings = {
         "image": str(image),
         "binds": base_image.BIND,
@@ -169,8 +184,8 @@ def test_a_sweep_runs_its_code_in_the_image_on_two_nodes(
     }
     options = [f"--cluster-set={name}={value}" for name, value in settings.items()]
     place = ["--cluster=slurm", f"--runs-dir={tmp_path}/runs", f"--data-dir={data_dir}"]
-    sweep = [sys.executable, str(ROOT / "launch" / "sweep.py"), f"--grid={grid}", "--no-evaluate"]
-    env = environment(program, image, slurm)
+    sweep = [sys.executable, str(root / "launch" / "sweep.py"), f"--grid={grid}", "--no-evaluate"]
+    env = environment(program, image, slurm) | {"PYTHONPATH": str(root)}
     done = subprocess.run(
         [*sweep, *place, *options, *SMALL], env=env, capture_output=True, text=True, timeout=60
     )
@@ -183,4 +198,4 @@ def test_a_sweep_runs_its_code_in_the_image_on_two_nodes(
     manifest = read_json(run.manifest_path)
     assert manifest["environment"]["world_size"] == 2
     assert manifest["image_sha256"] == files.sha256(image)
-    assert manifest["code"]["snapshot"]
+    assert "newer" in logs.split(), "the snapshot, not what the image has in /opt/diffuse"

@@ -58,6 +58,12 @@ def test_shellcheck_has_nothing_to_say(script: Path) -> None:
     assert done.returncode == 0, done.stdout
 
 
+def test_no_script_takes_the_login_nodes_limits_along() -> None:
+    for script in SCRIPTS:
+        text = script.read_text()
+        assert "#SBATCH --propagate=NONE\n" in text or "#SBATCH" not in text, script
+
+
 def test_an_array_trains_a_seed_each_and_what_it_made_is_evaluated(
     slurm: Cluster, tmp_path: Path, data_dir: Path
 ) -> None:
@@ -119,8 +125,9 @@ def test_an_interrupted_job_is_requeued_and_ends_like_an_undisturbed_one(
     programs.assert_same_training(run, programs.only_run(tmp_path / "whole"), 8)
 
 
+@pytest.mark.parametrize("gpus", ["--gpus-per-node=2", "--gres=gpu:2"])
 def test_two_nodes_with_two_gpus_each_are_four_ranks_of_one_run(
-    slurm: Cluster, tmp_path: Path, data_dir: Path
+    slurm: Cluster, tmp_path: Path, data_dir: Path, gpus: str
 ) -> None:
     job = sbatch(
         slurm,
@@ -129,11 +136,46 @@ def test_two_nodes_with_two_gpus_each_are_four_ranks_of_one_run(
         *SMALL,
         f"--data-dir={data_dir}",
         "--epochs=1",
-        options=("-N", "2", "--gpus-per-node=2"),
+        options=("-N", "2", gpus),
     )
     ended(slurm, tmp_path, job)
     run = programs.only_run(tmp_path / "runs")
     assert read_json(run.manifest_path)["environment"]["world_size"] == 4
+
+
+def test_an_evaluation_whose_requeues_bring_nothing_comes_to_an_end(
+    slurm: Cluster, tmp_path: Path, data_dir: Path
+) -> None:
+    place = (f"--runs-dir={tmp_path}/runs", f"--data-dir={data_dir}")
+    done = programs.run("diffuse.train", "--preset=ddpm/default", *SMALL, *place, "--epochs=1")
+    assert done.returncode == 0, done.stderr
+    run = programs.only_run(tmp_path / "runs")
+    job = sbatch(slurm, tmp_path, "evaluate.sh", run.path, place[1], "--device=cpu", "-n", "200")
+    for attempt in range(3):  # each is requeued while its Python starts
+        path = run.logs / f"evaluate-{job}-r{attempt:02d}.log"
+        wait_until(path.exists, 60, "the evaluation's start")
+        slurm.slurm("scontrol", "requeue", job)
+    ended(slurm, tmp_path, job, "FAILED")
+    assert "4 starts in a row without a new image" in log(tmp_path, job)
+
+
+def test_the_image_sees_every_folder_that_the_command_names(tmp_path: Path) -> None:
+    run, site = tmp_path / "a run", tmp_path / "site"
+    run.mkdir()
+    site.mkdir()
+    (site / "mine.yaml").touch()
+    arguments = (run, "--config", site / "mine.yaml", "--preset=none.yaml", "-n", "20")
+    outputs = ("--output", tmp_path / "new", f"--runs-dir={tmp_path}/runs")
+    done = subprocess.run(
+        ["bash", "-c", '. slurm/common.sh; folders_named "$@"', "-", *arguments, *outputs],
+        cwd=ROOT,
+        env=programs.environment(),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    expected = [run, site, tmp_path / "new", tmp_path / "runs"]
+    assert done.stdout.splitlines() == list(map(str, expected))
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import resource
 import shutil
 import subprocess
@@ -20,6 +21,19 @@ from tests.lab import DDPM, Lab
 from tests.programs import ROOT
 
 HOLD = "--cluster-set=extra={hold: true}"
+# What a base install lacks cannot be found.
+LIGHT_INSTALL = """
+import sys
+from importlib.machinery import PathFinder
+
+class Light(PathFinder):
+    @classmethod
+    def find_spec(cls, name, path=None, target=None):
+        heavy = ("torch", "torchvision", "torchmetrics", "sklearn", "wandb", "matplotlib")
+        return None if name.partition(".")[0] in heavy else super().find_spec(name, path, target)
+
+sys.meta_path[sys.meta_path.index(PathFinder)] = Light
+"""
 SEEDS = "runs: [{preset: ddpm/default, epochs: [1], seeds: [%s]}]"
 
 
@@ -82,6 +96,29 @@ def test_sweeps_at_once_submit_no_run_twice_even_of_overlapping_grids(lab: Lab) 
     assert (names["train"], names["evaluate"]) == (4, 4)
 
 
+def test_a_site_that_refuses_the_report_for_asking_no_gpu_gets_all_the_rest(
+    lab: Lab, tmp_path: Path
+) -> None:
+    lab.grid.write_text(seeds(2))
+    (tmp_path / "bin").mkdir()
+    picky = tmp_path / "bin" / "sbatch"
+    picky.write_text(
+        f"""#!/bin/sh
+grep -q '^#SBATCH --gpus-per-node=1' "$1" && exec {shutil.which("sbatch")} "$@"
+echo 'sbatch: error: this partition is for GPUs' >&2
+exit 1
+"""
+    )
+    picky.chmod(0o755)
+    path = f"{picky.parent}:{os.environ['PATH']}"
+    done = lab.program("sweep.py", *lab.command(HOLD), PATH=path)
+    assert done.returncode == 0, done.stderr
+    assert "no job for the report (sbatch refused: this partition is for GPUs)" in done.stdout
+    assert f"python launch/compare.py --grid grid --runs-dir {lab.runs}" in done.stdout
+    assert sorted(arrays(lab).values()) == [2, 2]
+    assert "nothing to submit" in lab.sweep(HOLD)
+
+
 def test_cancel_ends_what_is_asked_for_and_nothing_else(lab: Lab) -> None:
     lab.grid.write_text(
         "runs: [{preset: ddpm/default, epochs: [1]},"
@@ -115,15 +152,19 @@ def test_a_rerun_lies_beside_and_overwrites_nothing(lab: Lab) -> None:
     assert f"rerun-001/{first.name}: weights equal" in said
 
 
-def test_a_login_node_needs_no_torch(lab: Lab, tmp_path: Path) -> None:
-    blocked = tmp_path / "blocked"
-    blocked.mkdir()
-    for name in ("torch", "torchvision", "torchmetrics", "sklearn", "wandb", "matplotlib"):
-        (blocked / f"{name}.py").write_text("raise ImportError('not on the login node')\n")
-    env = {"PYTHONPATH": f"{blocked}:{ROOT}"}
+def test_a_login_node_needs_no_torch_but_its_jobs_then_an_image(lab: Lab, tmp_path: Path) -> None:
+    (tmp_path / "blocked").mkdir()
+    (tmp_path / "blocked" / "sitecustomize.py").write_text(LIGHT_INSTALL)
+    env = {"PYTHONPATH": f"{tmp_path / 'blocked'}:{ROOT}"}
+    refused = lab.program("sweep.py", *lab.command(HOLD), **env)
+    assert refused.returncode == 2
+    assert "no torch; make image and name it, or pip install -e '.[train]'" in refused.stderr
+    assert not lab.runs.exists()
+    (tmp_path / "image.sif").write_bytes(b"as it is")
+    image = f"--cluster-set=image={tmp_path}/image.sif"
     for program, arguments in (
         ("sweep.py", lab.command("--dry-run")),
-        ("sweep.py", lab.command(HOLD)),
+        ("sweep.py", lab.command(HOLD, image)),
         ("status.py", []),
         ("status.py", ["--json"]),
         ("sweep.py", lab.command("--cancel")),
@@ -132,13 +173,40 @@ def test_a_login_node_needs_no_torch(lab: Lab, tmp_path: Path) -> None:
         assert done.returncode == 0, done.stderr
 
 
+def test_neither_limits_nor_the_job_that_a_sweep_runs_in_reach_its_jobs(lab: Lab) -> None:
+    lab.grid.write_text(DDPM % 1)
+    enclosing = {
+        "SLURM_JOB_ID": "1",
+        "SLURM_ARRAY_JOB_ID": "1",
+        "SLURM_ARRAY_TASK_ID": "7",
+        "SLURM_MEM_PER_CPU": "100",
+        "SLURM_CPU_BIND": "mask_cpu:0x1",
+        "SBATCH_PARTITION": "nowhere",
+        "RANK": "1",
+        "WORLD_SIZE": "2",
+    }
+    settings = ("memory_gb=1", "setup=[ulimit -n >open_files]")
+    before, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (333, most))
+    try:
+        command = lab.command("--no-evaluate", *(f"--cluster-set={s}" for s in settings))
+        done = lab.program("sweep.py", *command, **enclosing)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (before, most))
+    assert done.returncode == 0, done.stderr
+    lab.wait_empty(90)
+    (row,) = lab.status().values()
+    assert row["state"] == "done"
+    (log,) = lab.run().logs.glob("*.log")
+    assert log.name == f"train-{row['job']}-r00.log"
+    (found,) = lab.runs.glob(".launch/grid/jobs-*/*/open_files")
+    assert found.read_text().strip() != "333"
+
+
 def test_jobs_run_the_code_of_their_submission_whatever_is_edited(
     slurm: Cluster, tmp_path: Path, data_dir: Path
 ) -> None:
-    root = tmp_path / "project"
-    for folder in ("diffuse", "launch", "configs"):
-        ignored = shutil.ignore_patterns("__pycache__")
-        shutil.copytree(ROOT / folder, root / folder, ignore=ignored)
+    root = programs.copy_project(tmp_path / "project")
     lab = Lab(slurm, DDPM % 12, tmp_path, data_dir, root)
     lab.sweep("--no-evaluate")
     job = lab.wait_training()

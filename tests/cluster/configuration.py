@@ -111,7 +111,6 @@ def _slurm(folder: Path, ports: Ports, accounting: bool) -> dict[str, object]:
         "ReturnToService": 2,
         "JobRequeue": 1,
         "MaxArraySize": 1001,
-        "PropagateResourceLimits": "NONE",
         "SchedulerType": "sched/backfill",
         "SchedulerParameters": "sched_interval=1,bf_interval=1,bf_resolution=1,"
         "batch_sched_delay=0,preempt_youngest_first",
