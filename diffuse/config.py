@@ -188,7 +188,9 @@ class SystemConfig(Section):
     """Where and how the run is carried out; never part of what it is."""
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    threads: int | None = Field(None, ge=1, description="CPU threads per rank; default: torch's")
+    threads: int | None = Field(
+        None, ge=1, le=1024, description="CPU threads per rank; default: torch's"
+    )
     log_every: int = Field(50, ge=1, description="steps between writes of metrics.jsonl")
     collective_timeout_s: float = Field(
         600.0, gt=0, description="a collective that hangs longer ends"

@@ -45,7 +45,7 @@ class Trained:
         """The process's usual sampler."""
         return self.spec(default_specs(self.process)[0])
 
-    def spec(self, text: str, *, steps: int | None = None, eta: float = 0.0) -> SamplerSpec:
+    def spec(self, text: str, *, steps: int | None = None, eta: float | None = None) -> SamplerSpec:
         """A sampler by name, such as `ddim-50`; UserError where it does not fit the process."""
         return SamplerSpec.parse(text, self.process, steps=steps, eta=eta)
 
@@ -115,6 +115,8 @@ def load(
     Raises UserError where it is missing, damaged or something else.
     """
     path, device = Path(path), torch.device(device)
+    if epoch is not None and not path.is_dir():
+        raise UserError(f"an epoch is chosen of a run directory, and {path} is none")
     run: RunDir | None
     if path.is_dir():
         run = RunDir(path)

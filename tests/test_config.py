@@ -117,6 +117,7 @@ def test_run_names_are_safe_file_names(tmp_path: Path) -> None:
         ("model.kind=mlp", "model.kind: must be one of cnn, unet"),
         ("process.beta_1=0.5", "beta_1 (0.5) must not exceed beta_2"),
         ("data.limit=100", "data.limit (100) is smaller than train.global_batch (128)"),
+        ("system.threads=1000000", "system.threads: input should be less than or equal to 1024"),
         ("eval.extractor=vgg", "'classifier' or 'inception'"),
         ("train=3", "train: input should be"),
         ("=3", "write KEY=VALUE"),
