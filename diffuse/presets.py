@@ -38,7 +38,8 @@ def load_config(preset: str, layers: Iterable[Layer] = ()) -> Config:
 def preset_layer(preset: str) -> Layer:
     """What a preset's file sets; UserError where there is no such preset."""
     path = find_yaml(preset, kind="preset", folders=("ddpm", "cold"))
-    name = preset if path.is_relative_to(CONFIGS) else path.stem
+    ours = path.is_relative_to(CONFIGS)  # named by its path or not, it is the same preset
+    name = str(path.relative_to(CONFIGS).with_suffix("")) if ours else path.stem
     return Layer(shown(path), {"preset": name, **read_yaml(path)})
 
 

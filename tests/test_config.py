@@ -97,6 +97,12 @@ def test_a_written_config_reads_back_as_the_same_run(tmp_path: Path) -> None:
         assert read_config(path) == config
 
 
+def test_a_preset_named_by_its_file_is_the_same_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(CONFIGS)
+    for text in ("ddpm/unet.yaml", str(CONFIGS / "ddpm/unet.yaml"), "../configs/ddpm/unet.yaml"):
+        assert load_config(text) == load_config("ddpm/unet")
+
+
 def test_run_names_are_safe_file_names(tmp_path: Path) -> None:
     odd = tmp_path / "-a b'$(touch x)\n.yaml"
     odd.write_text((CONFIGS / "ddpm/default.yaml").read_text())
