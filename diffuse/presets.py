@@ -57,7 +57,7 @@ def resolve(layers: Sequence[Layer]) -> Config:
     try:
         return Config.model_validate(merged)
     except ValidationError as error:
-        raise UserError(_explain(error, sources, default=layers[0].source)) from None
+        raise UserError(_explain(error, sources, [layer.source for layer in layers])) from None
 
 
 def parse_set(assignments: Sequence[str], source: str = "--set") -> Layer:
@@ -151,7 +151,9 @@ def _merge(
         sources[place] = source
 
 
-def _explain(error: ValidationError, sources: Mapping[tuple[str, ...], str], default: str) -> str:
+def _explain(
+    error: ValidationError, sources: Mapping[tuple[str, ...], str], order: Sequence[str]
+) -> str:
     lines = []
     for problem in error.errors()[:3]:
         # A discriminated union puts its tag into the location: process.ddpm.timesteps.
@@ -162,13 +164,18 @@ def _explain(error: ValidationError, sources: Mapping[tuple[str, ...], str], def
             if not (position == 1 and part in tags)
         )
         source = next(
-            (sources[place[:n]] for n in range(len(place), 0, -1) if place[:n] in sources), default
+            (sources[place[:n]] for n in range(len(place), 0, -1) if place[:n] in sources), order[0]
         )
         key = ".".join(place)
         match problem["type"]:
             case "extra_forbidden":
                 allowed = ", ".join(_fields_at(problem["loc"]))
                 text = f"{key}: unknown key; allowed: {allowed}"
+                kind = (*place[:-1], "kind")
+                by = sources.get(kind, source)
+                if order.index(by) > order.index(source):  # the kind is wrong, not the key
+                    text = f"{'.'.join(kind)}: does not go with {source}, which sets {key}"
+                    source = by
             case "missing":
                 text = f"{key}: missing" + _hint(place)
             case "value_error":

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from diffuse import checkpoint, prior, reference
+from diffuse import checkpoint, prior, progress, reference
 from diffuse.averaging import Averaging
 from diffuse.config import Config
 from diffuse.data import load_split, to_x0
@@ -125,6 +125,8 @@ def load(
     elif path.suffix == ".pth":
         config, process, network, at = reference.read(path)
         process.to(device)
+        if reference.activation_is_guessed(path):
+            progress.note(f"{path}: GELU is assumed: its name is none of the report's")
         return Trained(path.stem, config, process, network.to(device).eval(), at, device)
     else:
         content = checkpoint.read(path)

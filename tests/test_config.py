@@ -130,6 +130,7 @@ def test_run_names_are_safe_file_names(tmp_path: Path) -> None:
         ("eval.extractor=vgg", "'classifier' or 'inception'"),
         ("train=3", "train: input should be"),
         ("=3", "write KEY=VALUE"),
+        ("model.kind=unet", "--set: model.kind: does not go with configs/ddpm/default.yaml, which"),
     ],
 )
 def test_a_wrong_setting_is_explained_in_one_line(assignment: str, said: str) -> None:

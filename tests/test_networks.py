@@ -94,6 +94,19 @@ def test_a_ddpm_weight_file_gives_the_reports_outputs(
     assert torch.isfinite(model.sample(2, sampler="ddim-3")).all()
 
 
+def test_a_weight_file_with_another_name_says_what_is_assumed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    network = ReportNetwork((16, 64, 16), nn.GELU)
+    diffuse.load(weight_file(tmp_path, "ddpm_mnist_20_light", network, **ddpm_buffers(9)))
+    assert capsys.readouterr().err == ""
+    for name in ("mine", "ddpm_mnist_20_testing_copy"):
+        diffuse.load(weight_file(tmp_path, name, network, **ddpm_buffers(9)))
+        assert capsys.readouterr().err.endswith(
+            f"{name}.pth: GELU is assumed: its name is none of the report's\n"
+        )
+
+
 @pytest.mark.parametrize("group", [1, 4])
 @pytest.mark.parametrize("orientation", ["row", "col"])
 def test_a_cold_weight_file_brings_its_own_order(
