@@ -11,8 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
-from diffuse import checkpoint
+from diffuse import checkpoint, training
+from diffuse.preemption import StopRequest
+from diffuse.presets import load_config, parse_set
 from diffuse.rundir import RunDir
 from tests import programs
 from tests.programs import TINY
@@ -233,6 +236,24 @@ def test_gradients_are_clipped_and_the_rate_rises_to_its_value(
     steps = mine.metrics("step")
     assert min(e["grad_norm"] for e in steps) > clip, "the norm that is told is that before"
     assert [e["lr"] for e in steps] == pytest.approx([lr * min(1, s / 10) for s in range(1, 17)])
+
+
+def test_a_compiled_network_has_the_same_losses(
+    whole: RunDir, tmp_path: Path, data_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, compiled = torch.compile, []
+
+    def without_a_compiler(network: nn.Module) -> nn.Module:
+        compiled.append(network)
+        return real(network, backend="aot_eager")
+
+    monkeypatch.setattr(torch, "compile", without_a_compiler)
+    settings = [setting.removeprefix("--set=") for setting in TINY]
+    layer = parse_set([*settings, "train.epochs=1", "train.compile=true"])
+    run = training.train(load_config("ddpm/default", [layer]), tmp_path, data_dir, StopRequest())
+    assert run is not None
+    assert len(compiled) == 1
+    np.testing.assert_allclose(programs.losses(run), programs.losses(whole)[:8], rtol=2e-4)
 
 
 def test_a_rank_that_hangs_ends_the_others_within_the_timeout(
