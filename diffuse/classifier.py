@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from diffuse import errors, files
 from diffuse.checkpoint import load_plain
 from diffuse.data import load_split
-from diffuse.ema import moving_average
+from diffuse.ema import MovingAverage
 from diffuse.errors import UserError
 from diffuse.progress import Meter
 from diffuse.rng import Stream, derive_seed, generator
@@ -93,7 +93,7 @@ def train_classifier(
     split = load_split(data_dir, "train", limit)
     torch.manual_seed(derive_seed(seed, Stream.INIT))
     network = Classifier()
-    average = moving_average(network, 0.998)
+    average = MovingAverage(network, 0.998)
     steps = len(split.images) // batch
     optimizer = torch.optim.AdamW(network.parameters(), weight_decay=1e-2)
     schedule = torch.optim.lr_scheduler.OneCycleLR(

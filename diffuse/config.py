@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 from typing import Annotated, Any, Literal, Self
 
@@ -22,6 +23,7 @@ from pydantic import (
 
 IMAGE_SIZE = 28
 TRAIN_IMAGES = 60_000
+FLOAT32_TINY = 2.0**-126  # the smallest that keeps its precision
 
 Loss = Literal["mse", "l1", "huber"]
 Orientation = Literal["row", "col"]
@@ -51,8 +53,9 @@ class DdpmConfig(Section):
     timesteps: int = Field(
         1000, ge=1, le=100_000, description="T; beta and alpha_bar have T + 1 values"
     )
-    beta_1: float = Field(1e-4, gt=0, lt=1, description="beta at t = 0")
-    beta_2: float = Field(0.02, gt=0, lt=1, description="beta at t = T")
+    # Within these, float32 tells alpha_bar_1 from 1 and beta_T from 1: samplers divide by both.
+    beta_1: float = Field(1e-4, ge=1e-6, lt=1, description="beta at t = 0")
+    beta_2: float = Field(0.02, gt=0, le=0.999, description="beta at t = T")
     loss: Loss = Field("mse", description="between the noise and its prediction")
     min_snr: float | None = Field(
         None, gt=0, description="gamma of the min-SNR weights (Hang et al. 2023); null: none"
@@ -62,6 +65,20 @@ class DdpmConfig(Section):
     def _increasing(self) -> Self:
         if self.beta_1 > self.beta_2:
             raise ValueError(f"beta_1 ({self.beta_1}) must not exceed beta_2 ({self.beta_2})")
+        return self
+
+    @model_validator(mode="after")
+    def _leaves_a_signal(self) -> Self:
+        """alpha_bar_T stays a float32: samplers divide by it."""
+        T = self.timesteps
+        slope = (self.beta_2 - self.beta_1) / T
+        log_alpha_bar = sum(math.log1p(-(self.beta_1 + slope * t)) for t in range(T + 1))
+        if log_alpha_bar < math.log(FLOAT32_TINY):
+            raise ValueError(
+                f"with timesteps = {T} and beta_2 = {self.beta_2} nothing of an image is left:"
+                f" alpha_bar_T is 1e{log_alpha_bar / math.log(10):.0f}, and float32 ends at"
+                f" {FLOAT32_TINY:.0e}; lower either"
+            )
         return self
 
 
@@ -191,7 +208,9 @@ class SystemConfig(Section):
     """Where and how the run is carried out; never part of what it is."""
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    threads: int | None = Field(None, ge=1, description="CPU threads per rank; default: torch's")
+    threads: int | None = Field(
+        None, ge=1, le=1024, description="CPU threads per rank; default: torch's"
+    )
     log_every: int = Field(50, ge=1, description="steps between writes of metrics.jsonl")
     collective_timeout_s: float = Field(
         600.0, gt=0, description="a collective that hangs longer ends"

@@ -37,9 +37,11 @@ def main(
     extractor: Annotated[
         str | None, typer.Option(help="classifier or inception; default: eval.extractor.")
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of the generated images.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Of the generated images.")] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
-    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads per rank.")] = None,
+    threads: Annotated[
+        int | None, typer.Option(min=1, max=1024, help="CPU threads per rank.")
+    ] = None,
     data_dir: Annotated[
         Path | None, typer.Option(help="Where mnist.h5 is; default: $DIFFUSE_DATA or ./data.")
     ] = None,

@@ -15,6 +15,8 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+import zlib
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
@@ -75,8 +77,9 @@ def from_torchvision() -> Arrays:
                 arrays[f"{split}/images"] = data.data.numpy()
                 arrays[f"{split}/labels"] = data.targets.numpy().astype(np.uint8)
             return arrays
-    except (OSError, RuntimeError) as error:
-        raise EnvironmentFailed(str(error).splitlines()[0]) from None
+    except (OSError, RuntimeError, HTTPException) as error:
+        reason = str(error).splitlines() or [type(error).__name__]
+        raise EnvironmentFailed(reason[0]) from None
     finally:
         socket.setdefaulttimeout(before)
 
@@ -128,7 +131,7 @@ def read_idx(path: Path) -> NDArray[np.uint8]:
     """One IDX file of unsigned bytes: 0, 0, 8, number of dimensions, sizes, values."""
     try:
         raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-    except (gzip.BadGzipFile, EOFError):
+    except (gzip.BadGzipFile, EOFError, zlib.error):
         raise UserError(f"{path}: damaged gzip file") from None
     if raw[:3] != b"\0\0\x08" or len(raw) < 4 + 4 * raw[3]:
         raise UserError(f"{path}: not an IDX file of unsigned bytes")

@@ -64,7 +64,8 @@ def sample_panels(
             amplitude=amplitude,
             device=device,
         )
-        return [(f"DDIM, {spec.steps} steps", to_uint8(x, amplitude).numpy())], str(spec)
+        heading = f"DDIM, {spec.steps} steps, eta 1, clipped"
+        return [(heading, to_uint8(x, amplitude).numpy())], str(spec)
 
     split = load_split(data_dir, "test", n)
     x0 = to_x0(split.images, amplitude)  # [n, 1, 28, 28]

@@ -52,7 +52,8 @@ def load_config(preset: str, layers: Iterable[Layer] = ()) -> Config:
 def preset_layer(preset: str) -> Layer:
     """What a preset's file sets; UserError where there is no such preset."""
     path = find_yaml(preset, kind="preset", folders=("ddpm", "cold"))
-    name = preset if path.is_relative_to(CONFIGS) else path.stem
+    ours = path.is_relative_to(CONFIGS)  # named by its path or not, it is the same preset
+    name = str(path.relative_to(CONFIGS).with_suffix("")) if ours else path.stem
     return Layer(shown(path), {"preset": name, **read_yaml(path)})
 
 
@@ -70,7 +71,7 @@ def resolve(layers: Sequence[Layer]) -> Config:
     try:
         return Config.model_validate(merged)
     except ValidationError as error:
-        raise UserError(_explain(error, sources, default=layers[0].source)) from None
+        raise UserError(_explain(error, sources, [layer.source for layer in layers])) from None
 
 
 def parse_set(assignments: Sequence[str], source: str = "--set") -> Layer:
@@ -164,7 +165,9 @@ def _merge(
         sources[place] = source
 
 
-def _explain(error: ValidationError, sources: Mapping[tuple[str, ...], str], default: str) -> str:
+def _explain(
+    error: ValidationError, sources: Mapping[tuple[str, ...], str], order: Sequence[str]
+) -> str:
     lines = []
     for problem in error.errors()[:3]:
         # A discriminated union puts its tag into the location: process.ddpm.timesteps.
@@ -175,13 +178,18 @@ def _explain(error: ValidationError, sources: Mapping[tuple[str, ...], str], def
             if not (position == 1 and part in tags)
         )
         source = next(
-            (sources[place[:n]] for n in range(len(place), 0, -1) if place[:n] in sources), default
+            (sources[place[:n]] for n in range(len(place), 0, -1) if place[:n] in sources), order[0]
         )
         key = ".".join(place)
         match problem["type"]:
             case "extra_forbidden":
                 allowed = ", ".join(_fields_at(problem["loc"]))
                 text = f"{key}: unknown key; allowed: {allowed}"
+                kind = (*place[:-1], "kind")
+                by = sources.get(kind, source)
+                if order.index(by) > order.index(source):  # the kind is wrong, not the key
+                    text = f"{'.'.join(kind)}: does not go with {source}, which sets {key}"
+                    source = by
             case "missing":
                 text = f"{key}: missing" + _hint(place)
             case "value_error":

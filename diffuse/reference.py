@@ -3,7 +3,8 @@
     ddpm_mnist_{epoch}_{preset}.pth     gt.* and the schedule as beta_t, alpha_t [T + 1]
     custom_mnist_{epoch}_{row|col}_{preset}.pth     gt.* and the order as rows_t or cols_t
 
-What the tensors do not tell (the activation) is taken from the preset in the file's name.
+What the tensors do not tell (the activation) is taken from the preset in the file's name; another
+name is taken for GELU's, as `activation_is_guessed` tells.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from diffuse.models.cnn import Cnn
 from diffuse.presets import Layer, resolve
 
 NAME = re.compile(r"(?:ddpm|custom)_mnist_(?P<epoch>\d+)_(?:(?:row|col)_)?(?P<preset>\w+)")
+PRESETS = ("default", "light", "more_capacity", "testing", "testing2", "default_7", "default_28")
 
 
 def read(path: Path) -> tuple[Config, Ddpm | Averaging, Cnn, int]:
@@ -46,6 +48,12 @@ def read(path: Path) -> tuple[Config, Ddpm | Averaging, Cnn, int]:
     assert isinstance(network, Cnn)
     named = NAME.search(path.stem)
     return config, process, network, int(named["epoch"]) if named else 0
+
+
+def activation_is_guessed(path: Path) -> bool:
+    """Whether the file's name is none that the report's code gives."""
+    named = NAME.search(path.stem)
+    return named is None or named["preset"] not in PRESETS
 
 
 def _process(state: Mapping[str, Tensor]) -> Ddpm | Averaging:

@@ -137,12 +137,11 @@ class RunDir:
     def attempt_number(self) -> int:
         """The highest attempt claimed so far; 0 where none was."""
         try:
-            names = [path.name for path in (self.path / "attempts").iterdir()]
+            there = list((self.path / "attempts").iterdir())
         except FileNotFoundError:
             return 0
-        return max(
-            (int(n[:4]) for n in names if n[:4].isdigit() and n.endswith(".json")), default=0
-        )
+        numbers = (path.stem for path in there if path.suffix == ".json")
+        return max((int(number) for number in numbers if number.isdecimal()), default=0)
 
     def attempt(self, number: int) -> dict[str, Any]:
         """What attempt `number` said of itself: host, pid, start time, job."""

@@ -36,7 +36,9 @@ def main(
     ] = None,
     eta: Annotated[float | None, typer.Option(help="Fresh noise in ddim, from 0 to 1.")] = None,
     n: Annotated[int, typer.Option("-n", min=1, help="How many images.")] = 64,
-    seed: Annotated[int, typer.Option(min=0, help="Another seed gives other images.")] = 0,
+    seed: Annotated[
+        int, typer.Option(min=0, max=2**63 - 1, help="Another seed gives other images.")
+    ] = 0,
     epoch: Annotated[int | None, typer.Option(help="Of a run; default: its last.")] = None,
     batch: Annotated[int, typer.Option(min=1, help="Images at once.")] = 256,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
@@ -59,8 +61,9 @@ def main(
     usual = model.sampler
     if sampler is None:
         sampler = f"{usual.name}-clip" if usual.clip else usual.name
-        steps, eta = steps or usual.steps, usual.eta if eta is None else eta
-    spec = model.spec(sampler, steps=steps, eta=eta or 0.0)
+        steps = usual.steps if steps is None else steps
+        eta = usual.eta if eta is None else eta
+    spec = model.spec(sampler, steps=steps, eta=eta)
     amplitude = model.config.data.amplitude
 
     with Meter(f"{n} samples, {spec}", total=spec.steps * math.ceil(n / batch)) as meter:

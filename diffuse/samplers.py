@@ -200,6 +200,8 @@ FOR_AVERAGING: dict[str, Sampler] = {
     "unconditional": algorithm2,
 }
 DEFAULT_STEPS = {"ddim": 50, "dpm": 20}
+# name, steps, eta, clip: as `str` of a SamplerSpec writes them
+WRITTEN = re.compile(r"([a-z]+[12]?)(?:-(\d{1,9}))?(?:-eta(\d+(?:\.\d+)?(?:e-\d\d)?))?(-clip)?")
 
 
 @dataclass(frozen=True)
@@ -227,20 +229,29 @@ class SamplerSpec:
 
     @classmethod
     def parse(
-        cls, text: str, process: Process, *, steps: int | None = None, eta: float = 0.0
+        cls, text: str, process: Process, *, steps: int | None = None, eta: float | None = None
     ) -> SamplerSpec:
         """`ddim-50` or `ddim` with `steps` beside it.
 
-        Raises UserError: unknown, not for this process, or more steps than T.
+        Raises UserError: unknown, not for this process, more steps than T, or two that disagree.
         """
-        allowed = FOR_DDPM if isinstance(process, Ddpm) else FOR_AVERAGING
-        found = re.fullmatch(r"([a-z]+[12]?)(?:-(\d+))?(?:-eta([\d.]+))?(-clip)?", text)
+        is_ddpm = isinstance(process, Ddpm)
+        allowed = FOR_DDPM if is_ddpm else FOR_AVERAGING
+        found = WRITTEN.fullmatch(text)
         if not found or found[1] not in allowed:
-            kind = "DDPM" if isinstance(process, Ddpm) else "cold diffusion"
-            raise UserError(f"sampler {text!r}: for {kind} the samplers are {', '.join(allowed)}")
-        name = found[1]
-        chosen = int(found[2]) if found[2] else steps
-        eta, clip = float(found[3]) if found[3] else eta, found[4] is not None
+            kind = "DDPM" if is_ddpm else "cold diffusion"
+            example = " (with settings as in ddim-50-eta0.5-clip)" if is_ddpm else ""
+            raise UserError(
+                f"sampler {text!r}: for {kind} the samplers are {', '.join(allowed)}{example}"
+            )
+        name, clip = found[1], found[4] is not None
+        chosen = steps if found[2] is None else int(found[2])
+        chosen_eta = eta if found[3] is None else float(found[3])
+        if steps not in (None, chosen) or eta not in (None, chosen_eta):
+            raise UserError(f"sampler {text}: other steps or another eta stand beside it")
+        eta = chosen_eta or 0.0
+        if eta and name != "ddim":
+            raise UserError(f"eta is for ddim, not for {name}")
         if name not in DEFAULT_STEPS:
             natural = 1 if name == "direct" else process.T
             if chosen not in (None, natural):
@@ -255,8 +266,6 @@ class SamplerSpec:
             )
         if not 0 <= eta <= 1:
             raise UserError(f"eta must be from 0 (deterministic) to 1 (ancestral), not {eta}")
-        if eta and name != "ddim":
-            raise UserError(f"eta is for ddim, not for {name}")
         return cls(name, chosen, eta, clip)
 
     def run(

@@ -8,13 +8,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel
 
 from diffuse.averaging import Averaging
 from diffuse.config import AveragingConfig, Config
 from diffuse.ddpm import Ddpm
 from diffuse.distributed import DTYPES, Precision
-from diffuse.ema import moving_average
+from diffuse.ema import MovingAverage
 from diffuse.errors import UserError
 from diffuse.models import build
 from diffuse.rng import Stream, derive_seed
@@ -25,7 +24,7 @@ class TrainState:
     """Network, averaged network, optimizer, loss scaler, process, and the number of steps done."""
 
     network: nn.Module
-    ema: AveragedModel | None
+    ema: MovingAverage | None
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
     process: Ddpm | Averaging
@@ -40,7 +39,7 @@ class TrainState:
         network.to(device)
         return cls(
             network=network,
-            ema=None if config.train.ema is None else moving_average(network, config.train.ema),
+            ema=None if config.train.ema is None else MovingAverage(network, config.train.ema),
             optimizer=torch.optim.Adam(network.parameters(), lr=config.train.lr, fused=True),
             scaler=torch.amp.GradScaler(device.type, enabled=precision == "fp16"),
             process=build_process(config).to(device),

@@ -119,7 +119,7 @@ def mirror_evaluation(run: RunDir, config: Config, evaluation: dict[str, Any]) -
         "step": evaluation["step"],
         "figures": len(evaluation["figures"]),
     }
-    files.append_lines(run.metrics_path, [json.dumps(event)])
+    files.append_lines(run.metrics_path, [json.dumps(files.sealed(event))])
     if run.path.absolute() not in _open:
         Mirror(run, config, "evaluate").close()
 

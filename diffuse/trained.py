@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from diffuse import checkpoint, prior, reference
+from diffuse import checkpoint, prior, progress, reference
 from diffuse.averaging import Averaging
 from diffuse.config import Config
 from diffuse.data import load_split, to_x0
@@ -45,7 +45,7 @@ class Trained:
         """The process's usual sampler."""
         return self.spec(default_specs(self.process)[0])
 
-    def spec(self, text: str, *, steps: int | None = None, eta: float = 0.0) -> SamplerSpec:
+    def spec(self, text: str, *, steps: int | None = None, eta: float | None = None) -> SamplerSpec:
         """A sampler by name, such as `ddim-50`; UserError where it does not fit the process."""
         return SamplerSpec.parse(text, self.process, steps=steps, eta=eta)
 
@@ -115,6 +115,8 @@ def load(
     Raises UserError where it is missing, damaged or something else.
     """
     path, device = Path(path), torch.device(device)
+    if epoch is not None and not path.is_dir():
+        raise UserError(f"an epoch is chosen of a run directory, and {path} is none")
     run: RunDir | None
     if path.is_dir():
         run = RunDir(path)
@@ -123,6 +125,8 @@ def load(
     elif path.suffix == ".pth":
         config, process, network, at = reference.read(path)
         process.to(device)
+        if reference.activation_is_guessed(path):
+            progress.note(f"{path}: GELU is assumed: its name is none of the report's")
         return Trained(path.stem, config, process, network.to(device).eval(), at, device)
     else:
         content = checkpoint.read(path)

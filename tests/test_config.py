@@ -97,6 +97,12 @@ def test_a_written_config_reads_back_as_the_same_run(tmp_path: Path) -> None:
         assert read_config(path) == config
 
 
+def test_a_preset_named_by_its_file_is_the_same_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(CONFIGS)
+    for text in ("ddpm/unet.yaml", str(CONFIGS / "ddpm/unet.yaml"), "../configs/ddpm/unet.yaml"):
+        assert load_config(text) == load_config("ddpm/unet")
+
+
 def test_run_names_are_safe_file_names(tmp_path: Path) -> None:
     odd = tmp_path / "-a b'$(touch x)\n.yaml"
     odd.write_text((CONFIGS / "ddpm/default.yaml").read_text())
@@ -118,9 +124,14 @@ def test_run_names_are_safe_file_names(tmp_path: Path) -> None:
         ("process.beta_1=0.5", "beta_1 (0.5) must not exceed beta_2"),
         ("data.limit=100", "train.global_batch (128) is more than the training images (100;"),
         ("train.global_batch=60001", "is more than the training images (60000;"),
+        ("process.timesteps=20000", "with timesteps = 20000 and beta_2 = 0.02 nothing of an image"),
+        ("process.beta_1=0", "process.beta_1: input should be greater than or equal to 0.000001"),
+        ("process.beta_2=0.99999999", "process.beta_2: input should be less than or equal to 0.99"),
+        ("system.threads=1000000", "system.threads: input should be less than or equal to 1024"),
         ("eval.extractor=vgg", "'classifier' or 'inception'"),
         ("train=3", "train: input should be"),
         ("=3", "write KEY=VALUE"),
+        ("model.kind=unet", "--set: model.kind: does not go with configs/ddpm/default.yaml, which"),
     ],
 )
 def test_a_wrong_setting_is_explained_in_one_line(assignment: str, said: str) -> None:

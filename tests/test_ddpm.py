@@ -11,6 +11,7 @@ from torch import Tensor
 from diffuse.config import DdpmConfig
 from diffuse.ddpm import Ddpm, per_example_loss
 from diffuse.rng import Stream, generator
+from diffuse.samplers import SamplerSpec
 
 T = 50
 
@@ -92,3 +93,38 @@ def test_min_snr_weights_are_the_papers_formula() -> None:
         assert found == pytest.approx(min(snr, 5.0) / snr, rel=1e-5)
     plain = Ddpm.from_config(DdpmConfig(kind="ddpm"))
     assert torch.equal(plain.weight(torch.arange(1, 9)), torch.ones(8))
+
+
+def test_min_snr_weights_enter_the_loss_of_each_example() -> None:
+    plain = Ddpm.from_config(DdpmConfig(kind="ddpm"))
+    weighted = Ddpm.from_config(DdpmConfig(kind="ddpm", min_snr=5.0))
+    t, eps = plain.draw(8, generator(2, Stream.STEP))
+    t[0], t[1] = 1, 1000
+    x0 = torch.randn(8, 1, 28, 28)
+    losses = [process.losses(lambda x, time: x, x0, t, eps) for process in (plain, weighted)]
+    snr = plain.alpha_bar[t] / (1 - plain.alpha_bar[t])
+    torch.testing.assert_close(losses[1], losses[0] * snr.clamp(max=5) / snr)
+    assert float(losses[1][0]) < 1e-2 * float(losses[0][0])
+    assert float(losses[1][1]) == float(losses[0][1])
+
+
+@pytest.mark.parametrize(
+    ("timesteps", "beta_1", "beta_2"),
+    [(8600, 1e-4, 0.02), (100_000, 1e-6, 1e-3), (10, 0.01, 0.999), (1, 1e-6, 1e-6)],
+)
+def test_what_the_settings_allow_gives_finite_weights_losses_and_samples(
+    timesteps: int, beta_1: float, beta_2: float
+) -> None:
+    config = DdpmConfig(kind="ddpm", timesteps=timesteps, beta_1=beta_1, beta_2=beta_2, min_snr=5.0)
+    process = Ddpm.from_config(config)
+    t = torch.tensor([1, timesteps])
+    assert torch.isfinite(process.weight(t)).all()
+    x, eps = torch.randn(2, 1, 28, 28), torch.randn(2, 1, 28, 28)
+    assert torch.isfinite(process.losses(lambda x, time: x, x, t, eps)).all()
+    steps = min(4, timesteps)
+    samplers = ["ancestral"] if timesteps <= 10 else []  # its steps are those of a long schedule
+    for text in (*samplers, f"ddim-{steps}", f"ddim-{steps}-eta1-clip", f"dpm-{steps}"):
+        sampled = SamplerSpec.parse(text, process).run(
+            lambda x, time: 0.9 * x, process, x, lambda: eps, 1.0
+        )
+        assert torch.isfinite(sampled).all(), text

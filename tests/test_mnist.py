@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import http.client
 import os
 import pickle
 import subprocess
@@ -151,6 +152,28 @@ def test_wrong_idx_files_exit_with_2_in_one_line_and_stage_nothing(
         assert said in done.stderr
         assert len(done.stderr.splitlines()) == 1
         assert not (data / "mnist.h5").exists()
+
+
+def test_a_damaged_gzip_is_named(idx_dir: Path, tmp_path: Path) -> None:
+    name = mnist_source.IDX_NAMES["test/images"] + ".gz"
+    content = bytearray((idx_dir / name).read_bytes())
+    content[20:40] = bytes(20)  # in the compressed stream, behind a header that is intact
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError, match=f"{name}: damaged gzip file"):
+        mnist_source.read_idx(tmp_path / name)
+
+
+def test_a_mirror_that_does_not_speak_http_counts_as_unreachable(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from torchvision.datasets import MNIST
+
+    def download(self: MNIST) -> None:
+        raise http.client.HTTPException  # without a word
+
+    monkeypatch.setattr(MNIST, "download", download)
+    with pytest.raises(EnvironmentFailed, match="HTTPException"):
+        mnist_source.from_torchvision()
 
 
 def test_an_unwritable_folder_exits_with_1_or_2_in_one_line(idx_dir: Path, tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 import diffuse
 from diffuse.averaging import Averaging
 from diffuse.config import CnnConfig, UNetConfig
+from diffuse.ddpm import Ddpm
 from diffuse.errors import UserError
 from diffuse.models import build
 
@@ -91,6 +92,19 @@ def test_a_ddpm_weight_file_gives_the_reports_outputs(
     assert (model.process.T, model.epoch) == (T, int(name.split("_")[2]))
     assert str(model.sampler) == "ddim-50-eta1-clip"
     assert torch.isfinite(model.sample(2, sampler="ddim-3")).all()
+
+
+def test_a_weight_file_with_another_name_says_what_is_assumed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    network = ReportNetwork((16, 64, 16), nn.GELU)
+    diffuse.load(weight_file(tmp_path, "ddpm_mnist_20_light", network, **ddpm_buffers(9)))
+    assert capsys.readouterr().err == ""
+    for name in ("mine", "ddpm_mnist_20_testing_copy"):
+        diffuse.load(weight_file(tmp_path, name, network, **ddpm_buffers(9)))
+        assert capsys.readouterr().err.endswith(
+            f"{name}.pth: GELU is assumed: its name is none of the report's\n"
+        )
 
 
 @pytest.mark.parametrize("group", [1, 4])
@@ -172,8 +186,12 @@ def test_the_published_files_give_what_their_own_code_computes() -> None:
     time = torch.from_numpy(expected["ddpm_t"]).float().flatten() / 1000
     with torch.no_grad():
         np.testing.assert_allclose(model.network(x, time), expected["ddpm_out"], rtol=0, atol=1e-5)
+    assert isinstance(model.process, Ddpm)
+    np.testing.assert_allclose(model.process.beta, expected["beta_t"], rtol=1e-6)
+    np.testing.assert_allclose(model.process.alpha_bar, expected["alpha_t"], rtol=1e-4)
     cold = diffuse.load(PUBLISHED / "checkpoints/custom_mnist_80_row_default_28.pth")
     assert isinstance(cold.process, Averaging)
+    assert np.array_equal(cold.process.order[:, 0], expected["rows_t"])
     for t in (1, 7, 14, 27, 28):
         x_t = cold.process.degrade(x, torch.full((4,), t))
         np.testing.assert_allclose(x_t, expected[f"row_degraded_{t}"], rtol=0, atol=1e-5)

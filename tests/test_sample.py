@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import diffuse
+from diffuse.errors import UserError
 from diffuse.rundir import RunDir
 from tests import programs
 from tests.programs import TINY
@@ -122,6 +123,10 @@ def test_samples_are_drawn_with_the_averaged_weights(runs: dict[str, RunDir]) ->
             "Invalid value for '-n'",
         ),
         (("--device=tpu",), "allowed are auto, cpu, cuda"),
+        (("--steps=0",), "from 1 to T = 1000"),
+        (("--sampler=ddim-5", "--steps=3"), "other steps or another eta"),
+        (("--sampler=ancestral", "--eta=7"), "eta is for ddim"),
+        (("--seed=99999999999999999999999",), "Invalid value for '--seed'"),
     ],
 )
 def test_bad_input_gets_one_line(
@@ -132,6 +137,11 @@ def test_bad_input_gets_one_line(
     assert said in done.stderr
     assert len(done.stderr.splitlines()) == 1
     assert not list(tmp_path.iterdir())
+
+
+def test_an_epoch_of_a_single_checkpoint_is_refused(runs: dict[str, RunDir]) -> None:
+    with pytest.raises(UserError, match=r"an epoch is chosen of a run directory, .*0002\.pt"):
+        diffuse.load(runs["ddpm"].checkpoint_path(2), epoch=1)
 
 
 @pytest.mark.parametrize("source", ["nowhere", ".", "README.md"])

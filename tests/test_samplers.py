@@ -210,13 +210,26 @@ def test_an_image_is_the_same_in_any_batch_and_bits_repeat(
         ("ddim", 10, 1.5, "eta must be"),
         ("dpm", 10, 0.5, "eta is for ddim"),
         ("ancestral-clip", None, 0.0, "clip is for ddim and dpm"),
+        ("ancestral", None, 0.5, "eta is for ddim"),
+        ("ddim-5-eta1.2.3", None, None, "as in ddim-50-eta0.5-clip"),
+        ("ddim-5-eta.", None, None, "as in ddim-50-eta0.5-clip"),
+        ("ddim-" + "9" * 5000, None, None, "as in ddim-50-eta0.5-clip"),
+        ("ddim-5", 3, None, "other steps or another eta"),
+        ("ddim-5-eta1", None, 0.5, "other steps or another eta"),
     ],
 )
 def test_a_sampler_that_does_not_fit_is_refused(
-    ddpm: Ddpm, text: str, steps: int | None, eta: float, said: str
+    ddpm: Ddpm, text: str, steps: int | None, eta: float | None, said: str
 ) -> None:
     with pytest.raises(UserError, match=said):
         SamplerSpec.parse(text, ddpm, steps=steps, eta=eta)
+
+
+@pytest.mark.parametrize("text", ["ancestral", "ddim-7", "dpm-3-clip", "ddim-5-eta0.25-clip"])
+def test_a_sampler_is_read_as_it_is_written(ddpm: Ddpm, text: str) -> None:
+    assert str(SamplerSpec.parse(text, ddpm)) == text
+    tiny = SamplerSpec("ddim", 5, eta=1e-5)
+    assert SamplerSpec.parse(str(tiny), ddpm) == tiny
 
 
 def test_the_mixture_finds_components_and_each_draw_belongs_to_its_index(data_dir: Path) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from diffuse import files
+from diffuse.rundir import Attempt, RunDir
 from launch.standing import standings
 from tests.programs import ROOT, environment
 
@@ -88,3 +89,12 @@ def test_5000_runs_are_looked_at_within_five_seconds(tmp_path: Path) -> None:
     assert "run-4321" in done.stdout, "what went wrong comes first"
     assert "and 4500 more" in done.stdout
     assert "4999 done, 1 failed" in done.stdout
+
+
+def test_attempts_are_counted_beyond_four_digits(tmp_path: Path) -> None:
+    run = RunDir(a_run(tmp_path, "interrupted"))
+    for name in ("9999.json", "10000.json", ".10001.json.host-1.tmp", "notes.json"):
+        (run.path / "attempts" / name).write_text("{}")
+    assert run.attempt_number() == 10_000
+    assert Attempt.claim(run).number == 10_001
+    assert run.attempt_number() == 10_001

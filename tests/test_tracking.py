@@ -18,6 +18,7 @@ import psutil
 import pytest
 
 from diffuse import files, tracking
+from diffuse.presets import load_config, parse_set
 from diffuse.rundir import RunDir
 from tests import programs
 from tests.programs import TINY
@@ -126,6 +127,15 @@ def offline(tmp_path_factory: pytest.TempPathFactory, data_dir: Path) -> RunDir:
     files.write_json(run.evaluations / "epoch_0003.json", evaluation)
     tracking.mirror_evaluation(run, run.config(), evaluation)
     return run
+
+
+def test_the_event_of_an_evaluation_is_sealed_as_all_others(tmp_path: Path) -> None:
+    run = RunDir(tmp_path)
+    config = load_config("ddpm/default", [parse_set(["tracking.mode=disabled"])])
+    tracking.mirror_evaluation(run, config, {"epoch": 3, "step": 24, "figures": [FIGURE]})
+    assert [e["epoch"] for e in run.metrics("evaluation")] == [3]
+    run.metrics_path.write_text(run.metrics_path.read_text().replace('"epoch": 3', '"epoch": 8'))
+    assert run.metrics("evaluation") == []
 
 
 def test_an_offline_run_holds_every_loss_rate_and_norm(offline: RunDir) -> None:

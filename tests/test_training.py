@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import socket
 import subprocess
 import time
 from pathlib import Path
@@ -10,8 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
-from diffuse import checkpoint
+from diffuse import checkpoint, training
+from diffuse.preemption import StopRequest
+from diffuse.presets import load_config, parse_set
 from diffuse.rundir import RunDir
 from tests import programs
 from tests.programs import TINY
@@ -245,6 +249,89 @@ def test_accumulated_parts_give_the_gradient_of_the_whole_batch(
     np.testing.assert_allclose(
         programs.losses(programs.only_run(tmp_path)), programs.losses(whole), rtol=2e-4
     )
+
+
+def test_gradients_are_clipped_and_the_rate_rises_to_its_value(
+    whole: RunDir, tmp_path: Path, data_dir: Path
+) -> None:
+    clip, lr = 0.01, 4e-4
+    settings = (f"--set=train.grad_clip={clip}", f"--set=train.lr={lr}")
+    done = train(tmp_path, data_dir, *DDPM, *settings, "--set=train.warmup_steps=10", epochs=2)
+    assert done.returncode == 0, done.stderr
+    mine = programs.only_run(tmp_path)
+
+    def mean_gradient(run: RunDir, epoch: int) -> float:
+        """The norm of Adam's first moment, which no mean of clipped gradients exceeds."""
+        moments = checkpoint.read(run.checkpoint_path(epoch))["optimizer"]["state"].values()
+        return float(torch.cat([m["exp_avg"].flatten() for m in moments]).norm())
+
+    assert 0 < mean_gradient(mine, 2) <= clip < mean_gradient(whole, EPOCHS)
+    steps = mine.metrics("step")
+    assert min(e["grad_norm"] for e in steps) > clip, "the norm that is told is that before"
+    assert [e["lr"] for e in steps] == pytest.approx([lr * min(1, s / 10) for s in range(1, 17)])
+
+
+def test_a_compiled_network_has_the_same_losses(
+    whole: RunDir, tmp_path: Path, data_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, compiled = torch.compile, []
+
+    def without_a_compiler(network: nn.Module) -> nn.Module:
+        compiled.append(network)
+        return real(network, backend="aot_eager")
+
+    monkeypatch.setattr(torch, "compile", without_a_compiler)
+    settings = [setting.removeprefix("--set=") for setting in TINY]
+    layer = parse_set([*settings, "train.epochs=1", "train.compile=true"])
+    run = training.train(load_config("ddpm/default", [layer]), tmp_path, data_dir, StopRequest())
+    assert run is not None
+    assert len(compiled) == 1
+    np.testing.assert_allclose(programs.losses(run), programs.losses(whole)[:8], rtol=2e-4)
+
+
+def test_a_rank_that_hangs_ends_the_others_within_the_timeout(
+    tmp_path: Path, data_dir: Path
+) -> None:
+    limit_s = 15  # also at the start, where a busy machine lets ranks wait for each other
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+    command = programs.command(
+        "diffuse.train",
+        *DDPM,
+        "--epochs=4000",
+        f"--set=system.collective_timeout_s={limit_s}",
+        f"--runs-dir={tmp_path}",
+        f"--data-dir={data_dir}",
+    )
+    ranks = [
+        subprocess.Popen(
+            command,
+            env=programs.environment(RANK=str(rank), WORLD_SIZE="2", **place),
+            cwd=programs.ROOT,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    try:
+        deadline = time.monotonic() + 120
+        while not any(RunDir(p).metrics("step") for p in tmp_path.iterdir()):
+            assert ranks[0].poll() is None, ranks[0].communicate()[1]
+            assert time.monotonic() < deadline, "no step in 120 s"
+            time.sleep(0.05)
+        ranks[1].send_signal(signal.SIGSTOP)
+        stopped = time.monotonic()
+        _, errors = ranks[0].communicate(timeout=limit_s + 60)
+        assert time.monotonic() - stopped > limit_s / 2, "it waited for the other"
+    finally:
+        for rank in ranks:
+            rank.kill()
+            rank.wait()
+    assert ranks[0].returncode == 1, errors
+    assert "rank 0 of 2 lost the others" in errors.splitlines()[-1]
+    assert "Traceback" not in errors
+    assert programs.only_run(tmp_path).status()["state"] == "failed"
 
 
 def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(
