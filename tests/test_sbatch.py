@@ -119,6 +119,23 @@ def test_an_interrupted_job_is_requeued_and_ends_like_an_undisturbed_one(
     programs.assert_same_training(run, programs.only_run(tmp_path / "whole"), 8)
 
 
+def test_of_two_jobs_of_one_run_on_two_nodes_the_first_ends_for_good(
+    slurm: Cluster, tmp_path: Path, data_dir: Path
+) -> None:
+    arguments = ("default", *SMALL, f"--data-dir={data_dir}", "--epochs=400")
+    first = sbatch(slurm, tmp_path, "train_ddpm.sh", *arguments, options=("--nodelist=node1",))
+    wait_until(lambda: any(tmp_path.glob("runs/*/checkpoints/*.pt")), 60, "a checkpoint")
+    second = sbatch(slurm, tmp_path, "train_ddpm.sh", *arguments, options=("--nodelist=node2",))
+    ended(slurm, tmp_path, first, "FAILED")
+    run = programs.only_run(tmp_path / "runs")
+    assert "took over" in (run.logs / f"train-{first}-r00.log").read_text()
+    begun = run.status()["step"]
+    wait_until(lambda: run.status()["step"] > begun, 60, "the second to train on")
+    assert slurm.state(second) == "RUNNING"
+    assert [run.attempt(k)["node"] for k in (1, 2)] == ["node1", "node2"]
+    assert run.attempt_number() == 2
+
+
 def test_two_nodes_with_two_gpus_each_are_four_ranks_of_one_run(
     slurm: Cluster, tmp_path: Path, data_dir: Path
 ) -> None:
