@@ -55,10 +55,10 @@ def standings(runs_dir: Path, grid: str | None = None) -> list[Standing]:
         names = {path.parent.name for path in runs_dir.glob("*/config.yaml")}
     else:
         names = set(Ledger(runs_dir, grid).runs())
+    found = submissions(runs_dir)  # of all grids, which share runs
     numbers = {name: RunDir(runs_dir / name).attempt_number() for name in names}
     attempts = {n: RunDir(runs_dir / n).attempt(number) for n, number in numbers.items() if number}
     own = {name: job_id(attempt) for name, attempt in attempts.items()}
-    found = submissions(runs_dir, grid or "*")
     is_asked = any(own.values()) or any(submission.jobs for submission in found)
     queue, silent = _queue() if is_asked else ({}, "")
     submitted: dict[str, Submitted] = {}
@@ -69,12 +69,14 @@ def standings(runs_dir: Path, grid: str | None = None) -> list[Standing]:
                 before = submitted.get(record["run"], Submitted()).jobs
                 jobs = {**before, record["program"]: record}
                 submitted[record["run"]] = Submitted(submission.grid, jobs)
-    names |= set(submitted)
+                if grid in (None, submission.grid):
+                    names.add(record["run"])
     if grid is not None and not names:
         raise UserError(
             f"{runs_dir}: no sweep of a grid {grid!r} here; leave --grid out to see every run"
         )
-    ids = {i for known in submitted.values() for i in map(known.id, known.jobs)} | set(own.values())
+    shown = [known for name, known in submitted.items() if name in names]
+    ids = {i for known in shown for i in map(known.id, known.jobs)} | set(own.values())
     past = {} if silent else slurm.accounting(i for i in ids if i and i not in queue)
     said = SlurmSaid(queue, silent, past)
     return [
