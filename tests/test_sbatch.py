@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from diffuse.rundir import RunDir
-from tests import programs
+from tests import lab, programs
 from tests.cluster.cluster import Cluster
 from tests.cluster.daemons import wait_until
 from tests.conftest import require_slurm
@@ -119,10 +119,10 @@ def test_an_interrupted_job_is_requeued_and_ends_like_an_undisturbed_one(
     programs.assert_same_training(run, programs.only_run(tmp_path / "whole"), 8)
 
 
-def test_of_two_jobs_of_one_run_on_two_nodes_the_first_ends_for_good(
+def test_of_two_jobs_of_one_run_the_first_ends_for_good_and_a_sweep_adds_none(
     slurm: Cluster, tmp_path: Path, data_dir: Path
 ) -> None:
-    arguments = ("default", *SMALL, f"--data-dir={data_dir}", "--epochs=400")
+    arguments = ("default", *lab.SMALL, f"--data-dir={data_dir}", "--epochs=400")
     first = sbatch(slurm, tmp_path, "train_ddpm.sh", *arguments, options=("--nodelist=node1",))
     wait_until(lambda: any(tmp_path.glob("runs/*/checkpoints/*.pt")), 60, "a checkpoint")
     second = sbatch(slurm, tmp_path, "train_ddpm.sh", *arguments, options=("--nodelist=node2",))
@@ -134,6 +134,12 @@ def test_of_two_jobs_of_one_run_on_two_nodes_the_first_ends_for_good(
     assert slurm.state(second) == "RUNNING"
     assert [run.attempt(k)["node"] for k in (1, 2)] == ["node1", "node2"]
     assert run.attempt_number() == 2
+
+    user = lab.Lab(slurm, lab.DDPM % 400, tmp_path, data_dir)
+    said = user.sweep("--no-evaluate")
+    assert f"{run.name}: running as {second} on node2" in said
+    assert "nothing to submit" in said
+    assert (user.status()[run.name]["state"], user.status()[run.name]["job"]) == ("running", second)
 
 
 def test_two_nodes_with_two_gpus_each_are_four_ranks_of_one_run(
