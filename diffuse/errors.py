@@ -3,7 +3,8 @@
 | code | meaning                                                                              |
 |------|--------------------------------------------------------------------------------------|
 | 0    | done                                                                                 |
-| 1    | the environment, or a failed cell: no space, no permission, Slurm gone, loss is NaN   |
+| 1    | the environment, or a failed cell: no space, no permission, Slurm gone, loss is NaN,  |
+|      | another attempt took the run over                                                     |
 | 2    | what was typed or named is wrong: unknown name, bad value, missing or damaged file    |
 | 75   | interrupted, can be resumed by the same command (EX_TEMPFAIL)                         |
 | 130  | Ctrl-C                                                                               |

@@ -34,9 +34,10 @@ State = Literal["running", "interrupted", "failed", "done"]
 
 
 class Superseded(DiffuseError):
-    """A newer attempt has taken the run over; this one must publish nothing more."""
+    """A newer attempt has taken the run over; this one must publish nothing more.
 
-    exit_code = 75
+    It ends for good: two jobs of one run that were both requeued would take it from each other.
+    """
 
 
 @dataclass(frozen=True)

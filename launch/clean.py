@@ -1,12 +1,13 @@
 """Remove what nothing needs any more: `python launch/clean.py` shows it, `--yes` removes it.
 
-Code of jobs that have ended and that no run would go on with, checkpoints between the ones that
-were asked for, logs of attempts that a later one took over. Never a result: no checkpoint that was
-asked for, no evaluation, picture, metric or manifest.
+Code of jobs that have ended and that no run would go on with, what the launcher gave to jobs that
+have ended, checkpoints between the ones that were asked for, logs of attempts that a later one took
+over. Never a result: no checkpoint that was asked for, no evaluation, picture, metric or manifest.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 from pathlib import Path
@@ -30,21 +31,20 @@ def main(
 ) -> None:
     """Show, or with --yes remove, what nothing needs any more."""
     from launch.show import console
-    from launch.unneeded import remove, unneeded
+    from launch.unneeded import holding, remove, unneeded
 
     if not runs_dir.is_dir():
         raise errors.UserError(f"{runs_dir}: no such folder; name it by --runs-dir")
-    found = unneeded(runs_dir.absolute())
-    out = console(stderr=as_json)
-    kinds = dict.fromkeys(item.kind for item in found)
-    for kind in kinds:
-        items = [item for item in found if item.kind == kind]
-        out.print(f"{kind}: {len(items)}, {sum(i.size for i in items) / 1e6:.1f} MB")
-        for item in items:
-            path = item.path.relative_to(runs_dir.absolute())
-            out.print(f"  {path} ({item.why})", markup=False, soft_wrap=True)
-    if yes:
-        for item in found:
+    root, out = runs_dir.absolute(), console(stderr=as_json)
+    with holding(root) if yes else contextlib.nullcontext():
+        found = unneeded(root)
+        for kind in dict.fromkeys(item.kind for item in found):
+            items = [item for item in found if item.kind == kind]
+            out.print(f"{kind}: {len(items)}, {sum(i.size for i in items) / 1e6:.1f} MB")
+            for item in items:
+                path = item.path.relative_to(root)
+                out.print(f"  {path} ({item.why})", markup=False, soft_wrap=True)
+        for item in found if yes else ():
             remove(item)
     if as_json:
         listed = [{**vars(item), "path": str(item.path)} for item in found]

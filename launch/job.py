@@ -101,7 +101,7 @@ def report(runs_dir: str, arguments: Sequence[str], logs: str) -> dict[str, Any]
 def job_name(program: str) -> str:
     """`train-20260730T101112` locally, `train-123_4-r01` as a Slurm job that was requeued once."""
     env = os.environ
-    if "SLURM_JOB_ID" not in env:
+    if not _in_batch_job():
         return f"{program}-{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}"
     job = env["SLURM_JOB_ID"]
     if "SLURM_ARRAY_JOB_ID" in env:
@@ -126,9 +126,9 @@ def _run(
     code = _child(module, arguments, environment, log_path)
     if _rank() == 0:
         files.write_json(logs / f"{name}.json", {**facts, "ended": now(), "code": code})
-    if code and "SLURM_JOB_ID" in os.environ:
-        if code == INTERRUPTED and _rank() == 0 and (mark := os.environ.get("DIFFUSE_INTERRUPTED")):
-            Path(mark).touch()
+    if code and _in_batch_job():
+        if code == INTERRUPTED and _rank() == 0:
+            Path(os.environ["DIFFUSE_INTERRUPTED"]).touch()
         sys.exit(code if code > 0 else 128 - code)
     return {"code": code, "log": str(log_path)}
 
@@ -168,7 +168,12 @@ def _child(
 
 
 def _rank() -> int:
-    return int(os.environ.get("SLURM_PROCID", 0)) if "SLURM_JOB_ID" in os.environ else 0
+    return int(os.environ.get("SLURM_PROCID", 0)) if _in_batch_job() else 0
+
+
+def _in_batch_job() -> bool:
+    """Whether our own batch script started this: a local sweep may run in a user's allocation."""
+    return "DIFFUSE_INTERRUPTED" in os.environ
 
 
 def _require_progress(run: RunDir, program: str, what: str, most: int) -> dict[str, Any]:
@@ -185,7 +190,8 @@ def _require_progress(run: RunDir, program: str, what: str, most: int) -> dict[s
             f"error: {run.name}: {most} requeue{'s' * (most != 1)} in a row without a {what}; the"
             " time limit, or the notice before it, is too short (cluster: time, max_requeues)"
         )
-        record = {"program": program, "progress": progress, "ended": now(), "code": 1}
+        at = now()
+        record = {"program": program, "progress": progress, "started": at, "ended": at, "code": 1}
         files.write_json(run.logs / f"{name}.json", record)
         files.write_text(run.logs / f"{name}.log", f"{said}\n")
         sys.exit(said)

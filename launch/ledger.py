@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+import psutil
 from filelock import FileLock, Timeout
 
 from diffuse import files
@@ -73,6 +74,14 @@ class Ledger:
             wait_s: how long the other sweep is waited for.
         """
         return self._held(self.path, self.grid, wait_s)
+
+    @property
+    def is_held(self) -> bool:
+        """Whether a sweep of this grid seems to be at work, here or on another machine."""
+        holder = files.read_json(self.path / "holder.json")
+        if not holder or holder.get("host") != socket.gethostname():
+            return bool(holder)
+        return psutil.pid_exists(int(holder.get("pid", -1)))
 
     def submitting(self, wait_s: float) -> contextlib.AbstractContextManager[None]:
         """Hold the whole runs folder as `locked` does its grid: the runs of grids overlap."""

@@ -23,6 +23,7 @@ import submitit
 
 from diffuse.errors import UserError
 from launch import job as jobs
+from launch.endings import killed, last_error
 from launch.ledger import Ledger
 from launch.plan import Planned
 
@@ -234,22 +235,4 @@ def _conclude(outcome: Outcome, job: submitit.Job[Any], stopping: bool) -> None:
             outcome.log = job.paths.stderr
             outcome.reason = outcome.reason or "the job was killed"
         if outcome.code is not None and outcome.code < 0:
-            name = signal.Signals(-outcome.code).name
-            outcome.reason = f"killed by {name}" + (
-                " (out of memory?)" if name == "SIGKILL" else ""
-            )
-
-
-def last_error(log: Path) -> str:
-    """The last line of a log that says `error:`, else its last line."""
-    with contextlib.suppress(OSError):
-        with log.open("rb") as file:
-            file.seek(max(0, log.stat().st_size - 65536))
-            lines = file.read().decode(errors="replace").splitlines()
-        lines = [line.strip() for line in lines if line.strip()]
-        for line in reversed(lines):
-            if line.startswith("error: "):
-                return line.removeprefix("error: ")
-        if lines:
-            return lines[-1]
-    return "no output"
+            outcome.reason = killed(outcome.code)

@@ -120,9 +120,17 @@ class Watch:
 
 
 def ending(
-    target: Console, title: str, planned: Sequence[Planned], outcomes: Sequence[Outcome]
+    target: Console,
+    title: str,
+    planned: Sequence[Planned],
+    outcomes: Sequence[Outcome],
+    again: str,
 ) -> None:
-    """How a sweep ended: counts, each failure with its last error and log, the pictures."""
+    """How a sweep ended: counts, each failure with its last error and log, the pictures.
+
+    Args:
+        again: what goes on from here: `the same command`.
+    """
     pictures(target, planned)
     for p in planned:
         if p.state != "done" and not any(o.planned.name == p.name for o in outcomes):
@@ -136,7 +144,7 @@ def ending(
     shown = ", ".join(f"{n} {state}" for state, n in counts.items() if n)
     target.print(f"{title}: {shown} of {len(planned)} runs", soft_wrap=True)
     if counts["interrupted"] or counts["left"]:
-        target.print("the same command goes on from there", soft_wrap=True)
+        target.print(f"{again} goes on from there", soft_wrap=True)
 
 
 def pictures(target: Console, planned: Sequence[Planned], most: int = 12) -> None:

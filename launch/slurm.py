@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import pwd
 import re
 import subprocess
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -19,7 +18,11 @@ from launch.cluster import Cluster
 
 TIMEOUT_S = 60
 NO_ANSWER = f"no answer for {TIMEOUT_S} s; is Slurm's controller up?"
-LIVE = {"PENDING", "RUNNING", "CONFIGURING", "COMPLETING", "SUSPENDED", "REQUEUED", "REQUEUE_HOLD"}
+# The states that a job leaves only by being submitted again. Slurm has many others.
+FINAL = {
+    *("BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY"),
+    *("PREEMPTED", "REVOKED", "TIMEOUT"),
+}
 
 # What tells a process of a job about that job; a job submitted from within would believe it.
 OF_A_JOB = re.compile(
@@ -41,7 +44,7 @@ class Job:
 
     @property
     def is_live(self) -> bool:
-        return self.state in LIVE
+        return self.state not in FINAL
 
     @property
     def task(self) -> int:
@@ -108,9 +111,9 @@ def site() -> Site:
 
 def queue() -> dict[str, Job]:
     """This user's jobs that wait or run, by id; one squeue call."""
-    user = pwd.getpwuid(os.getuid()).pw_name
+    user = f"--user={os.getuid()}"  # who may have no name here
     fields = ("%i", "%T", "%r", "%N", "%j", "%Z")
-    text = _ask("squeue", "--noheader", "--array", f"--user={user}", f"--format={'|'.join(fields)}")
+    text = _ask("squeue", "--noheader", "--array", user, f"--format={'|'.join(fields)}")
     jobs = (Job(*line.split("|", 5)) for line in text.splitlines() if line.count("|") >= 5)
     return {job.id: job for job in jobs}
 

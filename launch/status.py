@@ -36,7 +36,9 @@ STYLES = {
     "lost": "red",
     "interrupted": "yellow",
     "requeued": "yellow",
+    "unknown": "yellow",
 }
+GOES_ON = ("queued", "requeued", "running", "evaluating", "unknown")
 
 
 @app.command()
@@ -100,7 +102,7 @@ def watch(root: Path, grid: str | None, out: Console) -> int:
 
 
 def _lives(rows: list[Standing]) -> bool:
-    return any(row.state in ("queued", "requeued", "running", "evaluating") for row in rows)
+    return any(row.state in GOES_ON for row in rows)
 
 
 def _table(rows: list[Standing], room: int) -> Table:
@@ -139,17 +141,30 @@ def _table(rows: list[Standing], room: int) -> Table:
 
 
 def _order(state: str) -> int:
-    order = ("failed", "lost", "running", "evaluating", "interrupted", "requeued", "queued")
+    order = (
+        "failed",
+        "lost",
+        "unknown",
+        "running",
+        "evaluating",
+        "interrupted",
+        "requeued",
+        "queued",
+    )
     return order.index(state) if state in order else len(order)
 
 
 def _show_log(runs_dir: Path, name: str) -> None:
     """Print the newest log of a run; the others are named on standard error."""
     from diffuse.rundir import RunDir
-    from launch.standing import newest_log
+    from launch.endings import newest_log, unheard
+    from launch.ledger import submissions
 
     run = RunDir(runs_dir / name)
-    path = newest_log(run)
+    jobs = [job for s in submissions(runs_dir) for job in s.jobs if job["run"] == name]
+    # What the last job printed where its program could not start, and so has no log
+    begun = [job for job in jobs if job["job_id"]]
+    path = (unheard(run, begun[-1]) if begun else None) or newest_log(run)
     if path is None:
         known = ", ".join(sorted(p.parent.name for p in runs_dir.glob("*/logs"))[:8])
         raise errors.UserError(f"{run.path}: no log here; runs with logs: {known or 'none'}")

@@ -108,8 +108,10 @@ def main(
     settings = file.resolve([chosen.cluster, *typed])
     for run in chosen.runs:
         file.resolve([*run.cluster, *typed])
+    again = "the same command"
     if rerun:
         runs_dir = _next_rerun(runs_dir)
+        again = f"the same command with --runs-dir {runs_dir} and without --rerun"
     planned = plan(chosen, runs_dir)
 
     if dry_run:
@@ -130,7 +132,7 @@ def main(
         data = (data_dir or default_data_dir()).absolute()
         local.require_data(data)
         out = show.console(stderr=as_json)
-        code = there.submit(chosen, file, typed, runs_dir, data, evaluate, out)
+        code = there.submit(chosen, file, typed, runs_dir, data, evaluate, out, again)
         if follow:
             from launch import status
 
@@ -138,7 +140,7 @@ def main(
         if as_json:
             print(json.dumps(as_plain(plan(chosen, runs_dir)), indent=2))
         raise typer.Exit(code)
-    raise typer.Exit(_here(chosen, settings, runs_dir, data_dir, device, as_json, evaluate))
+    raise typer.Exit(_here(chosen, settings, runs_dir, data_dir, device, as_json, evaluate, again))
 
 
 def _next_rerun(runs_dir: Path) -> Path:
@@ -175,6 +177,7 @@ def _here(
     device: str | None,
     as_json: bool,
     evaluate: bool,
+    again: str,
 ) -> int:
     """Work through the grid on this machine; the exit code."""
     from diffuse.rundir import default_data_dir
@@ -208,7 +211,7 @@ def _here(
                 log = str(outcome.log) if outcome.log else None
                 run.update(outcome=outcome.state, reason=outcome.reason or None, log=log)
         print(json.dumps(plain, indent=2))
-    show.ending(out, title, ended, outcomes)
+    show.ending(out, title, ended, outcomes, again)
     if evaluate and not stopper.signals and any(p.evaluated for p in ended):
         _report(grid, runs_dir, as_json)
     if any(o.state == "failed" for o in outcomes):

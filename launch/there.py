@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import sys
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 
@@ -18,8 +18,8 @@ from launch.chain import Request
 from launch.cluster import ClusterFile
 from launch.grid import Grid
 from launch.ledger import Ledger, Submission, submissions
+from launch.live import live_jobs
 from launch.plan import Planned, plan, summary
-from launch.slurm import Job
 from launch.submit import Submitter
 
 LOCK_WAIT_S = 120
@@ -33,8 +33,13 @@ def submit(
     data_dir: Path,
     evaluate: bool,
     out: Console,
+    again: str,
 ) -> int:
-    """Submit the grid's missing jobs; 0 also where there is nothing to do."""
+    """Submit the grid's missing jobs; 0 also where there is nothing to do.
+
+    Args:
+        again: what goes on from here, for people: `the same command`.
+    """
     ledger = Ledger(runs_dir.absolute(), grid.name)
     _require_writable_in_a_script(ledger.path, data_dir)
     settings = file.resolve([grid.cluster, *typed])
@@ -50,9 +55,9 @@ def submit(
                 " no torch; make image and name it, or pip install -e '.[train]'"
             )
     with ledger.locked(LOCK_WAIT_S), ledger.submitting(LOCK_WAIT_S):
+        ledger.note_runs(run.name for run in grid.runs)
         planned = plan(grid, ledger.runs_dir)
-        queue = slurm.queue()
-        live = live_jobs(ledger.runs_dir, queue=queue)
+        live = live_jobs(ledger.runs_dir, runs=[p.dir for p in planned])
         lacking = [p for p in planned if p.is_todo or (evaluate and p.unevaluated)]
         waiting = {p.name: live[p.name] for p in lacking if p.name in live}
         todo = [p for p in lacking if p.name not in waiting and p.state != "running"]
@@ -61,11 +66,10 @@ def submit(
         for name, jobs in waiting.items():
             out.print(f"  {name}: {', '.join(map(str, jobs))}", soft_wrap=True)
         if not todo:
-            hint = "; what these runs lack after them, the same command submits then"
+            hint = f"; what these runs lack after them, {again} submits then"
             out.print("nothing to submit" + (hint if waiting else ""), soft_wrap=True)
             return 0
         todo, left = _within_limit(todo, evaluate, site.max_jobs - slurm.kept())
-        ledger.note_runs(run.name for run in grid.runs)
         code = snapshot.take(ledger.code_dir)
         submission = Submission(
             name=f"{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}-{time.time_ns() % 10**6:06d}",
@@ -104,7 +108,7 @@ def submit(
     if left:
         out.print(
             f"{left} run{'s are' if left > 1 else ' is'} left: Slurm keeps at most {site.max_jobs}"
-            " jobs here (MaxJobCount); the same command submits them once others are gone",
+            f" jobs here (MaxJobCount); {again} submits them once others are gone",
             soft_wrap=True,
         )
     return 0
@@ -117,21 +121,6 @@ def _require_writable_in_a_script(*paths: Path) -> None:
             raise UserError(
                 f"{str(path)!r}: Slurm takes no path with %, \\ or a line break; rename it"
             )
-
-
-def live_jobs(
-    runs_dir: Path, grid: str = "*", queue: Mapping[str, Job] | None = None
-) -> dict[str, list[Job]]:
-    """The jobs of each run that wait or run in Slurm, of those that sweeps here submitted."""
-    queue = slurm.queue() if queue is None else queue
-    found: dict[str, list[Job]] = {}
-    for submission in submissions(runs_dir, grid):
-        slurm.identify(submission.jobs, queue)
-        for record in submission.jobs:
-            job = queue.get(record["job_id"])
-            if job is not None and job.is_live:
-                found.setdefault(record["run"] or "report", []).append(job)
-    return found
 
 
 def cancel(runs_dir: Path, grid: str, only: str | None, out: Console) -> int:
@@ -147,7 +136,10 @@ def cancel(runs_dir: Path, grid: str, only: str | None, out: Console) -> int:
     if not ids:
         out.print(f"grid {grid} in {runs_dir}: no job waits or runs")
         return 0
-    slurm.cancel(ids)
+    if only is None:  # an array of thousands is ended by its own id at once
+        slurm.cancel(list(dict.fromkeys(job_id.partition("_")[0] for job_id in ids)))
+    else:
+        slurm.cancel(ids)
     out.print(f"grid {grid} in {runs_dir}: cancelled {len(ids)} jobs, {_names(jobs)}")
     return 0
 

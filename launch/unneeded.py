@@ -9,15 +9,21 @@ from __future__ import annotations
 import contextlib
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from diffuse.errors import DiffuseError, EnvironmentFailed
 from diffuse.rundir import RunDir
-from launch.ledger import submissions
-from launch.there import live_jobs
+from launch import slurm
+from launch.endings import unheard
+from launch.ledger import Ledger, submissions
+from launch.live import job_id, live_jobs
+from launch.slurm import Job
 
+LOCK_WAIT_S = 120
+KINDS = ("old code", "ended jobs' files", "intermediate checkpoints", "dead attempts' logs")
 ATTEMPT = re.compile(r"(?P<job>.+-\d+(?:_\d+)?)-r(?P<number>\d+)")
 
 
@@ -32,20 +38,38 @@ class Item:
 
 
 def unneeded(runs_dir: Path) -> list[Item]:
-    """Everything that can go, in order of kind and path."""
-    busy = _busy(runs_dir)
+    """Everything that can go, in order of kind and path, that of reruns included."""
+    found = [item for root in roots(runs_dir) for item in _unneeded(root)]
+    return sorted(found, key=lambda item: KINDS.index(item.kind))
+
+
+@contextlib.contextmanager
+def holding(runs_dir: Path) -> Iterator[None]:
+    """Nothing is submitted inside the block, which would need what is unneeded now."""
+    with contextlib.ExitStack() as stack:
+        for root in roots(runs_dir):
+            if (root / ".launch").is_dir():
+                stack.enter_context(Ledger(root, "*").submitting(LOCK_WAIT_S))
+        yield
+
+
+def roots(runs_dir: Path) -> list[Path]:
+    """The runs folder, and those of its reruns."""
+    return [runs_dir, *sorted(runs_dir.glob("rerun-*"))]
+
+
+def _unneeded(runs_dir: Path) -> Iterator[Item]:
     runs = [RunDir(path.parent) for path in sorted(runs_dir.glob("*/config.yaml"))]
-    idle = [
-        run
-        for run in runs
-        if busy is not None and run.name not in busy and run.status().get("state") != "running"
-    ]
-    found = list(_code(runs_dir, busy))
-    for run in idle:
-        found += _checkpoints(run)
-    for run in idle:
-        found += _logs(run)
-    return found
+    queue = _queue(runs_dir, runs)
+    if queue is None:
+        return
+    busy = live_jobs(runs_dir, queue=queue, runs=runs)
+    yield from _code(runs_dir, busy)
+    yield from _job_folders(runs_dir, {Path(j.folder) for j in queue.values() if j.is_live})
+    for run in runs:
+        if run.name not in busy and run.status().get("state") != "running":
+            yield from _checkpoints(run)
+            yield from _logs(run)
 
 
 def remove(item: Item) -> None:
@@ -59,20 +83,22 @@ def remove(item: Item) -> None:
         raise EnvironmentFailed(f"{item.path}: cannot be removed: {error.strerror}") from None
 
 
-def _busy(runs_dir: Path) -> set[str] | None:
-    """Runs with a job that waits or runs; None where there may be some and Slurm is silent."""
-    if not any(submission.jobs for submission in submissions(runs_dir)):
-        return set()
+def _queue(runs_dir: Path, runs: Sequence[RunDir]) -> dict[str, Job] | None:
+    """What waits or runs in Slurm; None where that may be much and Slurm is silent."""
+    if not (
+        any(submission.jobs for submission in submissions(runs_dir))
+        or (runs_dir / ".launch" / "doctor").exists()
+        or any(job_id(run.attempt(run.attempt_number())) for run in runs)
+    ):
+        return {}
     try:
-        return set(live_jobs(runs_dir))
+        return slurm.queue()
     except EnvironmentFailed:
         return None
 
 
-def _code(runs_dir: Path, busy: set[str] | None) -> Iterator[Item]:
+def _code(runs_dir: Path, busy: Collection[str]) -> Iterator[Item]:
     """Snapshots that no waiting or running job was submitted with, nor any run not yet done."""
-    if busy is None:
-        return
     last: dict[str, str] = {}  # the code of each run's last submission, which a resumption keeps
     for submission in submissions(runs_dir):
         last.update({str(job["run"] or "report"): submission.code for job in submission.jobs})
@@ -86,6 +112,29 @@ def _code(runs_dir: Path, busy: set[str] | None) -> Iterator[Item]:
     for path in sorted((runs_dir / ".launch" / "code").glob("*")):
         if path.name not in needed and not path.name.startswith("."):
             yield Item("old code", path, "no job and no unfinished run uses it", _size(path))
+
+
+def _job_folders(runs_dir: Path, live: set[Path]) -> Iterator[Item]:
+    """What jobs were given that have all ended, unless it may tell why a run is not done.
+
+    Args:
+        live: the folders that waiting and running jobs work in.
+    """
+    last: dict[tuple[str, str], dict[str, Any]] = {}
+    for submission in submissions(runs_dir):
+        last.update({(job["run"], job["program"]): job for job in submission.jobs if job["run"]})
+    for (name, _), record in last.items():
+        run = RunDir(runs_dir / name)
+        if run.status().get("state") != "done" and unheard(run, record):
+            live.add(Path(record["folder"]))
+    for path in sorted((runs_dir / ".launch").glob("*/jobs-*")):
+        # A sweep on this machine has its jobs in no queue.
+        is_held = Ledger(runs_dir, path.parent.name).is_held
+        if not is_held and not any(folder.is_relative_to(path) for folder in live):
+            yield Item("ended jobs' files", path, "no job works there", _size(path))
+    doctor = runs_dir / ".launch" / "doctor"
+    if doctor.exists() and doctor not in live:
+        yield Item("ended jobs' files", doctor, "no job works there", _size(doctor))
 
 
 def _checkpoints(run: RunDir) -> Iterator[Item]:

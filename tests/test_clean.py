@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -119,6 +121,50 @@ def test_old_code_goes_and_that_of_a_job_in_the_queue_stays(run: RunDir, slurm: 
     submitted(run, "ccc", job)
     assert names(clean(runs, env=slurm.env), runs) == {".launch/code/aaa", ".launch/code/bbb"}
     slurm.slurm("scancel", job)
+
+
+def test_what_ended_jobs_were_given_goes_and_what_may_tell_why_stays(
+    run: RunDir, slurm: Cluster
+) -> None:
+    runs = run.path.parent
+    waits = runs / ".launch" / "grid" / "jobs-waits" / "01-train"
+    waits.mkdir(parents=True)
+    held = slurm.slurm(
+        "sbatch", "--parsable", "--hold", f"--chdir={waits}", "--output=/dev/null", "--wrap=true"
+    ).strip()
+    tells = "7_1_0_log.out"
+    for name in ("ended", "never-begun", "crashed"):
+        folder = runs / ".launch" / "grid" / f"jobs-{name}" / "01-train"
+        record = {"program": "train", "job_id": "7_1", "epochs": [4], "folder": str(folder)}
+        record["run"] = run.name if name == "ended" else name
+        files.write_text(folder / ("7_1_submitted.pkl" if name == "never-begun" else tells), "said")
+        submission = Submission(name, "grid", "slurm", "aaa", None, [], [record])
+        Ledger(runs, "grid").record(submission)
+    files.write_text(runs / ".launch" / "doctor" / "check.log", "said")
+    gone = {".launch/grid/jobs-ended", ".launch/grid/jobs-never-begun", ".launch/doctor"}
+    found = clean(runs, "--yes", env=slurm.env)
+    assert {name for name in names(found, runs) if name.startswith(".launch/")} == gone
+    assert not any((runs / name).exists() for name in gone)
+    assert waits.exists()
+    slurm.slurm("scancel", held)
+
+
+def test_reruns_are_cleaned_too_and_nothing_while_a_sweep_submits(run: RunDir) -> None:
+    runs = run.path.parent
+    shutil.copytree(run.path, runs / "rerun-001" / run.name)
+    listed = names(clean(runs), runs)
+    assert {name for name in listed if name.startswith("rerun-001/")} == {
+        f"rerun-001/{name}" for name in listed if not name.startswith("rerun-001/")
+    }
+    before = everything(runs)
+    cleaning = [sys.executable, ROOT / "launch" / "clean.py", f"--runs-dir={runs}", "--yes"]
+    with Ledger(runs / "rerun-001", "grid").submitting(0):
+        process = subprocess.Popen(cleaning, env=environment(), stdout=subprocess.DEVNULL)
+        time.sleep(2)
+        assert before <= everything(runs)
+        assert process.poll() is None
+    assert process.wait(60) == 0
+    assert len(before - everything(runs)) == len(listed)
 
 
 def test_where_slurm_does_not_answer_nothing_is_removed(run: RunDir) -> None:

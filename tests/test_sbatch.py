@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from diffuse.rundir import RunDir
-from tests import programs
+from tests import lab, programs
 from tests.cluster.cluster import Cluster
 from tests.cluster.daemons import wait_until
 from tests.conftest import require_slurm
@@ -123,6 +123,29 @@ def test_an_interrupted_job_is_requeued_and_ends_like_an_undisturbed_one(
     )
     assert whole.returncode == 0, whole.stderr
     programs.assert_same_training(run, programs.only_run(tmp_path / "whole"), 8)
+
+
+def test_of_two_jobs_of_one_run_the_first_ends_for_good_and_a_sweep_adds_none(
+    slurm: Cluster, tmp_path: Path, data_dir: Path
+) -> None:
+    arguments = ("default", *lab.SMALL, f"--data-dir={data_dir}", "--epochs=400")
+    first = sbatch(slurm, tmp_path, "train_ddpm.sh", *arguments, options=("--nodelist=node1",))
+    wait_until(lambda: any(tmp_path.glob("runs/*/checkpoints/*.pt")), 60, "a checkpoint")
+    second = sbatch(slurm, tmp_path, "train_ddpm.sh", *arguments, options=("--nodelist=node2",))
+    ended(slurm, tmp_path, first, "FAILED")
+    run = programs.only_run(tmp_path / "runs")
+    assert "took over" in (run.logs / f"train-{first}-r00.log").read_text()
+    begun = run.status()["step"]
+    wait_until(lambda: run.status()["step"] > begun, 60, "the second to train on")
+    assert slurm.state(second) == "RUNNING"
+    assert [run.attempt(k)["node"] for k in (1, 2)] == ["node1", "node2"]
+    assert run.attempt_number() == 2
+
+    user = lab.Lab(slurm, lab.DDPM % 400, tmp_path, data_dir)
+    said = user.sweep("--no-evaluate")
+    assert f"{run.name}: running as {second} on node2" in said
+    assert "nothing to submit" in said
+    assert (user.status()[run.name]["state"], user.status()[run.name]["job"]) == ("running", second)
 
 
 @pytest.mark.parametrize("gpus", ["--gpus-per-node=2", "--gres=gpu:2"])

@@ -145,6 +145,18 @@ def test_status_is_right_without_accounting(
     assert (row["state"], row["epoch"], row["attempts"]) == ("done", 1, 1)
 
 
+def test_a_job_that_ends_before_its_program_says_why_without_accounting_too(
+    slurm_without_accounting: Cluster, tmp_path: Path, data_dir: Path
+) -> None:
+    lab = Lab(slurm_without_accounting, DDPM % 1, tmp_path, data_dir)
+    setup = "setup=[\"echo 'error: no module cuda/99' >&2; exit 1\"]"
+    lab.sweep("--no-evaluate", f"--cluster-set={setup}")
+    lab.wait_empty(60)
+    (row,) = lab.status().values()
+    assert (row["state"], row["reason"]) == ("failed", "no module cuda/99")
+    assert "no module cuda/99" in lab.program("status.py", "--log", row["run"]).stdout
+
+
 def test_an_unknown_partition_or_too_long_a_limit_is_refused_before_anything_is_written(
     lab: Lab,
 ) -> None:

@@ -95,6 +95,12 @@ def test_sweeps_at_once_submit_no_run_twice_even_of_overlapping_grids(lab: Lab) 
     names = Counter(name.split()[0].partition("-")[0] for name in arrays(lab).elements())
     assert (names["train"], names["evaluate"]) == (4, 4)
 
+    second = lab.grid.with_name("second.yaml")
+    second.write_text(seeds(2))
+    assert "nothing to submit" in lab.sweep(HOLD, grid=second)
+    shown = lab.program("status.py", "--grid=second")
+    assert (shown.returncode, shown.stdout.splitlines()[-1]) == (0, "2 queued"), shown.stderr
+
 
 def test_a_site_that_refuses_the_report_for_asking_no_gpu_gets_all_the_rest(
     lab: Lab, tmp_path: Path

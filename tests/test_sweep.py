@@ -225,7 +225,7 @@ runs:
 """,
     )
     runs = tmp_path / "runs"
-    ended = sweep(*local(grid, runs, data_dir))
+    ended = sweep(*local(grid, runs, data_dir), SLURM_JOB_ID="7")  # as in a user's allocation
     assert ended.returncode == 1
     (log,) = runs.glob("ddpm-*/logs/train-*.log")
     assert f"log: {log}" in ended.stdout
@@ -327,3 +327,14 @@ def test_a_rerun_goes_beside_what_is_there(tmp_path: Path) -> None:
     assert ended.returncode == 0, ended.stderr
     assert f"{tmp_path}/runs/rerun-002" in ended.stdout
     assert "3 training jobs: 3 new" in ended.stdout
+
+
+def test_an_interrupted_rerun_names_what_goes_on_with_it(tmp_path: Path, data_dir: Path) -> None:
+    again = tmp_path / "runs" / "rerun-001"
+    grid = write(tmp_path, SLOW)
+    arguments = local(grid, tmp_path / "runs", data_dir, "--only", "ddpm-*", "--epochs", "600")
+    process = start(*arguments, "--rerun")
+    wait_for(lambda: again.is_dir() and states(again))
+    process.send_signal(signal.SIGINT)
+    out, _ = process.communicate(timeout=60)
+    assert f"the same command with --runs-dir {again} and without --rerun goes on" in out

@@ -196,15 +196,21 @@ def _orphan_writes(drill: Drill, cluster: Cluster, twin: RunDir, k: int) -> None
 
 
 def _queue_lags(drill: Drill, cluster: Cluster, twin: RunDir) -> None:
-    """squeue does not know yet of what waits: it is submitted twice, and trained as once."""
+    """squeue does not know yet of what waits: it is submitted twice, and trained as once.
+
+    On two nodes, where the second job cannot see the first one's process.
+    """
     with _lab(drill, cluster, "squeue lags behind sbatch", DDPM % EPOCHS) as lab:
-        lab.sweep("--no-evaluate", HOLD)
+        lab.sweep("--no-evaluate", "--cluster-set=extra={hold: true, nodelist: node1}")
         with _in_path(lab, "squeue", 1, "exit 0") as env:
-            done = lab.program("sweep.py", *lab.command("--no-evaluate"), **env)
+            on_node2 = lab.command("--no-evaluate", "--cluster-set=extra={nodelist: node2}")
+            done = lab.program("sweep.py", *on_node2, **env)
             assert done.returncode == 0, done.stderr
         for job in cluster.slurm("squeue", "-h", "-o%A").split():
             with contextlib.suppress(RuntimeError):
                 cluster.slurm("scontrol", "release", job)
+        lab.wait_empty(240)
+        assert lab.run().attempt_number() <= 2, "they took the run from each other"
         _assert_survived(lab, twin)
 
 
