@@ -2,7 +2,7 @@
 
 Features are extracted once and kept; torchmetrics is given them through a network that changes
 nothing. Moments are float64. What torchmetrics draws at random (KID's subsets, IS's splits) comes
-from a fixed seed.
+from a fixed seed. Each rank is given all images, so torchmetrics must not gather them once more.
 """
 
 from __future__ import annotations
@@ -51,7 +51,8 @@ def fid(real: Moments, generated: Tensor) -> float:
     """Frechet distance (Heusel et al. 2017) between Gaussians fitted to both; lower is better."""
     from torchmetrics.image.fid import FrechetInceptionDistance
 
-    metric = FrechetInceptionDistance(feature=_Given(len(real.total))).set_dtype(torch.float64)
+    metric = FrechetInceptionDistance(feature=_Given(len(real.total)), sync_on_compute=False)
+    metric.set_dtype(torch.float64)
     metric.real_features_sum = real.total
     metric.real_features_cov_sum = real.products
     metric.real_features_num_samples = torch.tensor(real.n)
@@ -71,7 +72,10 @@ def kid(real: Tensor, generated: Tensor) -> tuple[float, float]:
 
         size = kid_subset_size(len(generated))
         metric = KernelInceptionDistance(
-            feature=_Given(generated.shape[1]), subsets=KID_SUBSETS, subset_size=size
+            feature=_Given(generated.shape[1]),
+            subsets=KID_SUBSETS,
+            subset_size=size,
+            sync_on_compute=False,
         )
         metric.update(real.double(), real=True)
         metric.update(generated.double(), real=False)
@@ -88,7 +92,9 @@ def inception_score(logits: Tensor) -> tuple[float, float]:
     with _seeded():
         from torchmetrics.image.inception import InceptionScore
 
-        metric = InceptionScore(feature=_Given(logits.shape[1]), splits=IS_SPLITS)
+        metric = InceptionScore(
+            feature=_Given(logits.shape[1]), splits=IS_SPLITS, sync_on_compute=False
+        )
         metric.update(logits.double())
         mean, std = metric.compute()
     return float(mean), float(std)

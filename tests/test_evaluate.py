@@ -107,7 +107,7 @@ def test_cold_samplers_get_figures_and_conditional_ones_a_reconstruction_error(
     assert found["direct"]["reconstruction"]["psnr"] == pytest.approx(-10 * np.log10(error))
 
 
-def test_any_number_of_ranks_judges_the_same_images(
+def test_any_number_of_ranks_judges_the_same_images_by_the_same_figures(
     copy: dict[str, RunDir], data_dir: Path, tmp_path: Path
 ) -> None:
     one, two = copy["ddpm"], RunDir(Path(shutil.copytree(copy["ddpm"].path, tmp_path / "two")))
@@ -119,7 +119,10 @@ def test_any_number_of_ranks_judges_the_same_images(
     assert a["protocol"] == b["protocol"]
     with h5py.File(one.path / a["samples"]) as x, h5py.File(two.path / b["samples"]) as y:
         assert np.array_equal(x["images"][()], y["images"][()])
-    assert a["fid"] == pytest.approx(b["fid"], rel=1e-4)
+    for key in ("fid", "kid", "kid_std", "is", "is_std"):
+        # features differ in the last bits by the batches that they come from
+        assert a[key] == pytest.approx(b[key], rel=1e-5), key
+    assert a["floor"] == pytest.approx(b["floor"], rel=1e-9)
 
 
 def test_a_killed_evaluation_goes_on_and_ends_with_the_same_images(
