@@ -18,12 +18,13 @@ import torch
 from torch import Tensor
 
 from diffuse import metrics
+from diffuse.config import IS_SPLITS
 from diffuse.data import load_split
 from diffuse.distributed import World
 from diffuse.errors import UserError
 from diffuse.features import Extractor, load_extractor
 from diffuse.reference_features import RealFeatures, real_features
-from diffuse.samplers import SamplerSpec
+from diffuse.sampler_spec import SamplerSpec
 
 Figure = dict[str, Any]
 
@@ -97,7 +98,7 @@ class Judge:
             "source": source,
             "kid_subset_size": metrics.kid_subset_size(n),
             "kid_subsets": metrics.KID_SUBSETS,
-            "is_splits": metrics.IS_SPLITS,
+            "is_splits": IS_SPLITS,
         }
 
     def floor(self, n: int) -> Figure:

@@ -15,9 +15,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from diffuse.config import IS_SPLITS, judgeable
 from diffuse.errors import UserError
 
-IS_SPLITS = 10
 KID_SUBSETS = 100
 
 
@@ -86,7 +86,7 @@ def kid(real: Tensor, generated: Tensor) -> tuple[float, float]:
 def inception_score(logits: Tensor) -> tuple[float, float]:
     """Mean and standard deviation over splits (Salimans et al. 2016); at most the classes' number.
 
-    Raises UserError for fewer than two images a split.
+    Raises UserError for fewer than two images a split, or splits of unequal size.
     """
     require_enough(len(logits))
     with _seeded():
@@ -119,12 +119,11 @@ def reconstruction(x0: Tensor, restored: Tensor) -> dict[str, float]:
 
 
 def require_enough(n: int) -> None:
-    """UserError where n images are too few for any of the figures."""
-    if n < 2 * IS_SPLITS:
-        raise UserError(
-            f"{n} images are too few: IS is a mean over {IS_SPLITS} splits of at least 2;"
-            f" use {2 * IS_SPLITS} or more"
-        )
+    """UserError where n images cannot be judged: too few, or not as many in each of IS's splits."""
+    try:
+        judgeable(n)
+    except ValueError as error:
+        raise UserError(str(error)) from None
 
 
 @contextmanager

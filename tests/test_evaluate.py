@@ -210,6 +210,22 @@ def test_training_judges_few_images_at_the_epochs_asked_for(
     assert [event["epoch"] for event in run.metrics("evaluation")] == [1, 2]
 
 
+def test_training_that_will_judge_asks_for_the_weights_before_its_first_step(
+    tmp_path: Path, data_dir: Path
+) -> None:
+    done = programs.run(
+        "diffuse.train",
+        "--preset=ddpm/default",
+        *TINY,
+        "--set=eval.in_training=20",
+        "--set=eval.extractor=inception",
+        f"--runs-dir={tmp_path}",
+        f"--data-dir={data_dir}",
+    )
+    assert (done.returncode, "diffuse.prepare --inception" in done.stderr) == (2, True)
+    assert not list(tmp_path.iterdir())
+
+
 def random_inception(path: Path) -> Path:
     """Weights of Inception's layout, with random values."""
     from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
@@ -261,8 +277,10 @@ def test_inception_is_staged_from_a_file_and_extracts_what_torch_fidelity_does(
     ("arguments", "said"),
     [
         (["-n", "19"], "19 images are too few"),
+        (["-n", "21"], "use 20 or 30"),
+        (["-n", "0"], "not in the range x>=1"),
         (["--epoch=7", "-n", "20"], "no checkpoint of epoch 7"),
-        (["--samplers=algorithm2", "-n", "20"], "the samplers are ancestral, ddim, dpm"),
+        (["--samplers=ddim-2,algorithm2", "-n", "20"], "the samplers are ancestral, ddim, dpm"),
         (["--extractor=vgg", "-n", "20"], "allowed are classifier, inception"),
         (["--extractor=inception", "-n", "20"], "diffuse.prepare --inception"),
     ],
@@ -275,6 +293,7 @@ def test_bad_input_is_one_line_and_exit_2(
     assert said in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
     assert not list(runs["ddpm"].evaluations.glob("*.json"))
+    assert not list(runs["ddpm"].samples.glob("epoch_*.h5"))
 
 
 def test_a_run_without_checkpoints_and_damaged_results_are_named(
