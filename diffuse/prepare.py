@@ -60,8 +60,13 @@ def check_inception(path: Path) -> None:
         raise UserError(f"{path}: no such file")
     if inception_weights.is_published(path):
         return
-    import torch
-
+    try:
+        import torch
+    except ImportError:
+        raise EnvironmentFailed(
+            f"{path}: not the published weights, and without torch (pip install '.[train]') it"
+            " cannot be seen what they are"
+        ) from None
     from diffuse.features import load_inception
 
     load_inception(path, torch.device("cpu"))

@@ -114,6 +114,16 @@ def test_reconstruction_of_known_errors() -> None:
     assert metrics.reconstruction(x0, x0)["ssim"] == pytest.approx(1)
 
 
+def test_ssim_in_parts_is_that_of_the_whole() -> None:
+    from torchmetrics.functional.image import structural_similarity_index_measure
+
+    rng = torch.Generator().manual_seed(0)
+    x0, made = torch.randint(0, 256, (2, 120, 28, 28), dtype=torch.uint8, generator=rng)
+    a, b = (x[:, None].double() / 255 for x in (made, x0))
+    whole = structural_similarity_index_measure(a, b, data_range=1.0)
+    assert metrics.reconstruction(x0, made)["ssim"] == pytest.approx(float(whole), rel=1e-9)
+
+
 def test_images_are_clamped_before_the_cast() -> None:
     x = torch.tensor([-9.0, -0.5, 0.0, 0.5, 9.0]).reshape(5, 1, 1, 1)
     assert to_uint8(x, 0.5).flatten().tolist() == [0, 0, 128, 255, 255]
