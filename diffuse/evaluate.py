@@ -67,9 +67,9 @@ def main(
         torch.set_num_threads(threads)
     folder = data_dir or default_data_dir()
     with join(device, config.system.collective_timeout_s) as world:
-        judge = Judge.make(extractor or config.eval.extractor, folder, world)
         in_run = source.is_dir() and world.is_main
         try:
+            judge = Judge.make(extractor or config.eval.extractor, folder, world, stop)
             with Mirror(RunDir(source), config, "evaluate", active=in_run):
                 for path in _checkpoints(source, epoch):
                     evaluate_checkpoint(path, judge, world, specs, n, seed, stop, output or Path())
@@ -77,6 +77,8 @@ def main(
             if stop.signal is None or (world.size == 1 and isinstance(error, RuntimeError)):
                 raise
             # As in training, rank 0 alone says why; it may have waited for ranks that stopped.
+            if world.is_main and isinstance(error, errors.Interrupted):
+                raise
             if world.is_main:
                 raise stop.end("evaluation stopped; the same command goes on from there") from error
 

@@ -24,6 +24,7 @@ from diffuse.data import load_split
 from diffuse.distributed import World
 from diffuse.errors import UserError
 from diffuse.features import Extractor, load_extractor
+from diffuse.preemption import StopRequest
 from diffuse.reference_features import RealFeatures, real_features
 from diffuse.rng import Stream, generator
 from diffuse.sampler_spec import SamplerSpec
@@ -43,13 +44,15 @@ class Judge:
     floors: dict[str, Figure] = field(default_factory=dict)  # by the images that they are of
 
     @classmethod
-    def make(cls, extractor: str, data_dir: Path, world: World) -> Judge:
+    def make(
+        cls, extractor: str, data_dir: Path, world: World, stop: StopRequest | None = None
+    ) -> Judge:
         """Load the extractor and the real images' features (the first time, compute them).
 
-        Raises UserError where weights or data are missing or damaged.
+        Raises UserError where weights or data are missing or damaged, Interrupted by `stop`.
         """
         chosen = load_extractor(extractor, data_dir, world.device)
-        train, test = (real_features(chosen, split, data_dir) for split in ("train", "test"))
+        train, test = (real_features(chosen, split, data_dir, stop) for split in ("train", "test"))
         return cls(chosen, train, test, data_dir, world)
 
     def figure(

@@ -312,7 +312,7 @@ def _judge(config: Config, path: Path, world: World, data_dir: Path, stop: StopR
     from diffuse.judgement import evaluate_checkpoint
 
     world.highest(0)  # rank 0 has written it
-    judge = Judge.make(config.eval.extractor, data_dir, world)
+    judge = Judge.make(config.eval.extractor, data_dir, world, stop)
     specs, n = config.sampler_specs(config.eval.samplers), config.eval.in_training
     evaluate_checkpoint(path, judge, world, specs, n, seed=0, stop=stop)
     del judge

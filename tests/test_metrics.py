@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
+import signal
 from pathlib import Path
 
 import pytest
@@ -11,8 +13,9 @@ import torch
 from diffuse import metrics
 from diffuse.config import IS_SPLITS
 from diffuse.data import to_uint8
-from diffuse.errors import UserError
+from diffuse.errors import Interrupted, UserError
 from diffuse.metrics import Moments
+from diffuse.preemption import StopRequest
 
 
 def gaussian(n: int, d: int, seed: int, scale: float = 1.0, shift: float = 0.0) -> torch.Tensor:
@@ -170,3 +173,23 @@ def test_features_are_cached_and_a_damaged_cache_is_made_again(
             reference_features.real_features(extractor, "test", tmp_path).logits, made.logits
         )
     assert len(calls) == 4, "once, and once after each damage"
+
+
+def test_the_real_images_features_stop_when_asked_to(tmp_path: Path, data_dir: Path) -> None:
+    from diffuse import features, reference_features
+
+    extractor = features.load_extractor("classifier", data_dir, torch.device("cpu"))
+    (tmp_path / "mnist.h5").symlink_to(data_dir / "mnist.h5")
+    stop, seen = StopRequest(), []
+
+    def network(images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        seen.append(len(images))
+        stop.signal = signal.SIGTERM
+        return extractor.network(images)
+
+    slow = dataclasses.replace(extractor, network=network)
+    with pytest.raises(Interrupted, match="the same command begins anew") as caught:
+        reference_features.real_features(slow, "test", tmp_path, stop)
+    assert caught.value.exit_code == 75
+    assert len(seen) == 1
+    assert not list((tmp_path / "features").glob("*.h5"))
