@@ -35,7 +35,7 @@ from diffuse.models import build
 from diffuse.prepare import stage_mnist
 from diffuse.presets import load_config
 from diffuse.rundir import RunDir
-from diffuse.samplers import SamplerSpec
+from diffuse.sampler_spec import SamplerSpec
 from diffuse.state import build_process
 
 ROOT = Path(__file__).resolve().parent.parent

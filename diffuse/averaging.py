@@ -17,6 +17,8 @@ from diffuse.rng import Stream, generator
 class Averaging:
     """The degradation D(x0, t), whose inverse the network learns as a prediction of x0."""
 
+    kind = "averaging"
+
     def __init__(self, orientation: Orientation, order: Tensor, loss: Loss = "mse") -> None:
         """order: int64 [T, group], the line numbers (from 0) that step t = 1..T averages.
 

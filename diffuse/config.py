@@ -9,10 +9,12 @@ import hashlib
 import json
 import math
 import re
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal, Self
 
 import yaml
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -21,9 +23,13 @@ from pydantic import (
     model_validator,
 )
 
+from diffuse.errors import UserError
+from diffuse.sampler_spec import SamplerSpec, default_specs
+
 IMAGE_SIZE = 28
 TRAIN_IMAGES = 60_000
 FLOAT32_TINY = 2.0**-126  # the smallest that keeps its precision
+IS_SPLITS = 10  # of the images, over which the inception score is a mean
 
 Loss = Literal["mse", "l1", "huber"]
 Orientation = Literal["row", "col"]
@@ -81,6 +87,10 @@ class DdpmConfig(Section):
             )
         return self
 
+    @property
+    def T(self) -> int:
+        return self.timesteps
+
 
 class AveragingConfig(Section):
     """Cold diffusion (Bansal et al. 2022) whose degradation averages rows or columns one by one."""
@@ -103,6 +113,10 @@ class AveragingConfig(Section):
     def timesteps(self) -> int:
         """T: after T steps every line is averaged."""
         return IMAGE_SIZE // self.group
+
+    @property
+    def T(self) -> int:
+        return self.timesteps
 
 
 class CnnConfig(Section):
@@ -182,11 +196,29 @@ class SamplesConfig(Section):
     steps: int = Field(50, ge=1, description="DDIM steps, or the process's own where fewer")
 
 
+def judgeable(n: int) -> int:
+    """n, where so many images can be judged; ValueError where not."""
+    if n < 2 * IS_SPLITS:
+        raise ValueError(
+            f"{n} images are too few: IS is a mean over {IS_SPLITS} splits of at least 2;"
+            f" use {2 * IS_SPLITS} or more"
+        )
+    if n % IS_SPLITS:
+        below = n - n % IS_SPLITS
+        raise ValueError(
+            f"{n} images do not make {IS_SPLITS} equal splits, over which IS is a mean;"
+            f" use {below} or {below + IS_SPLITS}"
+        )
+    return n
+
+
 class EvalConfig(Section):
     at_epochs: Epochs = Field((), description="checkpoints kept and evaluated; the last always is")
-    images: int = Field(1000, ge=1, description="generated images per figure")
-    in_training: int = Field(
-        0, ge=0, description="images judged at once when training reaches such an epoch; 0: none"
+    images: Annotated[int, AfterValidator(judgeable)] = Field(
+        1000, description="generated images per figure"
+    )
+    in_training: Annotated[int, AfterValidator(lambda n: n and judgeable(n))] = Field(
+        0, description="images judged at once when training reaches such an epoch; 0: none"
     )
     samplers: Annotated[tuple[str, ...], CommaSeparated] | None = Field(
         None, description="default: the process's own"
@@ -241,6 +273,22 @@ class Config(Section):
                 f" ({images}; data.limit): an epoch would have no step"
             )
         return self
+
+    @model_validator(mode="after")
+    def _samplers_fit(self) -> Self:
+        try:
+            self.sampler_specs(self.eval.samplers)
+        except UserError as error:
+            raise ValueError(f"eval.samplers: {error}") from None
+        return self
+
+    def sampler_specs(self, names: Sequence[str] | None) -> tuple[SamplerSpec, ...]:
+        """The samplers of these names, by default the process's own.
+
+        Raises UserError where one does not fit the process.
+        """
+        specs = tuple(SamplerSpec.parse(name, self.process) for name in names or ())
+        return specs or default_specs(self.process)
 
     @property
     def signature(self) -> str:

@@ -21,6 +21,8 @@ class Ddpm:
     """x_t = sqrt(alpha_bar_t) x0 + sqrt(1 - alpha_bar_t) eps: equation 4 of Ho et al., 1.4 of the
     report."""
 
+    kind = "ddpm"
+
     def __init__(self, beta: Tensor, loss: Loss = "mse", min_snr: float | None = None) -> None:
         """
         Args:

@@ -29,7 +29,7 @@ def main(
         list[int] | None, typer.Option(help="Of a run; repeatable. Default: all that were asked.")
     ] = None,
     images: Annotated[
-        int | None, typer.Option("-n", "--images", help="How many; default: eval.images.")
+        int | None, typer.Option("-n", "--images", min=1, help="How many; default: eval.images.")
     ] = None,
     samplers: Annotated[
         str | None, typer.Option(help="ddim-50-clip,ancestral ...; default: eval.samplers.")
@@ -62,23 +62,25 @@ def main(
     from diffuse.trained import config_of
 
     config = config_of(source)
-    n = images or config.eval.images
+    n = config.eval.images if images is None else images
     require_enough(n)
+    specs = config.sampler_specs(samplers.split(",") if samplers else config.eval.samplers)
     if threads:
         torch.set_num_threads(threads)
     folder = data_dir or default_data_dir()
     with join(device, config.system.collective_timeout_s) as world:
-        judge = Judge.make(extractor or config.eval.extractor, folder, world)
-        names = samplers.split(",") if samplers else config.eval.samplers
         in_run = source.is_dir() and world.is_main
         try:
+            judge = Judge.make(extractor or config.eval.extractor, folder, world, stop)
             with Mirror(RunDir(source), config, "evaluate", active=in_run):
                 for path in _checkpoints(source, epoch):
-                    evaluate_checkpoint(path, judge, world, names, n, seed, stop, output or Path())
+                    evaluate_checkpoint(path, judge, world, specs, n, seed, stop, output or Path())
         except (errors.Interrupted, RuntimeError) as error:
             if stop.signal is None or (world.size == 1 and isinstance(error, RuntimeError)):
                 raise
             # As in training, rank 0 alone says why; it may have waited for ranks that stopped.
+            if world.is_main and isinstance(error, errors.Interrupted):
+                raise
             if world.is_main:
                 raise stop.end("evaluation stopped; the same command goes on from there") from error
 

@@ -1,9 +1,10 @@
 """One figure: how good a set of images is, by which protocol, and what real images would get.
 
-    figure = Judge.make("classifier", data_dir, device).figure(images, spec, seed=0, ...)
+    figure = Judge.make("classifier", data_dir, world).figure(images, spec, seed=0, ...)
 
-A figure never stands without its protocol, nor without its floor: the real test set judged in the
-same way, with as many images.
+A figure never stands without its protocol, nor without its floor: real test images judged in the
+same way, as many of them. They are drawn at random, since the test set's first half is cleaner than
+its second; restored images have those that they were restored from.
 """
 
 from __future__ import annotations
@@ -18,12 +19,15 @@ import torch
 from torch import Tensor
 
 from diffuse import metrics
+from diffuse.config import IS_SPLITS
 from diffuse.data import load_split
 from diffuse.distributed import World
 from diffuse.errors import UserError
 from diffuse.features import Extractor, load_extractor
+from diffuse.preemption import StopRequest
 from diffuse.reference_features import RealFeatures, real_features
-from diffuse.samplers import SamplerSpec
+from diffuse.rng import Stream, generator
+from diffuse.sampler_spec import SamplerSpec
 
 Figure = dict[str, Any]
 
@@ -37,16 +41,18 @@ class Judge:
     test: RealFeatures
     data_dir: Path
     world: World
-    floors: dict[int, Figure] = field(default_factory=dict)
+    floors: dict[str, Figure] = field(default_factory=dict)  # by the images that they are of
 
     @classmethod
-    def make(cls, extractor: str, data_dir: Path, world: World) -> Judge:
+    def make(
+        cls, extractor: str, data_dir: Path, world: World, stop: StopRequest | None = None
+    ) -> Judge:
         """Load the extractor and the real images' features (the first time, compute them).
 
-        Raises UserError where weights or data are missing or damaged.
+        Raises UserError where weights or data are missing or damaged, Interrupted by `stop`.
         """
         chosen = load_extractor(extractor, data_dir, world.device)
-        train, test = (real_features(chosen, split, data_dir) for split in ("train", "test"))
+        train, test = (real_features(chosen, split, data_dir, stop) for split in ("train", "test"))
         return cls(chosen, train, test, data_dir, world)
 
     def figure(
@@ -64,15 +70,12 @@ class Judge:
         metrics.require_enough(n)
         features, logits = self._extract(images)
         judged = self._scores(features, logits)
-        floor = self.floor(n)
         return {
             "protocol": self.protocol(n, spec, seed, is_cold),
             **judged,
-            "floor": floor,
-            "real_is": floor["is"],
-            "real_is_std": floor["is_std"],
+            "floor": self.floor(n, spec),
             "reconstruction": self._reconstruction(images) if spec.is_conditional else None,
-            "labels": labels(n, self.extractor.size),
+            "labels": labels(n, self.extractor.size, len(self.test.features)),
             "samples": samples,
             "seconds": round(time.monotonic() - started, 2),
         }
@@ -97,15 +100,26 @@ class Judge:
             "source": source,
             "kid_subset_size": metrics.kid_subset_size(n),
             "kid_subsets": metrics.KID_SUBSETS,
-            "is_splits": metrics.IS_SPLITS,
+            "is_splits": IS_SPLITS,
+            "floor": self.floor_images(n, spec)[0],
         }
 
-    def floor(self, n: int) -> Figure:
-        """What the first n real test images get, all of them where n is more than there are."""
-        n = min(n, len(self.test.features))
-        if n not in self.floors:
-            self.floors[n] = self._scores(self.test.features[:n], self.test.logits[:n])
-        return self.floors[n]
+    def floor(self, n: int, spec: SamplerSpec) -> Figure:
+        """What n real test images get, all of them where n is more than there are."""
+        name, numbers = self.floor_images(n, spec)
+        if name not in self.floors:
+            self.floors[name] = self._scores(self.test.features[numbers], self.test.logits[numbers])
+        return self.floors[name]
+
+    def floor_images(self, n: int, spec: SamplerSpec) -> tuple[str, Tensor]:
+        """Which test images make up the floor: in words, and their numbers."""
+        there = len(self.test.features)
+        if spec.is_conditional:
+            return f"the first {n} test images, which were restored", torch.arange(n)
+        if n >= there:
+            return f"all {there} test images", torch.arange(there)
+        drawn = torch.randperm(there, generator=generator(0, Stream.FLOOR))
+        return f"{n} test images drawn at random, seed 0", drawn[:n]
 
     def _scores(self, features: Tensor, logits: Tensor) -> Figure:
         kid, kid_std = metrics.kid(self.train.features, features)
@@ -138,10 +152,12 @@ class Judge:
         return metrics.reconstruction(originals, images)
 
 
-def labels(n: int, size: int) -> list[str]:
-    """What a reader must know of a figure from n images and `size` features."""
+def labels(n: int, size: int, there: int) -> list[str]:
+    """What a reader must know of a figure from n images, `size` features and `there` real ones."""
     if n <= size:
         return [f"{n:,} images for {size:,} features: no full covariance, FID says little"]
     if n < 10_000:
         return [f"{n:,} images: FID is biased upwards, compare it with the floor only"]
+    if n > there:
+        return [f"{n:,} images: the floor is of the {there:,} test images, which are fewer"]
     return []

@@ -17,6 +17,7 @@ from diffuse.errors import UserError
 from diffuse.rundir import RunDir
 
 Figure = dict[str, Any]
+OF_SAMPLER = ("sampler", "source", "floor")  # what of a protocol may differ within a drawing
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -72,13 +73,13 @@ def summary(figure: Figure) -> str:
     return (
         f"{protocol['sampler']}, {protocol['images']} images by {protocol['extractor']}:"
         f" FID {figure['fid']:.1f} (floor {floor['fid']:.1f}),"
-        f" KID {figure['kid']:.3g} +- {figure['kid_std']:.1g},"
+        f" KID {figure['kid']:.3g} +- {figure['kid_std']:.3g},"
         f" IS {figure['is']:.2f} +- {figure['is_std']:.2f} (real {floor['is']:.2f})"
     )
 
 
 def draw(run: RunDir) -> None:
-    """plots/fid.png and plots/is.png: each sampler's figures over the epochs, with the floor.
+    """plots/fid.png and plots/is.png: each sampler's figures over the epochs, with the floors.
 
     Of several protocols the one that most epochs have is drawn, never two in one line.
     """
@@ -86,14 +87,18 @@ def draw(run: RunDir) -> None:
     for content in of_run(run):
         for figure in content["figures"]:
             protocol = figure["protocol"]
-            rest = json.dumps({k: v for k, v in protocol.items() if k not in ("sampler", "source")})
+            rest = json.dumps({k: v for k, v in protocol.items() if k not in OF_SAMPLER})
             lines.setdefault(rest, {}).setdefault(protocol["sampler"], []).append(
                 (int(content["epoch"]), figure)
             )
     if not lines:
         return
     chosen = max(lines.values(), key=lambda by_sampler: sum(map(len, by_sampler.values())))
-    floor = next(iter(chosen.values()))[0][1]["floor"]
+    floors = {
+        figure["protocol"].get("floor", "real test images"): figure["floor"]
+        for points in chosen.values()
+        for _, figure in points
+    }
     about = next(iter(chosen.values()))[0][1]["protocol"]
     title = f"{run.name}: {about['images']} images, {about['extractor']}"
     for key, label in (("fid", "FID (lower is better)"), ("is", "IS (higher is better)")):
@@ -101,4 +106,5 @@ def draw(run: RunDir) -> None:
             name: [(epoch, float(figure[key])) for epoch, figure in points]
             for name, points in chosen.items()
         }
-        plots.epoch_curves(run.plots / f"{key}.png", curves, float(floor[key]), label, title=title)
+        real = {name: float(floor[key]) for name, floor in floors.items()}
+        plots.epoch_curves(run.plots / f"{key}.png", curves, real, label, title=title)

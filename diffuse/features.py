@@ -50,7 +50,7 @@ def load_extractor(name: str, data_dir: Path, device: torch.device) -> Extractor
     if name == "classifier":
         return _classifier(device)
     if name == "inception":
-        return _inception(data_dir / inception_weights.NAME, device)
+        return load_inception(data_dir / inception_weights.NAME, device)
     raise UserError(f"extractor {name!r}: allowed are classifier, inception")
 
 
@@ -65,7 +65,8 @@ def _classifier(device: torch.device) -> Extractor:
     return Extractor("classifier", sha256, size, None, run, device)
 
 
-def _inception(path: Path, device: torch.device) -> Extractor:
+def load_inception(path: Path, device: torch.device) -> Extractor:
+    """The extractor of these weights; UserError where they are missing or something else."""
     if not path.is_file():
         raise UserError(
             f"{path}: not there; stage Inception's weights where there is a network:"

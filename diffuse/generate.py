@@ -7,10 +7,12 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
+from diffuse import samplers
 from diffuse.averaging import Averaging
 from diffuse.noise import ImageNoise
 from diffuse.prior import LineMeans
-from diffuse.samplers import Process, SamplerSpec
+from diffuse.sampler_spec import SamplerSpec
+from diffuse.samplers import Process
 
 
 def generate(
@@ -46,7 +48,7 @@ def generate(
         def report(done: int, steps: int, before: int = number) -> None:
             on_step(before * steps + done, len(parts) * steps)
 
-        made.append(spec.run(network, process, x, noise, amplitude, report).cpu())
+        made.append(samplers.run(spec, network, process, x, noise, amplitude, report).cpu())
     network.train(was_training)
     return torch.cat(made)
 

@@ -25,7 +25,7 @@ from diffuse.distributed import World
 from diffuse.errors import UserError
 from diffuse.files import write_bytes
 from diffuse.generate import generate
-from diffuse.samplers import SamplerSpec
+from diffuse.sampler_spec import SamplerSpec
 from diffuse.trained import Trained
 
 PART = 250

@@ -10,35 +10,38 @@ import urllib.request
 from pathlib import Path
 
 from diffuse import files
-from diffuse.errors import EnvironmentFailed, UserError
+from diffuse.errors import EnvironmentFailed
 
 NAME = "inception.pth"
 URL = (
     "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/"
     "weights-inception-2015-12-05-6726825d.pth"
 )
-SHA256_PREFIX = "6726825d"  # by torch.hub's convention a part of the file's name
+SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
+
+
+def is_published(path: Path) -> bool:
+    """Whether these are the weights that everyone's FID is computed with."""
+    return files.sha256(path) == SHA256
 
 
 def stage(data_dir: Path, source: Path | None = None) -> Path:
     """Bring the weights to data_dir/inception.pth, from `source` or else from the internet.
 
-    Raises UserError (`source` is missing), EnvironmentFailed (unreachable, or other bytes).
+    Raises EnvironmentFailed (unreachable, or other bytes).
     """
     path = data_dir / NAME
     if source is None and path.exists():
-        if files.sha256(path).startswith(SHA256_PREFIX):
+        if is_published(path):
             print(f"{path}: already staged and intact")
             return path
         print(f"{path}: not the published weights; staging them again", flush=True)
-    if source is not None and not source.is_file():
-        raise UserError(f"{source}: no such file")
     with files.atomic(path) as temporary:
         if source is not None:
             shutil.copyfile(source, temporary)
         else:
             _download(temporary)
-            if not files.sha256(temporary).startswith(SHA256_PREFIX):
+            if not is_published(temporary):
                 raise EnvironmentFailed(f"{URL}: the file's SHA-256 is not the published one")
     print(f"{path}: staged, SHA-256 {files.sha256(path)}")
     return path

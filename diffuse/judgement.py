@@ -16,7 +16,7 @@ from diffuse.generated import Generated
 from diffuse.preemption import StopRequest
 from diffuse.progress import Meter, duration
 from diffuse.rundir import RunDir
-from diffuse.samplers import default_specs
+from diffuse.sampler_spec import SamplerSpec
 from diffuse.tracking import mirror_evaluation
 from diffuse.trained import load
 
@@ -25,18 +25,17 @@ def evaluate_checkpoint(
     path: Path,
     judge: Judge,
     world: World,
-    samplers: Sequence[str] | None,
+    specs: Sequence[SamplerSpec],
     n: int,
     seed: int,
     stop: StopRequest,
     output: Path = Path(),
 ) -> None:
-    """Judge one checkpoint by each of its samplers; figures that are there already are kept.
+    """Judge one checkpoint by each of the samplers; figures that are there already are kept.
 
     Called on all ranks, which share the work.
 
     Args:
-        samplers: by name; None: the process's own.
         n: images for each figure.
         output: where the results of a weight file go; those of a run go into it.
     """
@@ -49,8 +48,8 @@ def evaluate_checkpoint(
     else:
         home, stem = output, path.stem
         target = output / f"{stem}.evaluation.json"
-    for name in samplers or default_specs(model.process):
-        spec = model.spec(name)
+    is_new = False
+    for spec in specs:
         protocol = judge.protocol(n, spec, seed, is_cold)
         known = evaluation_file.find(target, sha256, protocol) if world.is_main else None
         if world.from_main(known):
@@ -70,19 +69,19 @@ def evaluate_checkpoint(
                 "checkpoint_sha256": sha256,
                 "weights": "model" if model.config.train.ema is None else "ema",
             }
-            content = evaluation_file.add(target, about, figure)
+            evaluation_file.add(target, about, figure)
+            is_new = True
             print(f"{target}: {evaluation_file.summary(figure)}", flush=True)
-            if model.run is not None:
-                _tell(model.run, model.config, content)
     if world.is_main and model.run is not None:
         content = evaluation_file.read(target)
         told = [e for e in model.run.metrics("evaluation") if e["epoch"] == model.epoch]
-        if not told or told[-1].get("figures") != len(content["figures"]):
-            _tell(model.run, model.config, content)  # an earlier evaluation died just before
+        # once for all samplers; also where an earlier evaluation died before it told
+        if is_new or not told or told[-1].get("figures") != len(content["figures"]):
+            _tell(model.run, model.config, content)
 
 
 def _tell(run: RunDir, config: Config, content: dict[str, Any]) -> None:
-    """What follows from a new figure: the run's plots, its event, W&B."""
+    """What follows from new figures: the run's plots, its event, W&B."""
     evaluation_file.draw(run)
     mirror_evaluation(run, config, content)
 

@@ -2,7 +2,7 @@
 
 Features are extracted once and kept; torchmetrics is given them through a network that changes
 nothing. Moments are float64. What torchmetrics draws at random (KID's subsets, IS's splits) comes
-from a fixed seed.
+from a fixed seed. Each rank is given all images, so torchmetrics must not gather them once more.
 """
 
 from __future__ import annotations
@@ -15,10 +15,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from diffuse.config import IS_SPLITS, judgeable
 from diffuse.errors import UserError
 
-IS_SPLITS = 10
 KID_SUBSETS = 100
+SSIM_PART = 50  # images at once
 
 
 class _Given(nn.Module):
@@ -51,7 +52,8 @@ def fid(real: Moments, generated: Tensor) -> float:
     """Frechet distance (Heusel et al. 2017) between Gaussians fitted to both; lower is better."""
     from torchmetrics.image.fid import FrechetInceptionDistance
 
-    metric = FrechetInceptionDistance(feature=_Given(len(real.total))).set_dtype(torch.float64)
+    metric = FrechetInceptionDistance(feature=_Given(len(real.total)), sync_on_compute=False)
+    metric.set_dtype(torch.float64)
     metric.real_features_sum = real.total
     metric.real_features_cov_sum = real.products
     metric.real_features_num_samples = torch.tensor(real.n)
@@ -71,7 +73,10 @@ def kid(real: Tensor, generated: Tensor) -> tuple[float, float]:
 
         size = kid_subset_size(len(generated))
         metric = KernelInceptionDistance(
-            feature=_Given(generated.shape[1]), subsets=KID_SUBSETS, subset_size=size
+            feature=_Given(generated.shape[1]),
+            subsets=KID_SUBSETS,
+            subset_size=size,
+            sync_on_compute=False,
         )
         metric.update(real.double(), real=True)
         metric.update(generated.double(), real=False)
@@ -82,13 +87,15 @@ def kid(real: Tensor, generated: Tensor) -> tuple[float, float]:
 def inception_score(logits: Tensor) -> tuple[float, float]:
     """Mean and standard deviation over splits (Salimans et al. 2016); at most the classes' number.
 
-    Raises UserError for fewer than two images a split.
+    Raises UserError for fewer than two images a split, or splits of unequal size.
     """
     require_enough(len(logits))
     with _seeded():
         from torchmetrics.image.inception import InceptionScore
 
-        metric = InceptionScore(feature=_Given(logits.shape[1]), splits=IS_SPLITS)
+        metric = InceptionScore(
+            feature=_Given(logits.shape[1]), splits=IS_SPLITS, sync_on_compute=False
+        )
         metric.update(logits.double())
         mean, std = metric.compute()
     return float(mean), float(std)
@@ -105,20 +112,25 @@ def reconstruction(x0: Tensor, restored: Tensor) -> dict[str, float]:
         )
 
     target, made = (images[:, None].double() / 255 for images in (x0, restored))
+    # In parts: torch's convolution in float64 unfolds its input, which takes 4 MB an image.
+    parts = zip(torch.split(made, SSIM_PART), torch.split(target, SSIM_PART), strict=True)
+    ssim = [
+        structural_similarity_index_measure(*pair, data_range=1.0, reduction="none")
+        for pair in parts
+    ]
     return {
         "mse": float(mean_squared_error(made.flatten(), target.flatten())),
         "psnr": float(peak_signal_noise_ratio(made, target, data_range=1.0)),
-        "ssim": float(structural_similarity_index_measure(made, target, data_range=1.0)),
+        "ssim": float(torch.cat([torch.as_tensor(s).reshape(-1) for s in ssim]).mean()),
     }
 
 
 def require_enough(n: int) -> None:
-    """UserError where n images are too few for any of the figures."""
-    if n < 2 * IS_SPLITS:
-        raise UserError(
-            f"{n} images are too few: IS is a mean over {IS_SPLITS} splits of at least 2;"
-            f" use {2 * IS_SPLITS} or more"
-        )
+    """UserError where n images cannot be judged: too few, or not as many in each of IS's splits."""
+    try:
+        judgeable(n)
+    except ValueError as error:
+        raise UserError(str(error)) from None
 
 
 @contextmanager

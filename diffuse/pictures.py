@@ -19,7 +19,8 @@ from diffuse.data import load_split, to_uint8, to_x0
 from diffuse.generate import generate
 from diffuse.rng import Stream, generator
 from diffuse.rundir import RunDir
-from diffuse.samplers import Process, SamplerSpec
+from diffuse.sampler_spec import SamplerSpec
+from diffuse.samplers import Process
 
 Images = NDArray[np.uint8]
 

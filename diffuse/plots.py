@@ -6,6 +6,7 @@ Colours are from Okabe and Ito's set, which the colour-blind can tell apart.
 from __future__ import annotations
 
 import io
+import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -112,17 +113,18 @@ def _save(figure: Figure, path: Path) -> None:
 def epoch_curves(
     path: Path,
     curves: Mapping[str, Sequence[tuple[int, float]]],
-    floor: float,
+    floors: Mapping[str, float],
     label: str,
     *,
     title: str,
 ) -> None:
-    """A figure of each sampler over epochs, and what real images get, dashed."""
+    """A figure of each sampler over epochs, and what real images get (by which), in grey."""
     figure = _figure(6, 4)
     axes = figure.subplots()
     for name, points in curves.items():
         axes.plot(*zip(*points, strict=True), marker="o", label=name)
-    axes.axhline(floor, color="0.4", linestyle="--", label="real test images")
+    for (name, floor), style in zip(floors.items(), itertools.cycle(("--", ":")), strict=False):
+        axes.axhline(floor, color="0.4", linestyle=style, label=name)
     if label.startswith("FID"):
         axes.set_yscale("log")
     axes.set_xticks(sorted({epoch for points in curves.values() for epoch, _ in points}))

@@ -44,7 +44,33 @@ def main(
     if inception or inception_file:
         from diffuse import inception_weights
 
+        if inception_file is not None:
+            check_inception(inception_file)
         inception_weights.stage(folder, inception_file)
+
+
+def check_inception(path: Path) -> None:
+    """See that a job will be able to use these weights, and say whose they are.
+
+    Raises UserError where they are missing or something else.
+    """
+    from diffuse import inception_weights
+
+    if not path.is_file():
+        raise UserError(f"{path}: no such file")
+    if inception_weights.is_published(path):
+        return
+    try:
+        import torch
+    except ImportError:
+        raise EnvironmentFailed(
+            f"{path}: not the published weights, and without torch (pip install '.[train]') it"
+            " cannot be seen what they are"
+        ) from None
+    from diffuse.features import load_inception
+
+    load_inception(path, torch.device("cpu"))
+    print(f"{path}: not the published weights; its figures compare with its own only")
 
 
 def stage_mnist(data_dir: Path, source: str = "auto", idx_dir: Path | None = None) -> Path:

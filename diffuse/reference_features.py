@@ -7,6 +7,7 @@ float64 moments of the features. Safe under several processes; a damaged file is
 from __future__ import annotations
 
 import io
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -20,7 +21,9 @@ from diffuse import files, progress
 from diffuse.data import load_split
 from diffuse.features import Extractor
 from diffuse.metrics import Moments
+from diffuse.preemption import StopRequest
 
+PART = 250  # images between two looks at whether to stop
 Split = Literal["train", "test"]
 
 
@@ -34,8 +37,13 @@ class RealFeatures:
     data_sha256: str
 
 
-def real_features(extractor: Extractor, split: Split, data_dir: Path) -> RealFeatures:
-    """The features of a whole split, from the cache or computed now."""
+def real_features(
+    extractor: Extractor, split: Split, data_dir: Path, stop: StopRequest | None = None
+) -> RealFeatures:
+    """The features of a whole split, from the cache or computed now.
+
+    Raises Interrupted where `stop` asks for it: Inception takes hours on a CPU.
+    """
     name = f"{extractor.name}-{extractor.sha256[:8]}-{split}.h5"
     path = data_dir / "features" / name
     if path.is_file() and (found := _read(path, extractor)) is not None:
@@ -50,10 +58,15 @@ def real_features(extractor: Extractor, split: Split, data_dir: Path) -> RealFea
             progress.note(f"{path}: damaged; made again")
         title = f"{extractor.name} features of the {split} set"
         parts = []
-        with progress.Meter(title, len(data.images)) as meter:
-            for part in torch.split(data.images, 1000):
+        done, total, started = 0, len(data.images), time.monotonic()
+        with progress.Meter(title, total) as meter:
+            for part in torch.split(data.images, PART):
+                if stop is not None and stop.signal is not None:
+                    raise stop.end(f"{title}: stopped, nothing kept; the same command begins anew")
                 parts.append(extractor(part))
-                meter.update(sum(len(f) for f, _ in parts), "images")
+                done += len(part)
+                left = (time.monotonic() - started) / done * (total - done)
+                meter.update(done, f"images  ETA {progress.duration(left)}", total)
         features, logits = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
         made = RealFeatures(features, logits, Moments.of(features), data.sha256)
         _write(path, made, extractor)

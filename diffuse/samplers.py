@@ -10,9 +10,7 @@ prediction of x0 is cut off (None: nowhere), `noise()` gives the next standard n
 from __future__ import annotations
 
 import itertools
-import re
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -20,7 +18,7 @@ from torch import Tensor
 
 from diffuse.averaging import Averaging
 from diffuse.ddpm import Ddpm, Network
-from diffuse.errors import UserError
+from diffuse.sampler_spec import SamplerSpec
 
 Process = Ddpm | Averaging
 Noise = Callable[[], Tensor]
@@ -191,111 +189,38 @@ def direct(
     return x0_hat
 
 
-FOR_DDPM: dict[str, Sampler] = {"ancestral": ancestral, "ddim": ddim, "dpm": dpm}
-FOR_AVERAGING: dict[str, Sampler] = {
+SAMPLERS: dict[str, Sampler] = {
+    "ancestral": ancestral,
+    "ddim": ddim,
+    "dpm": dpm,
     "algorithm1": algorithm1,
     "algorithm2": algorithm2,
     "direct": direct,
     # algorithm 2 from line means that are drawn, not taken from an image
     "unconditional": algorithm2,
 }
-DEFAULT_STEPS = {"ddim": 50, "dpm": 20}
-# name, steps, eta, clip: as `str` of a SamplerSpec writes them
-WRITTEN = re.compile(r"([a-z]+[12]?)(?:-(\d{1,9}))?(?:-eta(\d+(?:\.\d+)?(?:e-\d\d)?))?(-clip)?")
 
 
-@dataclass(frozen=True)
-class SamplerSpec:
-    """A sampler with its settings, written `ddim-50-clip`, `ancestral`, `algorithm2`.
-
-    With `clip` each prediction of x0 is brought into the images' range, which keeps a network of
-    little training from running away.
-    """
-
-    name: str
-    steps: int
-    eta: float = 0.0
-    clip: bool = False
-
-    def __str__(self) -> str:
-        text = f"{self.name}-{self.steps}" if self.name in DEFAULT_STEPS else self.name
-        text += f"-eta{self.eta:g}" if self.eta else ""
-        return f"{text}-clip" if self.clip else text
-
-    @property
-    def is_conditional(self) -> bool:
-        """Whether it starts from degraded real images."""
-        return self.name in ("algorithm1", "algorithm2", "direct")
-
-    @classmethod
-    def parse(
-        cls, text: str, process: Process, *, steps: int | None = None, eta: float | None = None
-    ) -> SamplerSpec:
-        """`ddim-50` or `ddim` with `steps` beside it.
-
-        Raises UserError: unknown, not for this process, more steps than T, or two that disagree.
-        """
-        is_ddpm = isinstance(process, Ddpm)
-        allowed = FOR_DDPM if is_ddpm else FOR_AVERAGING
-        found = WRITTEN.fullmatch(text)
-        if not found or found[1] not in allowed:
-            kind = "DDPM" if is_ddpm else "cold diffusion"
-            example = " (with settings as in ddim-50-eta0.5-clip)" if is_ddpm else ""
-            raise UserError(
-                f"sampler {text!r}: for {kind} the samplers are {', '.join(allowed)}{example}"
-            )
-        name, clip = found[1], found[4] is not None
-        chosen = steps if found[2] is None else int(found[2])
-        chosen_eta = eta if found[3] is None else float(found[3])
-        if steps not in (None, chosen) or eta not in (None, chosen_eta):
-            raise UserError(f"sampler {text}: other steps or another eta stand beside it")
-        eta = chosen_eta or 0.0
-        if eta and name != "ddim":
-            raise UserError(f"eta is for ddim, not for {name}")
-        if name not in DEFAULT_STEPS:
-            natural = 1 if name == "direct" else process.T
-            if chosen not in (None, natural):
-                raise UserError(f"sampler {name} takes {natural} steps here, not {chosen}")
-            if clip:
-                raise UserError(f"clip is for {' and '.join(DEFAULT_STEPS)}, not for {name}")
-            return cls(name, natural)
-        chosen = min(DEFAULT_STEPS[name], process.T) if chosen is None else chosen
-        if not 1 <= chosen <= process.T:
-            raise UserError(
-                f"sampler {name}: steps must be from 1 to T = {process.T}, not {chosen}"
-            )
-        if not 0 <= eta <= 1:
-            raise UserError(f"eta must be from 0 (deterministic) to 1 (ancestral), not {eta}")
-        return cls(name, chosen, eta, clip)
-
-    def run(
-        self,
-        network: Network,
-        process: Process,
-        x: Tensor,
-        noise: Noise,
-        amplitude: float,
-        on_step: OnStep = lambda done, steps: None,
-    ) -> Tensor:
-        """x_T [B, 1, 28, 28] to x_0 [B, 1, 28, 28]; images lie in [-amplitude, amplitude]."""
-        sampler = (FOR_DDPM | FOR_AVERAGING)[self.name]
-        return sampler(
-            network,
-            process,
-            x,
-            steps=self.steps,
-            eta=self.eta,
-            limit=amplitude if self.clip else None,
-            noise=noise,
-            on_step=on_step,
-        )
-
-
-def default_specs(process: Process) -> tuple[str, ...]:
-    """The samplers by which a process is judged unless others are asked for."""
-    if isinstance(process, Ddpm):
-        return (f"ddim-{min(50, process.T)}-eta1-clip",)
-    return ("algorithm2", "direct", "unconditional")
+def run(
+    spec: SamplerSpec,
+    network: Network,
+    process: Process,
+    x: Tensor,
+    noise: Noise,
+    amplitude: float,
+    on_step: OnStep = lambda done, steps: None,
+) -> Tensor:
+    """x_T [B, 1, 28, 28] to x_0 [B, 1, 28, 28]; images lie in [-amplitude, amplitude]."""
+    return SAMPLERS[spec.name](
+        network,
+        process,
+        x,
+        steps=spec.steps,
+        eta=spec.eta,
+        limit=amplitude if spec.clip else None,
+        noise=noise,
+        on_step=on_step,
+    )
 
 
 def timesteps(T: int, steps: int) -> list[int]:

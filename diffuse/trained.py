@@ -23,7 +23,8 @@ from diffuse.generate import generate
 from diffuse.models import build
 from diffuse.presets import Layer, resolve
 from diffuse.rundir import RunDir, default_data_dir
-from diffuse.samplers import Process, SamplerSpec, default_specs
+from diffuse.sampler_spec import SamplerSpec, default_specs
+from diffuse.samplers import Process
 from diffuse.state import build_process
 
 
@@ -43,7 +44,7 @@ class Trained:
     @property
     def sampler(self) -> SamplerSpec:
         """The process's usual sampler."""
-        return self.spec(default_specs(self.process)[0])
+        return default_specs(self.process)[0]
 
     def spec(self, text: str, *, steps: int | None = None, eta: float | None = None) -> SamplerSpec:
         """A sampler by name, such as `ddim-50`; UserError where it does not fit the process."""

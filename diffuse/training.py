@@ -77,6 +77,10 @@ def _train(
 
     load_split(data_dir, "test")  # the pictures' and figures' part: damaged, it is refused now
     split = load_split(data_dir, "train", config.data.limit)
+    if config.eval.in_training:
+        from diffuse.features import load_extractor
+
+        load_extractor(config.eval.extractor, data_dir, device)  # not there: refused now, too
     images = split.images.to(device)  # [N, 28, 28] uint8: all of it lives on the device
     steps_per_epoch = len(images) // settings.global_batch  # the last partial batch is dropped
 
@@ -309,9 +313,9 @@ def _judge(config: Config, path: Path, world: World, data_dir: Path, stop: StopR
     from diffuse.judgement import evaluate_checkpoint
 
     world.highest(0)  # rank 0 has written it
-    judge = Judge.make(config.eval.extractor, data_dir, world)
-    samplers, n = config.eval.samplers, config.eval.in_training
-    evaluate_checkpoint(path, judge, world, samplers, n, seed=0, stop=stop)
+    judge = Judge.make(config.eval.extractor, data_dir, world, stop)
+    specs, n = config.sampler_specs(config.eval.samplers), config.eval.in_training
+    evaluate_checkpoint(path, judge, world, specs, n, seed=0, stop=stop)
     del judge
     gc.collect()  # libraries leave cycles that hold sets of images: some 20 MB each time
 

@@ -106,7 +106,7 @@ def _print(found: list[Result], runs_dir: Path, out: Console) -> None:
                     mark = " *" if is_best else "  "
                     row.append(Text(score(value) + mark, "bold green" if is_best else ""))
                 table.add_row(*row)
-            floor = [score(group.floor.get(key)) + "  " for key in column.keys]
+            floor = [score(column.floor.get(key)) + "  " for key in column.keys]
             table.add_row(Text("real test images", "italic dim"), "", *floor)
             out.print(table)
             out.print()

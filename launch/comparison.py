@@ -14,6 +14,7 @@ from launch.results import SCORES, Cell, Figure, Result, read
 
 LOWER_IS_BETTER = {"fid": True, "kid": True, "is": False, "mse": True, "psnr": False, "ssim": False}
 TOLERANCE = 0.05  # of a figure: a rerun on another machine or world size is as good within it
+OF_SAMPLER = ("sampler", "source", "floor")  # of a protocol: what follows from the sampler
 # What changes neither the weights nor the figures of a cell.
 INDIFFERENT = ("system", "tracking", "checkpoint", "samples", "eval")
 
@@ -34,6 +35,15 @@ class Column:
         return self.cells[0].source
 
     @property
+    def floor(self) -> Figure:
+        """What real test images get."""
+        return dict(self.cells[0].figure["floor"])
+
+    @property
+    def floor_images(self) -> str:
+        return str(self.cells[0].figure["protocol"].get("floor", "test images"))
+
+    @property
     def keys(self) -> list[str]:
         """The scores that any cell has."""
         return [k for k in LOWER_IS_BETTER if any(c.value(k) is not None for c in self.cells)]
@@ -48,10 +58,9 @@ class Column:
 
 @dataclass(frozen=True)
 class Group:
-    """Cells whose protocols differ by the sampler only: they share the floor, and a chart."""
+    """Cells whose protocols differ by the sampler only: they share a part of the page."""
 
     protocol: dict[str, Any]
-    floor: Figure
     cells: tuple[Cell, ...]
 
     @property
@@ -60,9 +69,10 @@ class Group:
 
     def columns(self) -> list[Column]:
         """The group by whole protocols, each with the latest cell of each run."""
-        by_protocol: dict[tuple[str, str], list[Cell]] = {}
+        by_protocol: dict[str, list[Cell]] = {}
         for cell in sorted(self.cells, key=lambda c: c.epoch):
-            by_protocol.setdefault((cell.sampler, cell.source), []).append(cell)
+            key = json.dumps(cell.figure["protocol"], sort_keys=True)
+            by_protocol.setdefault(key, []).append(cell)
         columns = []
         for history in by_protocol.values():
             latest = {cell.run: cell for cell in history}
@@ -81,10 +91,7 @@ def groups(results: Sequence[Result]) -> list[Group]:
     for result in results:
         for cell in result.cells:
             found.setdefault(_without_sampler(cell.figure["protocol"]), []).append(cell)
-    made = [
-        Group(json.loads(key), cells[0].figure["floor"], tuple(cells))
-        for key, cells in found.items()
-    ]
+    made = [Group(json.loads(key), tuple(cells)) for key, cells in found.items()]
     return sorted(made, key=lambda group: -len(group.cells))
 
 
@@ -214,5 +221,5 @@ def _key(cell: Cell) -> str:
 
 
 def _without_sampler(protocol: Mapping[str, Any]) -> str:
-    kept = {k: v for k, v in protocol.items() if k not in ("sampler", "source")}
+    kept = {k: v for k, v in protocol.items() if k not in OF_SAMPLER}
     return json.dumps(kept, sort_keys=True)

@@ -87,7 +87,7 @@ class GridRun:
             if f["protocol"]["images"] == settings.images
             and f["protocol"]["extractor"] == settings.extractor
         }
-        return bool(made) and made >= set(settings.samplers or ())
+        return made >= {str(spec) for spec in self.config.sampler_specs(settings.samplers)}
 
     def merged(self, other: GridRun) -> GridRun:
         """The same run with the cells of both."""

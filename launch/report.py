@@ -136,7 +136,7 @@ def _charts(group: Group, column: Column, names: Mapping[str, str]) -> list[tupl
     """FID and IS over epochs, each line a run; none where there is one epoch only."""
     if len({cell.epoch for cell in column.history}) < 2:
         return []
-    real = f"real test images ({min(group.protocol['images'], 10_000):,})"
+    real = f"real: {column.floor_images}"
     charts = []
     for key in ("fid", "is"):
         lines: dict[str, list[tuple[float, float]]] = {}
@@ -144,7 +144,7 @@ def _charts(group: Group, column: Column, names: Mapping[str, str]) -> list[tupl
             if (value := cell.value(key)) is not None:
                 lines.setdefault(names[cell.run], []).append((float(cell.epoch), value))
         if lines:
-            floor = (real, float(group.floor[key]))
+            floor = (real, float(column.floor[key]))
             is_log = key == "fid"
             chart = curves(lines, HEADINGS[key], log=is_log, floor=floor, markers=True)
             charts.append((CAPTIONS[key], chart))

@@ -167,6 +167,11 @@ def _missing(result: Result, config: Config | None) -> list[str]:
     asked = config.evaluated_epochs if config else ()
     evaluated = {cell.epoch for cell in result.cells}
     left = [epoch for epoch in asked if epoch not in evaluated]
+    wanted = config.sampler_specs(config.eval.samplers) if config else ()
+    for epoch in sorted(evaluated.intersection(asked)):
+        made = {cell.sampler for cell in result.cells if cell.epoch == epoch}
+        if lacking := [str(spec) for spec in wanted if str(spec) not in made]:
+            found.append(f"{_epochs([epoch])} not evaluated by {', '.join(lacking)}")
     if trained := [e for e in left if result.dir.has_epoch(e)]:
         found.append(f"{_epochs(trained)} trained, not evaluated")
     if untrained := [e for e in left if e not in trained]:

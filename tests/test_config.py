@@ -74,7 +74,7 @@ def test_later_layers_win_key_by_key() -> None:
 
 def test_the_signature_knows_the_weights_and_nothing_else() -> None:
     base = load_config("ddpm/default").signature
-    same = ("train.epochs=5", "eval.images=10", "system.threads=3", "checkpoint.keep=all")
+    same = ("train.epochs=5", "eval.images=20", "system.threads=3", "checkpoint.keep=all")
     other = ("seed=1", "train.lr=3e-4", "data.limit=1000", "process.loss=l1", "train.amp=fp32")
     for assignment in same:
         assert load_config("ddpm/default", [parse_set([assignment])]).signature == base
@@ -129,6 +129,11 @@ def test_run_names_are_safe_file_names(tmp_path: Path) -> None:
         ("process.beta_2=0.99999999", "process.beta_2: input should be less than or equal to 0.99"),
         ("system.threads=1000000", "system.threads: input should be less than or equal to 1024"),
         ("eval.extractor=vgg", "'classifier' or 'inception'"),
+        ("eval.images=5", "eval.images: 5 images are too few"),
+        ("eval.in_training=25", "eval.in_training: 25 images do not make 10 equal splits"),
+        ("eval.samplers=foo", "eval.samplers: sampler 'foo': for DDPM the samplers are ancestral"),
+        ("eval.samplers=ddim-50,direct", "eval.samplers: sampler 'direct': for DDPM"),
+        ("eval.samplers=ddim-2000", "steps must be from 1 to T = 1000"),
         ("train=3", "train: input should be"),
         ("=3", "write KEY=VALUE"),
         ("model.kind=unet", "--set: model.kind: does not go with configs/ddpm/default.yaml, which"),

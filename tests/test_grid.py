@@ -11,6 +11,7 @@ from diffuse import files
 from diffuse.errors import UserError
 from diffuse.presets import load_config, parse_set
 from diffuse.rundir import RunDir
+from launch import results
 from launch.cluster import choose
 from launch.grid import Overrides, load_grid, parse_numbers
 from launch.plan import look_at
@@ -215,3 +216,30 @@ def test_a_cell_counts_as_evaluated_by_the_protocol_that_the_grid_asks_for(tmp_p
         files.write_json(directory.evaluations / "epoch_0002.json", {"figures": figures})
         assert (look_at(run, directory).unevaluated == ()) is is_there
     assert run.evaluation[:2] == ["--images", "500"]
+
+
+def test_an_evaluation_that_ended_after_the_first_of_three_samplers_is_still_to_do(
+    tmp_path: Path,
+) -> None:
+    """Where the grid names no samplers, it asks for the process's own."""
+    run = load_grid("quick").only("cold-quick-row-*").runs[0]
+    (epoch,) = run.epochs
+    directory = RunDir(tmp_path / run.name)
+    directory.checkpoints.mkdir(parents=True)
+    directory.checkpoint_path(epoch).touch()
+    directory.write_config(run.config)
+    files.write_json(directory.status_path, {"state": "done", "epoch": epoch, "epochs": epoch})
+    scores = dict.fromkeys(("fid", "kid", "kid_std", "is", "is_std"), 1.0)
+    protocol = {"images": 1000, "extractor": "classifier", "real_images": 60_000, "source": "x"}
+    made: list[object] = []
+    for name, lacking in (
+        ("algorithm2", "direct, unconditional"),
+        ("direct", "unconditional"),
+        ("unconditional", None),
+    ):
+        made.append({**scores, "floor": scores, "protocol": {**protocol, "sampler": name}})
+        content = {"epoch": epoch, "figures": made}
+        files.write_json(directory.evaluations / f"epoch_{epoch:04d}.json", content)
+        assert look_at(run, directory).unevaluated == ((epoch,) if lacking else ())
+        problems = results.read(directory.path).problems
+        assert problems == ([f"epoch {epoch}: not evaluated by {lacking}"] if lacking else [])

@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 # From the foundations up. A module imports from its own layer or one below.
 LAYERS = (
-    {"errors", "files", "config", "presets", "rng", "rundir", "wandb_access"},
+    {"errors", "files", "sampler_spec", "config", "presets", "rng", "rundir", "wandb_access"},
     {
         "distributed",
         "progress",

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
+import signal
 from pathlib import Path
 
 import pytest
 import torch
 
 from diffuse import metrics
+from diffuse.config import IS_SPLITS
 from diffuse.data import to_uint8
-from diffuse.errors import UserError
+from diffuse.errors import Interrupted, UserError
 from diffuse.metrics import Moments
+from diffuse.preemption import StopRequest
 
 
 def gaussian(n: int, d: int, seed: int, scale: float = 1.0, shift: float = 0.0) -> torch.Tensor:
@@ -34,7 +38,7 @@ def test_fid_of_a_set_with_itself_is_zero() -> None:
 def test_fid_kid_and_is_equal_torch_fidelity_on_the_same_features() -> None:
     from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
     from torch_fidelity.metric_isc import isc_features_to_metric
-    from torch_fidelity.metric_kid import kid_features_to_metric
+    from torch_fidelity.metric_kid import kernel_mmd
 
     real, made = gaussian(1500, 32, 1).relu(), gaussian(1000, 32, 2, 1.2, 0.1).relu()
     statistics = [fid_features_to_statistics(x) for x in (real, made)]
@@ -43,18 +47,25 @@ def test_fid_kid_and_is_equal_torch_fidelity_on_the_same_features() -> None:
         theirs["frechet_inception_distance"], rel=1e-3
     )
     size = metrics.kid_subset_size(len(made))
-    theirs = kid_features_to_metric(
-        real, made, kid_subsets=metrics.KID_SUBSETS, kid_subset_size=size, verbose=False
-    )
+    with metrics._seeded():  # the subsets that ours draws
+        subsets = [
+            [x[torch.randperm(len(x))[:size]].double().numpy() for x in (real, made)]
+            for _ in range(metrics.KID_SUBSETS)
+        ]
+    mmd = torch.tensor([float(kernel_mmd(*pair)) for pair in subsets])
     mean, std = metrics.kid(real, made)
-    # other random subsets: the means agree within their standard error
-    error = std / math.sqrt(metrics.KID_SUBSETS)
-    assert mean == pytest.approx(theirs["kernel_inception_distance_mean"], abs=5 * error)
+    assert mean == pytest.approx(float(mmd.mean()), rel=1e-5)
+    assert std == pytest.approx(float(mmd.std(unbiased=False)), rel=1e-5)
+
     logits = made[:, :10] * 3
-    theirs = isc_features_to_metric(logits, splits=1, shuffle=False)
-    whole = logits.double().softmax(1)
-    by_definition = (whole * (whole.log() - whole.mean(0).log())).sum(1).mean().exp()
-    assert theirs["inception_score_mean"] == pytest.approx(float(by_definition), rel=1e-6)
+    with metrics._seeded():  # the splits that ours makes
+        shuffled = logits[torch.randperm(len(logits))]
+    theirs = isc_features_to_metric(shuffled, splits=IS_SPLITS, shuffle=False)
+    mean, std = metrics.inception_score(logits)
+    assert mean == pytest.approx(theirs["inception_score_mean"], rel=1e-6)
+    # theirs divides by the number of splits, ours by one less
+    unbiased = math.sqrt(IS_SPLITS / (IS_SPLITS - 1))
+    assert std == pytest.approx(theirs["inception_score_std"] * unbiased, rel=1e-6)
 
 
 def test_kid_over_one_full_subset_equals_the_unbiased_estimator() -> None:
@@ -106,6 +117,16 @@ def test_reconstruction_of_known_errors() -> None:
     assert metrics.reconstruction(x0, x0)["ssim"] == pytest.approx(1)
 
 
+def test_ssim_in_parts_is_that_of_the_whole() -> None:
+    from torchmetrics.functional.image import structural_similarity_index_measure
+
+    rng = torch.Generator().manual_seed(0)
+    x0, made = torch.randint(0, 256, (2, 120, 28, 28), dtype=torch.uint8, generator=rng)
+    a, b = (x[:, None].double() / 255 for x in (made, x0))
+    whole = structural_similarity_index_measure(a, b, data_range=1.0)
+    assert metrics.reconstruction(x0, made)["ssim"] == pytest.approx(float(whole), rel=1e-9)
+
+
 def test_images_are_clamped_before_the_cast() -> None:
     x = torch.tensor([-9.0, -0.5, 0.0, 0.5, 9.0]).reshape(5, 1, 1, 1)
     assert to_uint8(x, 0.5).flatten().tolist() == [0, 0, 128, 255, 255]
@@ -114,6 +135,12 @@ def test_images_are_clamped_before_the_cast() -> None:
 def test_too_few_images_are_refused() -> None:
     with pytest.raises(UserError, match="use 20 or more"):
         metrics.inception_score(torch.zeros(19, 10))
+
+
+@pytest.mark.parametrize(("n", "said"), [(21, "use 20 or 30"), (1009, "use 1000 or 1010")])
+def test_splits_of_unequal_size_are_refused(n: int, said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        metrics.inception_score(torch.zeros(n, 10))
 
 
 def test_features_are_cached_and_a_damaged_cache_is_made_again(
@@ -145,4 +172,24 @@ def test_features_are_cached_and_a_damaged_cache_is_made_again(
         assert torch.equal(
             reference_features.real_features(extractor, "test", tmp_path).logits, made.logits
         )
-    assert len(calls) >= 3
+    assert len(calls) == 4, "once, and once after each damage"
+
+
+def test_the_real_images_features_stop_when_asked_to(tmp_path: Path, data_dir: Path) -> None:
+    from diffuse import features, reference_features
+
+    extractor = features.load_extractor("classifier", data_dir, torch.device("cpu"))
+    (tmp_path / "mnist.h5").symlink_to(data_dir / "mnist.h5")
+    stop, seen = StopRequest(), []
+
+    def network(images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        seen.append(len(images))
+        stop.signal = signal.SIGTERM
+        return extractor.network(images)
+
+    slow = dataclasses.replace(extractor, network=network)
+    with pytest.raises(Interrupted, match="the same command begins anew") as caught:
+        reference_features.real_features(slow, "test", tmp_path, stop)
+    assert caught.value.exit_code == 75
+    assert len(seen) == 1
+    assert not list((tmp_path / "features").glob("*.h5"))

@@ -1,4 +1,4 @@
-"""The notebook runs from top to bottom, for a run of each process."""
+"""The notebook runs from top to bottom, for a run of each process and for a weight file."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ from typing import Any
 import nbformat
 import pytest
 from nbclient import NotebookClient
+from torch import nn
 
 from tests import programs
 from tests.programs import ROOT, TINY
+from tests.test_networks import ReportNetwork, ddpm_buffers, weight_file
 
 NOTEBOOK = ROOT / "notebooks" / "load_and_play.ipynb"
 
@@ -28,24 +30,38 @@ def test_the_notebook_loads_samples_and_measures_a_run(
     done = programs.run("diffuse.train", *arguments, *folders)
     assert done.returncode == 0, done.stderr
     run = programs.only_run(tmp_path)
-    more = {"DIFFUSE_SOURCE": run.path, "DIFFUSE_DATA": data_dir, "DIFFUSE_NOTEBOOK_IMAGES": 40}
-    for name, value in programs.environment(**{k: str(v) for k, v in more.items()}).items():
-        monkeypatch.setenv(name, value)
-
-    notebook = nbformat.read(NOTEBOOK, as_version=4)
-    folder = {"metadata": {"path": str(NOTEBOOK.parent)}}
-    NotebookClient(notebook, timeout=250, kernel_name="python3", resources=folder).execute()
-
-    text, pictures = outputs(notebook)
+    text, pictures = executed(run.path, data_dir, monkeypatch)
     assert run.name in text
     assert "the floor" in text
     assert pictures >= (5 if preset[0].startswith("--preset=cold") else 3)
+
+
+def test_the_notebook_loads_samples_and_measures_a_reports_weight_file(
+    tmp_path: Path, data_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network = ReportNetwork((4, 4), nn.GELU)
+    source = weight_file(tmp_path, "ddpm_mnist_80_light", network, **ddpm_buffers(10))
+    text, pictures = executed(source, data_dir, monkeypatch)
+    assert "ddpm_mnist_80_light, epoch 80: Ddpm, T = 10" in text
+    assert "the floor" in text
+    assert pictures >= 3
 
 
 def test_the_notebook_is_kept_without_outputs() -> None:
     notebook = nbformat.read(NOTEBOOK, as_version=4)
     nbformat.validate(notebook)
     assert not any(cell.get("outputs") for cell in notebook.cells)
+
+
+def executed(source: Path, data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[str, int]:
+    """The outputs of the notebook for the model at `source`."""
+    more = {"DIFFUSE_SOURCE": source, "DIFFUSE_DATA": data_dir, "DIFFUSE_NOTEBOOK_IMAGES": 40}
+    for name, value in programs.environment(**{k: str(v) for k, v in more.items()}).items():
+        monkeypatch.setenv(name, value)
+    notebook = nbformat.read(NOTEBOOK, as_version=4)
+    folder = {"metadata": {"path": str(NOTEBOOK.parent)}}
+    NotebookClient(notebook, timeout=250, kernel_name="python3", resources=folder).execute()
+    return outputs(notebook)
 
 
 def outputs(notebook: Any) -> tuple[str, int]:

@@ -16,7 +16,8 @@ from diffuse.errors import UserError
 from diffuse.generate import generate
 from diffuse.models import build
 from diffuse.noise import CHUNK, ImageNoise
-from diffuse.samplers import SamplerSpec, timesteps
+from diffuse.sampler_spec import NAMES, SamplerSpec
+from diffuse.samplers import SAMPLERS, run, timesteps
 
 T = 40
 CPU = torch.device("cpu")
@@ -59,7 +60,7 @@ def test_ancestral_equals_diffusers_ddpm_step_for_step(
     from diffusers.schedulers import scheduling_ddpm
 
     x_T, noise = torch.randn(3, 1, 28, 28), Recorded()
-    ours = SamplerSpec.parse("ancestral", ddpm).run(network, ddpm, x_T, noise, 1.0)
+    ours = run(SamplerSpec.parse("ancestral", ddpm), network, ddpm, x_T, noise, 1.0)
     scheduler = theirs("DDPMScheduler", variance_type="fixed_large", clip_sample=False)
     replay = iter(noise.drawn)
     monkeypatch.setattr(scheduling_ddpm, "randn_tensor", lambda *a, **k: next(replay))
@@ -79,7 +80,7 @@ def test_ancestral_equals_diffusers_ddpm_step_for_step(
 @pytest.mark.parametrize(("steps", "eta"), [(T, 0.0), (10, 0.0), (8, 1.0), (T, 1.0)])
 def test_ddim_equals_diffusers_ddim(ddpm: Ddpm, steps: int, eta: float, clip: bool) -> None:
     x_T, noise = torch.randn(3, 1, 28, 28), Recorded()
-    ours = SamplerSpec("ddim", steps, eta, clip).run(network, ddpm, x_T, noise, 1.0)
+    ours = run(SamplerSpec("ddim", steps, eta, clip), network, ddpm, x_T, noise, 1.0)
     scheduler = theirs("DDIMScheduler", clip_sample=clip, set_alpha_to_one=False)
     scheduler.num_inference_steps = steps
     x, replay = x_T, iter(noise.drawn)
@@ -112,7 +113,7 @@ def test_dpm_equals_diffusers_dpm_solver(ddpm: Ddpm) -> None:
     for t in scheduler.timesteps:
         eps_hat = network(x, torch.full((3,), float(t) / T))
         x = scheduler.step(eps_hat, t, x).prev_sample
-    ours = SamplerSpec.parse("dpm", ddpm, steps=steps).run(network, ddpm, x_T, Recorded(), 1.0)
+    ours = run(SamplerSpec.parse("dpm", ddpm, steps=steps), network, ddpm, x_T, Recorded(), 1.0)
     torch.testing.assert_close(ours, x, rtol=1e-4, atol=1e-4)
 
 
@@ -140,7 +141,7 @@ def test_cold_algorithms_equal_the_papers_loops(orientation: str, group: int) ->
         ("algorithm2", two),
         ("direct", restored(x_T, steps)),
     ):
-        ours = SamplerSpec.parse(name, process).run(network, process, x_T, Recorded(), 1.0)
+        ours = run(SamplerSpec.parse(name, process), network, process, x_T, Recorded(), 1.0)
         torch.testing.assert_close(ours, wanted)
 
 
@@ -149,14 +150,14 @@ def test_cold_algorithms_with_a_perfect_restorer_return_the_image(name: str) -> 
     process = Averaging.from_config(AveragingConfig(kind="averaging", orientation="row"), seed=1)
     x0 = torch.randn(2, 1, 28, 28)
     x_T = process.degrade(x0, torch.full((2,), 28))
-    x = SamplerSpec.parse(name, process).run(lambda x, t: x0, process, x_T, Recorded(), 1.0)
+    x = run(SamplerSpec.parse(name, process), lambda x, t: x0, process, x_T, Recorded(), 1.0)
     torch.testing.assert_close(x, x0, rtol=1e-5, atol=1e-5)
 
 
 def test_ddim_with_the_true_noise_returns_the_image(ddpm: Ddpm) -> None:
     x0, eps = torch.randn(2, 1, 28, 28), torch.randn(2, 1, 28, 28)
     x_T = ddpm.degrade(x0, torch.full((2,), T), eps)
-    x = SamplerSpec.parse("ddim-7", ddpm).run(lambda x, t: eps, ddpm, x_T, Recorded(), 1.0)
+    x = run(SamplerSpec.parse("ddim-7", ddpm), lambda x, t: eps, ddpm, x_T, Recorded(), 1.0)
     wanted = ddpm.degrade(x0, torch.zeros(2, dtype=torch.int64), eps)  # x at t = 0
     torch.testing.assert_close(x, wanted, rtol=1e-4, atol=1e-4)
 
@@ -197,6 +198,10 @@ def test_an_image_is_the_same_in_any_batch_and_bits_repeat(
     torch.testing.assert_close(made(4, range(6)), whole, rtol=1e-3, atol=1e-4)
     torch.testing.assert_close(made(1, range(5, 6)), whole[5:], rtol=1e-3, atol=1e-4)
     assert net.training, "generate left the network as it found it"
+
+
+def test_every_name_has_a_sampler_and_every_sampler_a_name() -> None:
+    assert [name for names in NAMES.values() for name in names] == list(SAMPLERS)
 
 
 @pytest.mark.parametrize(
