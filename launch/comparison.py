@@ -22,8 +22,7 @@ INDIFFERENT = ("system", "tracking", "checkpoint", "samples", "eval")
 class Column:
     """What is known by one whole protocol."""
 
-    cells: tuple[Cell, ...]  # the latest of each run, best FID first
-    history: tuple[Cell, ...]  # of all epochs, in order
+    cells: tuple[Cell, ...]  # the run with the best FID first, each run's epochs in order
 
     @property
     def sampler(self) -> str:
@@ -34,12 +33,17 @@ class Column:
         return self.cells[0].source
 
     @property
+    def latest(self) -> list[Cell]:
+        """The last epoch of each run."""
+        return list({cell.run: cell for cell in self.cells}.values())
+
+    @property
     def keys(self) -> list[str]:
         """The scores that any cell has."""
         return [k for k in LOWER_IS_BETTER if any(c.value(k) is not None for c in self.cells)]
 
     def best(self, key: str) -> float | None:
-        """The best value; None where there is nothing to choose from."""
+        """The best value over all runs and epochs; None where there is nothing to choose from."""
         values = [v for c in self.cells if (v := c.value(key)) is not None]
         if len(values) < 2:
             return None
@@ -59,20 +63,21 @@ class Group:
         return sorted({label for cell in self.cells for label in cell.figure.get("labels", [])})
 
     def columns(self) -> list[Column]:
-        """The group by whole protocols, each with the latest cell of each run."""
+        """The group by whole protocols."""
         by_protocol: dict[tuple[str, str], list[Cell]] = {}
-        for cell in sorted(self.cells, key=lambda c: c.epoch):
+        for cell in self.cells:
             by_protocol.setdefault((cell.sampler, cell.source), []).append(cell)
-        columns = []
-        for history in by_protocol.values():
-            latest = {cell.run: cell for cell in history}
-            columns.append(Column(tuple(sorted(latest.values(), key=_by_fid)), tuple(history)))
+        columns = [Column(_ranked(cells)) for cells in by_protocol.values()]
         return sorted(columns, key=lambda c: (c.source == "test images", c.source, c.sampler))
 
 
-def _by_fid(cell: Cell) -> float:
-    fid = cell.value("fid")
-    return math.inf if fid is None else fid
+def _ranked(cells: Sequence[Cell]) -> tuple[Cell, ...]:
+    """Runs by the best FID of any of their epochs, each run's epochs in order."""
+    best: dict[str, float] = {}
+    for cell in cells:
+        fid = cell.value("fid")
+        best[cell.run] = min(best.get(cell.run, math.inf), math.inf if fid is None else fid)
+    return tuple(sorted(cells, key=lambda c: (best[c.run], c.run, c.epoch)))
 
 
 def groups(results: Sequence[Result]) -> list[Group]:

@@ -134,13 +134,13 @@ def _same_protocol(mean: SeedMean, column: Column) -> bool:
 
 def _charts(group: Group, column: Column, names: Mapping[str, str]) -> list[tuple[str, Markup]]:
     """FID and IS over epochs, each line a run; none where there is one epoch only."""
-    if len({cell.epoch for cell in column.history}) < 2:
+    if len({cell.epoch for cell in column.cells}) < 2:
         return []
     real = f"real test images ({min(group.protocol['images'], 10_000):,})"
     charts = []
     for key in ("fid", "is"):
         lines: dict[str, list[tuple[float, float]]] = {}
-        for cell in column.history:
+        for cell in column.cells:
             if (value := cell.value(key)) is not None:
                 lines.setdefault(names[cell.run], []).append((float(cell.epoch), value))
         if lines:
@@ -159,6 +159,6 @@ def _ours(title: str, sections: Sequence[Group], results: Sequence[Result]) -> l
         f" {cell.sampler}, {group.protocol['images']:,} images, {group.protocol['extractor']}"
         for group in sections
         for column in group.columns()
-        for cell in column.cells
+        for cell in column.latest
         if cell.run in same
     ]

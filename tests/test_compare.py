@@ -145,6 +145,27 @@ def test_two_protocols_never_share_a_table(runs: Path, data_dir: Path) -> None:
     assert page.count('<tr class="floor">') == len(columns)
 
 
+def test_every_cell_of_a_grid_is_a_row_and_the_best_is_over_all(runs: Path) -> None:
+    """A cell is preset x orientation x epoch: earlier epochs are as much asked for as the last."""
+    early, _ = sorted(runs.glob("ddpm-*"))
+    file = early / "evaluations" / "epoch_0001.json"
+    content = programs.read_json(file)
+    content["figures"][0]["fid"] = 0.5
+    files.write_json(file, content)
+    found = results.read_all(results.find(runs, []))
+    names = report.labels(found)
+    (column,) = [c for c in comparison.groups(found)[0].columns() if c.source == "noise"]
+    assert column.cells[0].epoch == 1  # of the best run first, its epochs in order
+    assert [cell.epoch for cell in column.latest] == [2, 2]
+    said = launch("compare.py", f"--runs-dir={runs}").stdout
+    page = (runs / "report.html").read_text()
+    for run in early.name, column.cells[-1].run:
+        for epoch in 1, 2:
+            assert re.search(rf"^{names[run]} +{epoch} ", said, re.MULTILINE)
+            assert f"<tr><td>{names[run]}</td><td>{epoch}</td>" in page
+    assert re.search(rf"^{names[early.name]} +1 +0.50 \*", said, re.MULTILINE)
+
+
 def test_runs_that_differ_by_their_seed_get_mean_and_deviation(runs: Path) -> None:
     found = results.read_all(results.find(runs, []))
     (group,) = comparison.groups(found)
@@ -264,8 +285,9 @@ def test_a_figure_that_is_no_number_is_never_the_best(runs: Path) -> None:
     files.write_json(file, content)
     found = results.read_all(results.find(runs, []))
     column = comparison.groups(found)[0].columns()[0]
-    assert column.best("fid") is None  # one number is left: nothing to choose from
-    assert column.cells[-1].run == first.name
+    (wrong,) = [cell for cell in column.cells if cell.value("fid") is None]
+    assert (wrong.run, wrong.epoch) == (first.name, 2)
+    assert column.best("fid") == min(c.figure["fid"] for c in column.cells if c is not wrong)
     assert "nan" not in Page(report.render(found, runs, "page")).text.split("Runs")[0]
 
 
