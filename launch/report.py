@@ -10,6 +10,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from diffuse.plots import Look, look
 from launch import published
 from launch.charts import curves
 from launch.comparison import Column, Group, SeedMean, differences, groups, over_seeds, reruns
@@ -56,10 +57,12 @@ def render(results: Sequence[Result], runs_dir: Path, title: str) -> str:
     most = 1 if len(results) > MANY_RUNS else EPOCHS_SHOWN
     albums = {r.name: album(r, most) for r in results}
     sections = groups(results)
+    looks = {names[r.name]: look(k) for k, r in enumerate(results)}  # one for the whole page
     losses = {
         heading: curves(
             {names[r.name]: r.losses for r in results if r.losses and r.kind == kind},
             "loss",
+            looks,
             log=True,
         )
         for kind, heading in LOSSES.items()
@@ -70,7 +73,7 @@ def render(results: Sequence[Result], runs_dir: Path, title: str) -> str:
         made=time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
         results=results,
         names=names,
-        sections=[_section(group, results, names) for group in sections],
+        sections=[_section(group, results, names, looks) for group in sections],
         losses=losses,
         albums=albums,
         most=most,
@@ -110,7 +113,12 @@ def heading(column: Column) -> str:
     return f"{column.sampler}, {SOURCES.get(column.source, column.source)}"
 
 
-def _section(group: Group, results: Sequence[Result], names: Mapping[str, str]) -> dict[str, Any]:
+def _section(
+    group: Group,
+    results: Sequence[Result],
+    names: Mapping[str, str],
+    looks: Mapping[str, Look],
+) -> dict[str, Any]:
     """What the page says of protocols that differ by the sampler only."""
     means = over_seeds(group, results)
     return {
@@ -120,7 +128,7 @@ def _section(group: Group, results: Sequence[Result], names: Mapping[str, str]) 
             {
                 "heading": heading(column),
                 "column": column,
-                "charts": _charts(group, column, names),
+                "charts": _charts(group, column, names, looks),
                 "seeds": [m for m in means if _same_protocol(m, column)],
             }
             for column in group.columns()
@@ -132,7 +140,9 @@ def _same_protocol(mean: SeedMean, column: Column) -> bool:
     return (mean.sampler, mean.source) == (column.sampler, column.source)
 
 
-def _charts(group: Group, column: Column, names: Mapping[str, str]) -> list[tuple[str, Markup]]:
+def _charts(
+    group: Group, column: Column, names: Mapping[str, str], looks: Mapping[str, Look]
+) -> list[tuple[str, Markup]]:
     """FID and IS over epochs, each line a run; none where there is one epoch only."""
     if len({cell.epoch for cell in column.cells}) < 2:
         return []
@@ -146,7 +156,7 @@ def _charts(group: Group, column: Column, names: Mapping[str, str]) -> list[tupl
         if lines:
             floor = (real, float(group.floor[key]))
             is_log = key == "fid"
-            chart = curves(lines, HEADINGS[key], log=is_log, floor=floor, markers=True)
+            chart = curves(lines, HEADINGS[key], looks, log=is_log, floor=floor, markers=True)
             charts.append((CAPTIONS[key], chart))
     return charts
 

@@ -12,10 +12,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 
-from diffuse import files
-from launch import comparison, report, results
+from diffuse import files, plots
+from diffuse.plots import look
+from launch import charts, comparison, report, results
 from tests import programs
 from tests.programs import ROOT, TINY
 
@@ -164,6 +167,24 @@ def test_every_cell_of_a_grid_is_a_row_and_the_best_is_over_all(runs: Path) -> N
             assert re.search(rf"^{names[run]} +{epoch} ", said, re.MULTILINE)
             assert f"<tr><td>{names[run]}</td><td>{epoch}</td>" in page
     assert re.search(rf"^{names[early.name]} +1 +0.50 \*", said, re.MULTILINE)
+
+
+def test_a_run_looks_the_same_in_every_chart_of_a_page() -> None:
+    """By its name, whoever else is in the chart; 28 are told apart without their markers."""
+    points = [(1.0, 2.0), (2.0, 1.0)]
+    looks = {"a": look(0), "b": look(1)}
+    alone = charts.curves({"b": points}, "loss", looks)
+    assert looks["b"].colour.lower() in alone.lower()
+    assert looks["a"].colour.lower() not in alone.lower()
+    assert len({look(k)[:2] for k in range(28)}) == 28
+
+
+def test_plots_of_a_run_use_colours_that_the_colour_blind_can_tell(tmp_path: Path) -> None:
+    curves = {f"sampler {k}": [(1, k + 1.0), (2, k + 2.0)] for k in range(3)}
+    plots.epoch_curves(tmp_path / "fid.png", curves, 1.0, "FID", title="run")
+    with Image.open(tmp_path / "fid.png") as image:
+        drawn = {bytes(pixel[:3]).hex() for pixel in np.array(image).reshape(-1, 4)}
+    assert {look(k).colour[1:].lower() for k in range(3)} <= drawn
 
 
 def test_runs_that_differ_by_their_seed_get_mean_and_deviation(runs: Path) -> None:
