@@ -14,7 +14,7 @@ from launch.results import SCORES, Cell, Figure, Result, read
 
 LOWER_IS_BETTER = {"fid": True, "kid": True, "is": False, "mse": True, "psnr": False, "ssim": False}
 TOLERANCE = 0.05  # of a figure: a rerun on another machine or world size is as good within it
-# What changes neither the weights nor the figures of a cell.
+# Sections that change neither the weights nor the figures of a cell.
 INDIFFERENT = ("system", "tracking", "checkpoint", "samples", "eval")
 
 
@@ -140,16 +140,28 @@ def _but_for_seed(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def differences(results: Sequence[Result]) -> dict[str, dict[str, str]]:
-    """Settings that are not the same in all runs: key -> run -> value, "" where it has none."""
+    """Settings that are not the same in all runs: key -> run -> value, "" where it has none.
+
+    Those only that change a cell: neither INDIFFERENT ones nor the number of epochs.
+    """
     flat = {r.name: dict(_flatten(r.config)) for r in results if r.config}
     keys = sorted({key for values in flat.values() for key in values})
     found = {}
     for key in keys:
-        if key.startswith(("system.", "tracking.", "preset")):
+        if key.partition(".")[0] in (*INDIFFERENT, "preset") or key == "train.epochs":
             continue
         column = {n: json.dumps(v[key]).strip('"') if key in v else "" for n, v in flat.items()}
         if len(set(column.values())) > 1:
             found[key] = column
+    return found
+
+
+def by_value(column: Mapping[str, str]) -> dict[str, list[str]]:
+    """The runs of each value that a setting has; those without it are left out."""
+    found: dict[str, list[str]] = {}
+    for run, value in column.items():
+        if value:
+            found.setdefault(value, []).append(run)
     return found
 
 

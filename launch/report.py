@@ -12,8 +12,17 @@ from markupsafe import Markup
 
 from diffuse.plots import Look, look
 from launch import published
-from launch.charts import curves
-from launch.comparison import Column, Group, SeedMean, differences, groups, over_seeds, reruns
+from launch.charts import MOST_NAMED, curves
+from launch.comparison import (
+    Column,
+    Group,
+    SeedMean,
+    by_value,
+    differences,
+    groups,
+    over_seeds,
+    reruns,
+)
 from launch.results import Result
 from launch.thumbnails import album
 
@@ -78,7 +87,10 @@ def render(results: Sequence[Result], runs_dir: Path, title: str) -> str:
         albums=albums,
         most=most,
         problems=[(names[r.name], problem) for r in results for problem in r.problems],
-        differences=differences(results),
+        differences={
+            key: [(value, few(runs, names)) for value, runs in by_value(column).items()]
+            for key, column in differences(results).items()
+        },
         pairs=reruns(results, runs_dir),
         why=published.WHY,
         published=[(row, _ours(row.title, sections, results)) for row in published.FIGURES],
@@ -106,6 +118,13 @@ def labels(results: Sequence[Result]) -> dict[str, str]:
             by_seed = len({r.seed for r in alike}) == len(alike)
             named[result.name] = f"{result.title}, seed {result.seed}" if by_seed else result.name
     return named
+
+
+def few(runs: Sequence[str], names: Mapping[str, str]) -> str:
+    """The labels of runs, and how many more there are where they would fill a page."""
+    shown = [names[run] for run in runs[:MOST_NAMED]]
+    more = len(runs) - len(shown)
+    return ", ".join(shown) + (f" and {more} more" if more else "")
 
 
 def heading(column: Column) -> str:

@@ -187,6 +187,56 @@ def test_plots_of_a_run_use_colours_that_the_colour_blind_can_tell(tmp_path: Pat
     assert {look(k).colour[1:].lower() for k in range(3)} <= drawn
 
 
+def test_what_differs_names_the_runs_of_each_value_and_only_what_changes_a_cell(
+    runs: Path,
+) -> None:
+    done = launch("compare.py", f"--runs-dir={runs}")
+    (line,) = re.findall(r"^process.kind +averaging .*", done.stdout, re.MULTILINE)
+    assert line.split()[-2:] == ["cold/default_7", "row"]
+    assert re.search(
+        r"^process.timesteps +1000 +ddpm/default, seed 0, ddpm/default, seed 1", done.stdout, re.M
+    )
+    page = Page((runs / "report.html").read_text()).text.partition("What differs")[2]
+    table = page.partition("published figures")[0]
+    for text in done.stdout, table:
+        assert "process.timesteps" in text
+        assert "eval.at_epochs" not in text
+        assert "train.epochs" not in text
+
+
+def test_how_figures_scatter_is_explained_and_in_the_csv(runs: Path, tmp_path: Path) -> None:
+    file = tmp_path / "figures.csv"
+    done = launch("compare.py", f"--runs-dir={runs}", f"--csv={file}")
+    assert "PSNR is that of the mean MSE" in done.stdout
+    page = " ".join(Page((runs / "report.html").read_text()).text.split())
+    assert "over 100 subsets of 10 images, and IS over 10 parts of the images" in page
+    assert "PSNR is that of the mean MSE" in page
+    for row, figure in zip(csv.DictReader(file.open()), figures(runs), strict=True):
+        for key in ("kid_std", "is_std"):
+            assert float(row[f"floor_{key}"]) == figure["floor"][key]
+
+
+@pytest.mark.parametrize("option", ["--csv", "--output"])
+def test_a_folder_is_no_file_to_write(option: str, runs: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    done = launch("compare.py", f"--runs-dir={runs}", option, folder)
+    assert (done.returncode, len(done.stderr.strip().splitlines())) == (2, 1), done.stderr
+    assert f"{folder}: is a folder" in done.stderr
+
+
+def test_a_grid_with_nothing_to_show_is_one_line_and_exit_2(runs: Path) -> None:
+    """Losses alone are something to show; runs that have not trained a step are not."""
+    for run in (path for path in runs.iterdir() if (path / "logs").is_dir()):
+        shutil.rmtree(run / "evaluations")
+    assert launch("compare.py", f"--runs-dir={runs}").returncode == 0
+    for file in runs.glob("*/metrics.jsonl"):
+        file.write_text("")
+    done = launch("compare.py", f"--runs-dir={runs}")
+    assert (done.returncode, len(done.stderr.strip().splitlines())) == (2, 1), done.stderr
+    assert "nothing to compare yet" in done.stderr
+
+
 def test_runs_that_differ_by_their_seed_get_mean_and_deviation(runs: Path) -> None:
     found = results.read_all(results.find(runs, []))
     (group,) = comparison.groups(found)
