@@ -24,7 +24,7 @@ def atomic(path: Path) -> Iterator[Path]:
     A reader sees the old file or the new one, never a part. On an error the temporary file goes.
     Raises UserError where `path` names no file.
     """
-    if not path.name:
+    if not path.name or path.is_dir():
         raise UserError(f"{path}: is a folder; name a file to write")
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{socket.gethostname()}-{os.getpid()}.tmp")

@@ -9,7 +9,7 @@ import io
 import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,8 +19,29 @@ from diffuse import files
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-GREEN, BLACK, GREY = "#009E73", "#000000", "#666666"
+GREEN, BLACK = "#009E73", "#000000"
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+DASHES = ("-", "--", "-.", ":")
+MARKERS = "osD^vPX"
 Images = NDArray[np.uint8]  # [n, 28, 28]
+
+
+class Look(NamedTuple):
+    """How one line is told from others, in colour and without."""
+
+    colour: str
+    dash: str
+    marker: str
+
+
+def look(k: int) -> Look:
+    """The look of line `k`: 28 by colour and dash, the marker differing within each dash too."""
+    again = k // len(COLOURS)
+    return Look(
+        COLOURS[k % len(COLOURS)],
+        DASHES[again % len(DASHES)],
+        MARKERS[(k + again) % len(MARKERS)],
+    )
 
 
 def image_panels(
@@ -121,10 +142,13 @@ def epoch_curves(
     """A figure of each sampler over epochs, and what real images get (by which), in grey."""
     figure = _figure(6, 4)
     axes = figure.subplots()
-    for name, points in curves.items():
-        axes.plot(*zip(*points, strict=True), marker="o", label=name)
-    for (name, floor), style in zip(floors.items(), itertools.cycle(("--", ":")), strict=False):
-        axes.axhline(floor, color="0.4", linestyle=style, label=name)
+    for k, (name, points) in enumerate(curves.items()):
+        colour, dash, marker = look(k)
+        axes.plot(
+            *zip(*points, strict=True), color=colour, linestyle=dash, marker=marker, label=name
+        )
+    for (name, floor), gap in zip(floors.items(), itertools.cycle((2, 5)), strict=False):
+        axes.axhline(floor, color="0.35", linestyle=(0, (1, gap)), label=name)
     if label.startswith("FID"):
         axes.set_yscale("log")
     axes.set_xticks(sorted({epoch for points in curves.values() for epoch, _ in points}))

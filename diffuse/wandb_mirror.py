@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 import sys
 import threading
@@ -96,12 +97,13 @@ def mirror(
     client = begin(run, config, job, mode)
     at = files.read_json(state_path).get("line", 0) if mode == "offline" else client.starting_step
     tail = Tail(run.metrics_path, int(at))
-    last = -1  # the last row logged
+    last, sent = -1, 0  # the last row logged, and how many
     try:
         while True:
             ending = ended.is_set()  # asked first: what was written before it is read below
             for number, line in tail.new():
-                last = number if hand_on(client, run, config, number, line) else last
+                if hand_on(client, run, config, number, line):
+                    last, sent = number, sent + 1
             if ending:
                 break
             ended.wait(POLL_S)
@@ -113,7 +115,7 @@ def mirror(
         client.finish(exit_code=int(failed))
         if mode == "online" and last >= 0 and not arrived(client.path, last):
             return say("did not confirm the last rows; `python launch/sync.py` sends what it lacks")
-        files.write_json(state_path, {"line": tail.number, "written": now()})
+        files.write_json(state_path, {"line": tail.number, "sent": sent, "written": now()})
         if mode == "online":
             for log in folder.glob("offline-run-*/run-*.wandb"):
                 log.with_name(f"{log.name}.synced").touch()  # so that `wandb sync` leaves it
@@ -168,8 +170,8 @@ def begin(run: RunDir, config: Config, job: str, mode: Mode) -> Any:
         os.environ[f"WANDB_{name}_DIR"] = str(folder / name.lower())
     try:
         client = wandb.init(
-            id=run.name,
-            name=run.name,
+            id=run_id(run),
+            name=run_id(run),
             resume="allow" if mode == "online" else None,
             mode=mode,
             project=config.tracking.project,
@@ -209,6 +211,12 @@ def begin(run: RunDir, config: Config, job: str, mode: Mode) -> Any:
     return client
 
 
+def run_id(run: RunDir) -> str:
+    """One W&B run for each run directory: what `sweep --rerun` trained again is another."""
+    folder = run.path.absolute().parent.name
+    return f"{run.name}-{folder}" if re.fullmatch(r"rerun-\d+", folder) else run.name
+
+
 def default_entity() -> str:
     """The team or user that the key belongs to, as the server says."""
     import wandb
@@ -225,7 +233,7 @@ def artifact(run: RunDir, config: Config, line: dict[str, Any]) -> Any:
     path = run.checkpoint_path(line["epoch"])
     if line["epoch"] not in config.evaluated_epochs or line["file"] != path.name:
         return None
-    made = wandb.Artifact(run.name, type="model", metadata={"epoch": line["epoch"]})
+    made = wandb.Artifact(run_id(run), type="model", metadata={"epoch": line["epoch"]})
     made.add_file(str(path))
     return made
 

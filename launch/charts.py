@@ -1,4 +1,4 @@
-"""Curves as SVG text for the report: no display, no file, Okabe and Ito's colours."""
+"""Curves as SVG text for the report: no display, no file; a run looks the same in all of them."""
 
 from __future__ import annotations
 
@@ -11,9 +11,8 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-DASHES = ("-", "--", "-.", ":")
-MARKERS = "osD^vPX"
+from diffuse.plots import Look
+
 LONG_NAME = 26  # characters; longer names stand one below the other in the legend
 MOST_NAMED = 14  # lines in the legend; more would outgrow the chart
 STYLE: dict[Any, Any] = {
@@ -33,12 +32,13 @@ Points = Sequence[tuple[float, float]]
 def curves(
     lines: Mapping[str, Points],
     ylabel: str,
+    looks: Mapping[str, Look],
     *,
     log: bool = False,
     floor: tuple[str, float] | None = None,
     markers: bool = False,
 ) -> Markup:
-    """Lines over epochs, told apart by colour and dash, `floor` as a grey line; an SVG element."""
+    """Lines over epochs, each with the look of its name, `floor` as a grey line; an SVG element."""
     named = min(len(lines), MOST_NAMED)
     with rc_context(STYLE):
         columns = 2 if max(map(len, lines)) <= LONG_NAME else 1
@@ -48,9 +48,9 @@ def curves(
         for k, (name, points) in enumerate(lines.items()):
             axes.plot(
                 *zip(*points, strict=True),
-                color=COLOURS[k % len(COLOURS)],
-                linestyle=DASHES[k // len(COLOURS) % len(DASHES)],
-                marker=MARKERS[k % len(MARKERS)] if markers else None,
+                color=looks[name].colour,
+                linestyle=looks[name].dash,
+                marker=looks[name].marker if markers else None,
                 markersize=4.5,
                 linewidth=1.6,
                 label=name if k < named else "_unnamed",

@@ -26,6 +26,11 @@ if TYPE_CHECKING:
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
 
+NOTE = (
+    "PSNR is that of the mean MSE of all images; how far KID (over subsets) and IS (over splits)"
+    " scatter is on the page and in --csv as kid_std and is_std"
+)
+
 
 @app.command()
 def main(
@@ -83,7 +88,7 @@ def _print(found: list[Result], runs_dir: Path, out: Console) -> None:
     from rich.text import Text
 
     from launch import comparison
-    from launch.report import HEADINGS, heading, labels, score
+    from launch.report import HEADINGS, few, heading, labels, score
 
     names = labels(found)
 
@@ -114,15 +119,23 @@ def _print(found: list[Result], runs_dir: Path, out: Console) -> None:
             shown = ", ".join(
                 f"{HEADINGS[k]} {score(m)} +- {score(s)}" for k, (m, s) in mean.scores.items()
             )
-            what = f"{mean.title}, epoch {mean.epoch}, {mean.sampler}, {len(mean.seeds)} seeds"
+            what = f"{mean.title}, epoch {mean.epoch}, {mean.sampler}"
+            what += f", mean +- standard deviation of {len(mean.seeds)} seeds"
             say(f"{what}: {shown}")
         for label in group.labels:
             say(f"note: {label}")
-    differing = comparison.differences(found)
-    for result in found if differing else []:
-        values = {key: column.get(result.name, "") for key, column in differing.items()}
-        shown = ", ".join(f"{key}={value}" for key, value in values.items() if value)
-        say(f"differs: {names[result.name]}: {shown}")
+    if any(result.cells for result in found):
+        say(f"note: {NOTE}")
+    if differing := comparison.differences(found):
+        out.print()
+        table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+        for name in ("what differs", "value", "runs"):
+            table.add_column(name, overflow="fold")
+        for setting, of_runs in differing.items():
+            for k, (chosen, runs) in enumerate(comparison.by_value(of_runs).items()):
+                table.add_row(Text("" if k else setting), Text(chosen), Text(few(runs, names)))
+        out.print(table)
+        out.print()
     for pair in comparison.reruns(found, runs_dir):
         say(f"{pair.rerun}: weights {pair.weights}, figures {pair.figures}")
     for result in found:
@@ -147,7 +160,7 @@ def _plain(found: list[Result], runs_dir: Path) -> dict[str, Any]:
 def _csv(found: list[Result]) -> str:
     """A line for each figure, with all of its protocol."""
     scores = ("fid", "kid", "kid_std", "is", "is_std", "mse", "psnr", "ssim")
-    floors = ("fid", "kid", "is")
+    floors = ("fid", "kid", "kid_std", "is", "is_std")
     protocol = list(dict.fromkeys(k for r in found for c in r.cells for k in c.figure["protocol"]))
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")

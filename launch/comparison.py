@@ -15,7 +15,7 @@ from launch.results import SCORES, Cell, Figure, Result, read
 LOWER_IS_BETTER = {"fid": True, "kid": True, "is": False, "mse": True, "psnr": False, "ssim": False}
 TOLERANCE = 0.05  # of a figure: a rerun on another machine or world size is as good within it
 OF_SAMPLER = ("sampler", "source", "floor")  # of a protocol: what follows from the sampler
-# What changes neither the weights nor the figures of a cell.
+# Sections that change neither the weights nor the figures of a cell.
 INDIFFERENT = ("system", "tracking", "checkpoint", "samples", "eval")
 
 
@@ -23,8 +23,7 @@ INDIFFERENT = ("system", "tracking", "checkpoint", "samples", "eval")
 class Column:
     """What is known by one whole protocol."""
 
-    cells: tuple[Cell, ...]  # the latest of each run, best FID first
-    history: tuple[Cell, ...]  # of all epochs, in order
+    cells: tuple[Cell, ...]  # the run with the best FID first, each run's epochs in order
 
     @property
     def sampler(self) -> str:
@@ -33,6 +32,11 @@ class Column:
     @property
     def source(self) -> str:
         return self.cells[0].source
+
+    @property
+    def latest(self) -> list[Cell]:
+        """The last epoch of each run."""
+        return list({cell.run: cell for cell in self.cells}.values())
 
     @property
     def floor(self) -> Figure:
@@ -49,7 +53,7 @@ class Column:
         return [k for k in LOWER_IS_BETTER if any(c.value(k) is not None for c in self.cells)]
 
     def best(self, key: str) -> float | None:
-        """The best value; None where there is nothing to choose from."""
+        """The best value over all runs and epochs; None where there is nothing to choose from."""
         values = [v for c in self.cells if (v := c.value(key)) is not None]
         if len(values) < 2:
             return None
@@ -68,21 +72,22 @@ class Group:
         return sorted({label for cell in self.cells for label in cell.figure.get("labels", [])})
 
     def columns(self) -> list[Column]:
-        """The group by whole protocols, each with the latest cell of each run."""
+        """The group by whole protocols."""
         by_protocol: dict[str, list[Cell]] = {}
-        for cell in sorted(self.cells, key=lambda c: c.epoch):
+        for cell in self.cells:
             key = json.dumps(cell.figure["protocol"], sort_keys=True)
             by_protocol.setdefault(key, []).append(cell)
-        columns = []
-        for history in by_protocol.values():
-            latest = {cell.run: cell for cell in history}
-            columns.append(Column(tuple(sorted(latest.values(), key=_by_fid)), tuple(history)))
+        columns = [Column(_ranked(cells)) for cells in by_protocol.values()]
         return sorted(columns, key=lambda c: (c.source == "test images", c.source, c.sampler))
 
 
-def _by_fid(cell: Cell) -> float:
-    fid = cell.value("fid")
-    return math.inf if fid is None else fid
+def _ranked(cells: Sequence[Cell]) -> tuple[Cell, ...]:
+    """Runs by the best FID of any of their epochs, each run's epochs in order."""
+    best: dict[str, float] = {}
+    for cell in cells:
+        fid = cell.value("fid")
+        best[cell.run] = min(best.get(cell.run, math.inf), math.inf if fid is None else fid)
+    return tuple(sorted(cells, key=lambda c: (best[c.run], c.run, c.epoch)))
 
 
 def groups(results: Sequence[Result]) -> list[Group]:
@@ -142,16 +147,28 @@ def _but_for_seed(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def differences(results: Sequence[Result]) -> dict[str, dict[str, str]]:
-    """Settings that are not the same in all runs: key -> run -> value, "" where it has none."""
+    """Settings that are not the same in all runs: key -> run -> value, "" where it has none.
+
+    Those only that change a cell: neither INDIFFERENT ones nor the number of epochs.
+    """
     flat = {r.name: dict(_flatten(r.config)) for r in results if r.config}
     keys = sorted({key for values in flat.values() for key in values})
     found = {}
     for key in keys:
-        if key.startswith(("system.", "tracking.", "preset")):
+        if key.partition(".")[0] in (*INDIFFERENT, "preset") or key == "train.epochs":
             continue
         column = {n: json.dumps(v[key]).strip('"') if key in v else "" for n, v in flat.items()}
         if len(set(column.values())) > 1:
             found[key] = column
+    return found
+
+
+def by_value(column: Mapping[str, str]) -> dict[str, list[str]]:
+    """The runs of each value that a setting has; those without it are left out."""
+    found: dict[str, list[str]] = {}
+    for run, value in column.items():
+        if value:
+            found.setdefault(value, []).append(run)
     return found
 
 

@@ -10,9 +10,19 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from diffuse.plots import Look, look
 from launch import published
-from launch.charts import curves
-from launch.comparison import Column, Group, SeedMean, differences, groups, over_seeds, reruns
+from launch.charts import MOST_NAMED, curves
+from launch.comparison import (
+    Column,
+    Group,
+    SeedMean,
+    by_value,
+    differences,
+    groups,
+    over_seeds,
+    reruns,
+)
 from launch.results import Result
 from launch.thumbnails import album
 
@@ -56,10 +66,12 @@ def render(results: Sequence[Result], runs_dir: Path, title: str) -> str:
     most = 1 if len(results) > MANY_RUNS else EPOCHS_SHOWN
     albums = {r.name: album(r, most) for r in results}
     sections = groups(results)
+    looks = {names[r.name]: look(k) for k, r in enumerate(results)}  # one for the whole page
     losses = {
         heading: curves(
             {names[r.name]: r.losses for r in results if r.losses and r.kind == kind},
             "loss",
+            looks,
             log=True,
         )
         for kind, heading in LOSSES.items()
@@ -70,12 +82,15 @@ def render(results: Sequence[Result], runs_dir: Path, title: str) -> str:
         made=time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
         results=results,
         names=names,
-        sections=[_section(group, results, names) for group in sections],
+        sections=[_section(group, results, names, looks) for group in sections],
         losses=losses,
         albums=albums,
         most=most,
         problems=[(names[r.name], problem) for r in results for problem in r.problems],
-        differences=differences(results),
+        differences={
+            key: [(value, few(runs, names)) for value, runs in by_value(column).items()]
+            for key, column in differences(results).items()
+        },
         pairs=reruns(results, runs_dir),
         why=published.WHY,
         published=[(row, _ours(row.title, sections, results)) for row in published.FIGURES],
@@ -105,12 +120,24 @@ def labels(results: Sequence[Result]) -> dict[str, str]:
     return named
 
 
+def few(runs: Sequence[str], names: Mapping[str, str]) -> str:
+    """The labels of runs, and how many more there are where they would fill a page."""
+    shown = [names[run] for run in runs[:MOST_NAMED]]
+    more = len(runs) - len(shown)
+    return ", ".join(shown) + (f" and {more} more" if more else "")
+
+
 def heading(column: Column) -> str:
     """`ddim-50, from noise`."""
     return f"{column.sampler}, {SOURCES.get(column.source, column.source)}"
 
 
-def _section(group: Group, results: Sequence[Result], names: Mapping[str, str]) -> dict[str, Any]:
+def _section(
+    group: Group,
+    results: Sequence[Result],
+    names: Mapping[str, str],
+    looks: Mapping[str, Look],
+) -> dict[str, Any]:
     """What the page says of protocols that differ by the sampler only."""
     means = over_seeds(group, results)
     return {
@@ -120,7 +147,7 @@ def _section(group: Group, results: Sequence[Result], names: Mapping[str, str]) 
             {
                 "heading": heading(column),
                 "column": column,
-                "charts": _charts(group, column, names),
+                "charts": _charts(group, column, names, looks),
                 "seeds": [m for m in means if _same_protocol(m, column)],
             }
             for column in group.columns()
@@ -132,21 +159,23 @@ def _same_protocol(mean: SeedMean, column: Column) -> bool:
     return (mean.sampler, mean.source) == (column.sampler, column.source)
 
 
-def _charts(group: Group, column: Column, names: Mapping[str, str]) -> list[tuple[str, Markup]]:
+def _charts(
+    group: Group, column: Column, names: Mapping[str, str], looks: Mapping[str, Look]
+) -> list[tuple[str, Markup]]:
     """FID and IS over epochs, each line a run; none where there is one epoch only."""
-    if len({cell.epoch for cell in column.history}) < 2:
+    if len({cell.epoch for cell in column.cells}) < 2:
         return []
     real = f"real: {column.floor_images}"
     charts = []
     for key in ("fid", "is"):
         lines: dict[str, list[tuple[float, float]]] = {}
-        for cell in column.history:
+        for cell in column.cells:
             if (value := cell.value(key)) is not None:
                 lines.setdefault(names[cell.run], []).append((float(cell.epoch), value))
         if lines:
             floor = (real, float(column.floor[key]))
             is_log = key == "fid"
-            chart = curves(lines, HEADINGS[key], log=is_log, floor=floor, markers=True)
+            chart = curves(lines, HEADINGS[key], looks, log=is_log, floor=floor, markers=True)
             charts.append((CAPTIONS[key], chart))
     return charts
 
@@ -159,6 +188,6 @@ def _ours(title: str, sections: Sequence[Group], results: Sequence[Result]) -> l
         f" {cell.sampler}, {group.protocol['images']:,} images, {group.protocol['extractor']}"
         for group in sections
         for column in group.columns()
-        for cell in column.cells
+        for cell in column.latest
         if cell.run in same
     ]

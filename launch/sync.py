@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 if __package__ in (None, ""):  # run as a script: the repository takes the script's folder's place
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
@@ -46,10 +46,10 @@ def main(
         if dry_run:
             print(f"{run.name}: {_unsent(run)} events to send")
             continue
-        sent = _unsent(run)
         problem = _upload(run, timeout)
         failed += problem is not None
-        print(f"{run.name}: " + (f"FAILED: {problem}" if problem else f"{sent} events sent"))
+        said = f"FAILED: {problem}" if problem else f"{_online(run).get('sent', 0)} rows sent"
+        print(f"{run.name}: {said}")
     if not todo:
         print(f"nothing to send: W&B has all {len(runs)} runs of {runs_dir}")
     raise typer.Exit(1 if failed else 0)
@@ -85,12 +85,16 @@ def _grid_of(run: RunDir) -> str | None:
 
 def _unsent(run: RunDir) -> int:
     """How many events were written since W&B last had all of them."""
-    from diffuse import files
-
     with run.metrics_path.open("rb") as file:
         written = sum(line.endswith(b"\n") for line in file)
-    sent = files.read_json(run.path / "wandb" / "online.json").get("line", 0)
-    return max(0, written - int(sent))
+    return max(0, written - int(_online(run).get("line", 0)))
+
+
+def _online(run: RunDir) -> dict[str, Any]:
+    """What the last mirror that W&B confirmed left: up to which line, and how many rows it sent."""
+    from diffuse import files
+
+    return files.read_json(run.path / "wandb" / "online.json")
 
 
 def _require_wandb() -> None:

@@ -9,14 +9,12 @@ from pathlib import Path
 
 import h5py
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 
+from diffuse.plots import Images, tile
 from launch.results import Result
 
 STRIP = 8  # images in a row of a strip
-BORDER = 2  # pixels around each image
-Images = NDArray[np.uint8]  # [n, 28, 28]
 
 
 @dataclass(frozen=True)
@@ -104,18 +102,6 @@ def _grid(caption: str, images: Images) -> Picture:
 def _strip(caption: str, images: Images) -> Picture:
     images = images[:STRIP]
     return Picture(caption, _png(tile(images, len(images))), len(images))
-
-
-def tile(images: Images, columns: int) -> Images:
-    """Images [n, h, w] as one picture, row by row, on mid-grey."""
-    n, h, w = images.shape
-    rows = -(-n // columns)
-    high, wide = h + BORDER, w + BORDER
-    grid = np.full((rows * high + BORDER, columns * wide + BORDER), 96, dtype=np.uint8)
-    for k, image in enumerate(images):
-        top, left = (k // columns) * high + BORDER, (k % columns) * wide + BORDER
-        grid[top : top + h, left : left + w] = image
-    return grid
 
 
 def _png(pixels: Images) -> str:

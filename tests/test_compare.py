@@ -12,10 +12,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 
-from diffuse import files
-from launch import comparison, report, results
+from diffuse import files, plots
+from diffuse.plots import look
+from launch import charts, comparison, report, results
 from tests import programs
 from tests.programs import ROOT, TINY
 
@@ -145,6 +148,95 @@ def test_two_protocols_never_share_a_table(runs: Path, data_dir: Path) -> None:
     assert page.count('<tr class="floor">') == len(columns)
 
 
+def test_every_cell_of_a_grid_is_a_row_and_the_best_is_over_all(runs: Path) -> None:
+    """A cell is preset x orientation x epoch: earlier epochs are as much asked for as the last."""
+    early, _ = sorted(runs.glob("ddpm-*"))
+    file = early / "evaluations" / "epoch_0001.json"
+    content = programs.read_json(file)
+    content["figures"][0]["fid"] = 0.5
+    files.write_json(file, content)
+    found = results.read_all(results.find(runs, []))
+    names = report.labels(found)
+    (column,) = [c for c in comparison.groups(found)[0].columns() if c.source == "noise"]
+    assert column.cells[0].epoch == 1  # of the best run first, its epochs in order
+    assert [cell.epoch for cell in column.latest] == [2, 2]
+    said = launch("compare.py", f"--runs-dir={runs}").stdout
+    page = (runs / "report.html").read_text()
+    for run in early.name, column.cells[-1].run:
+        for epoch in 1, 2:
+            assert re.search(rf"^{names[run]} +{epoch} ", said, re.MULTILINE)
+            assert f"<tr><td>{names[run]}</td><td>{epoch}</td>" in page
+    assert re.search(rf"^{names[early.name]} +1 +0.50 \*", said, re.MULTILINE)
+
+
+def test_a_run_looks_the_same_in_every_chart_of_a_page() -> None:
+    """By its name, whoever else is in the chart; 28 are told apart without their markers."""
+    points = [(1.0, 2.0), (2.0, 1.0)]
+    looks = {"a": look(0), "b": look(1)}
+    alone = charts.curves({"b": points}, "loss", looks)
+    assert looks["b"].colour.lower() in alone.lower()
+    assert looks["a"].colour.lower() not in alone.lower()
+    assert len({look(k)[:2] for k in range(28)}) == 28
+
+
+def test_plots_of_a_run_use_colours_that_the_colour_blind_can_tell(tmp_path: Path) -> None:
+    curves = {f"sampler {k}": [(1, k + 1.0), (2, k + 2.0)] for k in range(3)}
+    plots.epoch_curves(tmp_path / "fid.png", curves, {"real": 1.0}, "FID", title="run")
+    with Image.open(tmp_path / "fid.png") as image:
+        drawn = {bytes(pixel[:3]).hex() for pixel in np.array(image).reshape(-1, 4)}
+    assert {look(k).colour[1:].lower() for k in range(3)} <= drawn
+
+
+def test_what_differs_names_the_runs_of_each_value_and_only_what_changes_a_cell(
+    runs: Path,
+) -> None:
+    done = launch("compare.py", f"--runs-dir={runs}")
+    (line,) = re.findall(r"^process.kind +averaging .*", done.stdout, re.MULTILINE)
+    assert line.split()[-2:] == ["cold/default_7", "row"]
+    assert re.search(
+        r"^process.timesteps +1000 +ddpm/default, seed 0, ddpm/default, seed 1", done.stdout, re.M
+    )
+    page = Page((runs / "report.html").read_text()).text.partition("What differs")[2]
+    table = page.partition("published figures")[0]
+    for text in done.stdout, table:
+        assert "process.timesteps" in text
+        assert "eval.at_epochs" not in text
+        assert "train.epochs" not in text
+
+
+def test_how_figures_scatter_is_explained_and_in_the_csv(runs: Path, tmp_path: Path) -> None:
+    file = tmp_path / "figures.csv"
+    done = launch("compare.py", f"--runs-dir={runs}", f"--csv={file}")
+    assert "PSNR is that of the mean MSE" in done.stdout
+    page = " ".join(Page((runs / "report.html").read_text()).text.split())
+    assert "over 100 subsets of 10 images, and IS over 10 parts of the images" in page
+    assert "PSNR is that of the mean MSE" in page
+    for row, figure in zip(csv.DictReader(file.open()), figures(runs), strict=True):
+        for key in ("kid_std", "is_std"):
+            assert float(row[f"floor_{key}"]) == figure["floor"][key]
+
+
+@pytest.mark.parametrize("option", ["--csv", "--output"])
+def test_a_folder_is_no_file_to_write(option: str, runs: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    done = launch("compare.py", f"--runs-dir={runs}", option, folder)
+    assert (done.returncode, len(done.stderr.strip().splitlines())) == (2, 1), done.stderr
+    assert f"{folder}: is a folder" in done.stderr
+
+
+def test_a_grid_with_nothing_to_show_is_one_line_and_exit_2(runs: Path) -> None:
+    """Losses alone are something to show; runs that have not trained a step are not."""
+    for run in (path for path in runs.iterdir() if (path / "logs").is_dir()):
+        shutil.rmtree(run / "evaluations")
+    assert launch("compare.py", f"--runs-dir={runs}").returncode == 0
+    for file in runs.glob("*/metrics.jsonl"):
+        file.write_text("")
+    done = launch("compare.py", f"--runs-dir={runs}")
+    assert (done.returncode, len(done.stderr.strip().splitlines())) == (2, 1), done.stderr
+    assert "nothing to compare yet" in done.stderr
+
+
 def test_runs_that_differ_by_their_seed_get_mean_and_deviation(runs: Path) -> None:
     found = results.read_all(results.find(runs, []))
     (group,) = comparison.groups(found)
@@ -264,8 +356,9 @@ def test_a_figure_that_is_no_number_is_never_the_best(runs: Path) -> None:
     files.write_json(file, content)
     found = results.read_all(results.find(runs, []))
     column = comparison.groups(found)[0].columns()[0]
-    assert column.best("fid") is None  # one number is left: nothing to choose from
-    assert column.cells[-1].run == first.name
+    (wrong,) = [cell for cell in column.cells if cell.value("fid") is None]
+    assert (wrong.run, wrong.epoch) == (first.name, 2)
+    assert column.best("fid") == min(c.figure["fid"] for c in column.cells if c is not wrong)
     assert "nan" not in Page(report.render(found, runs, "page")).text.split("Runs")[0]
 
 

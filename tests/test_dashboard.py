@@ -67,6 +67,24 @@ def test_without_key_or_network_it_says_so_in_one_line(env: dict[str, str], text
     assert text in line
 
 
+def test_the_workspace_is_saved_and_renewed_in_its_place() -> None:
+    with server() as it:
+        made = dashboard("--project=mnist", **it.environment())
+        assert made.returncode == 0, made.stderr
+        (url,) = made.stdout.splitlines()
+        again = dashboard(f"--update={url}", "--name=Renewed", **it.environment())
+        assert again.returncode == 0, again.stderr
+        assert again.stdout.splitlines() == [url]
+        (view,) = it.views.values()
+        assert (view["entityName"], view["projectName"]) == ("me", "mnist")
+        assert view["displayName"] == "Renewed"
+        sections = json.loads(view["spec"])["section"]["panelBankConfig"]["sections"]
+        assert [s["name"] for s in sections][:4] == ["Loss", "FID and IS", "Samples", "Training"]
+        gone = dashboard(f"--update={url}x", **it.environment())
+    assert gone.returncode == 1
+    assert "not found" in gone.stderr.splitlines()[-1]
+
+
 def test_a_refused_key_is_one_line_without_the_key() -> None:
     with server("refused key") as it:
         done = dashboard(**it.environment())

@@ -321,6 +321,29 @@ def test_offline_runs_are_uploaded_once_in_order(offline: RunDir, tmp_path: Path
         assert all(log.with_name(f"{log.name}.synced").exists() for log in logs(offline))
 
 
+def test_a_rerun_is_a_run_of_its_own_and_sync_says_what_was_sent(
+    untracked: RunDir, tmp_path: Path
+) -> None:
+    """`sweep --rerun` gives the run the same name, in another folder."""
+    first, again = tmp_path / untracked.name, tmp_path / "rerun-001" / untracked.name
+    for place in first, again:
+        run = RunDir(shutil.copytree(untracked.path, place))
+        config = run.config()
+        offline = config.tracking.model_copy(update={"mode": "offline"})
+        run.write_config(config.model_copy(update={"tracking": offline}))
+    rows = lines_sent(untracked)
+    with server() as it:
+        for place in first, again:
+            done = sync(place.parent, **it.environment())
+            assert done.returncode == 0, done.stdout + done.stderr
+            assert f"{untracked.name}: {len(rows)} rows sent" in done.stdout
+            (place / "wandb" / "online.json").unlink()  # W&B says what it has
+            done = sync(place.parent, **it.environment())
+            assert f"{untracked.name}: 0 rows sent" in done.stdout
+        sent = {name: [row["_step"] for row in found] for name, found in it.rows.items()}
+    assert sent == {untracked.name: rows, f"{untracked.name}-rerun-001": rows}
+
+
 def test_sync_says_what_is_missing(offline: RunDir, tmp_path: Path) -> None:
     (offline.path / "wandb" / "online.json").unlink(missing_ok=True)
     assert_one_line(sync(offline.path.parent), 1, "no API key")

@@ -29,6 +29,7 @@ class Server(ThreadingHTTPServer):
         self.runs: dict[str, dict[str, Any]] = {}
         self.rows: dict[str, list[dict[str, Any]]] = {}
         self.uploads: list[str] = []
+        self.views: dict[str, dict[str, Any]] = {}  # saved workspaces by their ids
         self.operations: list[str] = []
         self.once_begun: Manners | None = None  # its manners from a run's beginning on
         self.closing = threading.Event()
@@ -158,6 +159,19 @@ class Handler(BaseHTTPRequestHandler):
                 count = len(self.server.rows.get(name, []))
                 bucket = {**shown, "description": None, "sweepName": None, "project": project}
                 return {"upsertBucket": {"bucket": {**bucket, "historyLineCount": count}}}
+            case "UpsertView2":
+                key = asked.get("id") or f"view-{len(self.server.views)}"
+                inserted = key not in self.server.views
+                self.server.views[key] = asked
+                view = {"id": key, "name": asked["name"]}
+                return {"upsertView": {"view": view, "inserted": inserted}}
+            case "View":
+                nodes = [
+                    {"node": {"id": key, **{k: view[k] for k in ("displayName", "spec")}}}
+                    for key, view in self.server.views.items()
+                    if view["name"] == asked["viewName"]
+                ]
+                return {"project": {"allViews": {"edges": nodes}}}
             case "CreateRunFiles":
                 files = [
                     {"name": n, "uploadUrl": f"{self.server.url}/upload/{n}"}
