@@ -1,4 +1,4 @@
-"""The benchmarks follow the code that they measure."""
+"""The benchmarks' command line; the figures themselves are for `make bench`."""
 
 from __future__ import annotations
 
