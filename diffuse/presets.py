@@ -177,10 +177,12 @@ def _explain(
             for position, part in enumerate(problem["loc"])
             if not (position == 1 and part in tags)
         )
-        source = next(
-            (sources[place[:n]] for n in range(len(place), 0, -1) if place[:n] in sources), order[0]
-        )
         key = ".".join(place)
+        # A check of the whole config has no place; its message may begin with the key to blame.
+        said = problem["msg"].removeprefix("Value error, ")
+        blamed = place or tuple(said.partition(":")[0].split("."))
+        lengths = range(len(blamed), 0, -1)
+        source = next((sources[blamed[:n]] for n in lengths if blamed[:n] in sources), order[0])
         match problem["type"]:
             case "extra_forbidden":
                 allowed = ", ".join(_fields_at(problem["loc"]))

@@ -43,8 +43,8 @@ def test_other_files_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         load_classifier()
 
 
-def test_the_command_that_made_it_writes_weights_that_load(tmp_path: Path, data_dir: Path) -> None:
-    """The whole command takes minutes; here one on a few images."""
+def test_what_its_training_makes_is_written_and_loads(tmp_path: Path, data_dir: Path) -> None:
+    """On a few images: the command that made it takes minutes."""
     network = classifier.train_classifier(data_dir, epochs=1, batch=64, limit=640)
     assert isinstance(network, Classifier)
     assert not network.training

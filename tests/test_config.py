@@ -131,7 +131,10 @@ def test_run_names_are_safe_file_names(tmp_path: Path) -> None:
         ("eval.extractor=vgg", "'classifier' or 'inception'"),
         ("eval.images=5", "eval.images: 5 images are too few"),
         ("eval.in_training=25", "eval.in_training: 25 images do not make 10 equal splits"),
-        ("eval.samplers=foo", "eval.samplers: sampler 'foo': for DDPM the samplers are ancestral"),
+        (
+            "eval.samplers=foo",
+            "--set: eval.samplers: sampler 'foo': for DDPM the samplers are ancestral",
+        ),
         ("eval.samplers=ddim-50,direct", "eval.samplers: sampler 'direct': for DDPM"),
         ("eval.samplers=ddim-2000", "steps must be from 1 to T = 1000"),
         ("train=3", "train: input should be"),

@@ -315,7 +315,7 @@ def test_a_file_that_is_no_inception_is_not_staged(tmp_path: Path, data_dir: Pat
     [
         (["-n", "19"], "19 images are too few"),
         (["-n", "21"], "use 20 or 30"),
-        (["-n", "0"], "not in the range x>=1"),
+        (["-n", "0"], "'-n' / '--images'"),
         (["--epoch=7", "-n", "20"], "no checkpoint of epoch 7"),
         (["--samplers=ddim-2-eta.", "-n", "20"], "as in ddim-50-eta0.5-clip"),
         (["--seed=99999999999999999999999"], "Invalid value for '--seed'"),
@@ -333,7 +333,7 @@ def test_bad_input_is_one_line_and_exit_2(
     assert said in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
     assert not list(runs["ddpm"].evaluations.glob("*.json"))
-    assert not list(runs["ddpm"].samples.glob("epoch_*.h5"))
+    assert not list(runs["ddpm"].samples.glob("epoch_*_ddim-*.h5"))
 
 
 def test_a_run_without_checkpoints_and_damaged_results_are_named(
@@ -347,6 +347,10 @@ def test_a_run_without_checkpoints_and_damaged_results_are_named(
     (run.evaluations / "epoch_0002.json").unlink()
     done = evaluate(run.path, data_dir, *arguments)
     assert (done.returncode, "delete it and they are drawn again" in done.stderr) == (2, True)
+    with h5py.File(run.path / figure["samples"], "w") as file:
+        file["images"] = np.zeros((20, 32, 32), np.uint8)
+    done = evaluate(run.path, data_dir, *arguments)
+    assert (done.returncode, "not uint8 [N, 28, 28]" in done.stderr) == (2, True)
     (run.path / figure["samples"]).unlink()
     (run.evaluations / "epoch_0002.json").write_text(json.dumps({"figures": 3}))
     done = evaluate(run.path, data_dir, *arguments)
