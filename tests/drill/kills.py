@@ -28,7 +28,8 @@ def run(drill: Drill) -> None:
         _lives(drill, specimen, f"{kind}: at any time", 8, _at_any_time)
         _lives(drill, specimen, f"{kind}: before a file operation", 10, _at_an_event)
         _lives(drill, specimen, f"{kind}: inside a write", 6, _in_a_write)
-    _rank_dies(drill, drill.specimen("ddpm", ranks=2))
+    _rank_dies(drill, drill.specimen("ddpm", ranks=2), 16)
+    _rank_dies(drill, drill.specimen("ddpm", ranks=4), 4)
     _evaluation_dies(drill, drill.specimen("cold"))
     _staging_dies(drill)
 
@@ -64,19 +65,22 @@ def _lives(drill: Drill, specimen: Specimen, fault: str, usual: int, death: Deat
             specimen.assert_survived(folder)
 
 
-def _rank_dies(drill: Drill, specimen: Specimen) -> None:
-    """One of two ranks dies; the other, in a collective or not, ends by itself, and says why."""
-    for k in drill.times(20):
-        rng = drill.rng("rank", k)
-        with drill.trial("SIGKILL of one of two ranks") as folder:
+def _rank_dies(drill: Drill, specimen: Specimen, usual: int) -> None:
+    """One of several ranks dies; the others, in a collective or not, end by themselves, and say so.
+
+    They have half a minute beyond three timeouts: torch tries a second time to meet who never came.
+    """
+    for k in drill.times(usual):
+        rng = drill.rng("rank", specimen.ranks, k)
+        with drill.trial(f"SIGKILL of one of {specimen.ranks} ranks") as folder:
             ranks = specimen.start(folder)
-            victim = rng.randrange(2)
+            victim = ranks.pop(rng.randrange(len(ranks)))
             time.sleep(rng.uniform(0, specimen.seconds))
-            ranks[victim].signal(signal.SIGKILL)
-            ranks[victim].wait()
-            other = ranks[1 - victim]
-            other.wait(3 * TIMEOUT_S)  # torch tries a second time to meet who never came
-            assert_explained(other, 0, 1)
+            victim.signal(signal.SIGKILL)
+            victim.wait()
+            for other in ranks:
+                other.wait(3 * TIMEOUT_S + 30)
+                assert_explained(other, 0, 1)
             specimen.assert_survived(folder)
 
 
