@@ -170,11 +170,13 @@ def test_an_evaluation_whose_requeues_bring_nothing_comes_to_an_end(
     slurm: Cluster, tmp_path: Path, data_dir: Path
 ) -> None:
     place = (f"--runs-dir={tmp_path}/runs", f"--data-dir={data_dir}")
-    done = programs.run("diffuse.train", "--preset=ddpm/default", *SMALL, *place, "--epochs=1")
+    slow = ("--set=process.timesteps=8000", "--epochs=1")  # in drawing, by the ancestral sampler
+    done = programs.run("diffuse.train", "--preset=ddpm/default", *SMALL, *slow, *place)
     assert done.returncode == 0, done.stderr
     run = programs.only_run(tmp_path / "runs")
-    job = sbatch(slurm, tmp_path, "evaluate.sh", run.path, place[1], "--device=cpu", "-n", "200")
-    for attempt in range(3):  # each is requeued while its Python starts
+    arguments = (run.path, place[1], "--device=cpu", "-n", "1000", "--samplers=ancestral")
+    job = sbatch(slurm, tmp_path, "evaluate.sh", *arguments)
+    for attempt in range(3):  # each is requeued before it has an image
         path = run.logs / f"evaluate-{job}-r{attempt:02d}.log"
         wait_until(path.exists, 60, "the evaluation's start")
         slurm.slurm("scontrol", "requeue", job)
