@@ -110,8 +110,12 @@ def test_an_image_is_read_once_a_sweep_where_its_hash_cannot_be_kept(
 ) -> None:
     path = tmp_path / "site.sif"
     path.write_bytes(b"others built it")
-    (tmp_path / "site.sif.sha256").mkdir()  # not to be read, nor written
     reads: list[Path] = []
+
+    def refused(path: Path, text: str) -> None:
+        raise PermissionError(f"{path} is theirs")
+
+    monkeypatch.setattr(files, "write_text", refused)
     real = files.sha256
     monkeypatch.setattr(files, "sha256", lambda path: reads.append(path) or real(path))
     assert sha256(path) == sha256(path) == real(path)
