@@ -1,4 +1,7 @@
-"""Files that are truncated, flipped, emptied, removed or foreign: each is made again, or named."""
+"""Files that are truncated, flipped, emptied, removed or foreign: each is made again, or named.
+
+A line of the table is a file; it is damaged in each of these ways.
+"""
 
 from __future__ import annotations
 
@@ -78,7 +81,8 @@ def _damaged(
 ) -> None:
     rng = drill.rng(state, path, name)
     kind = path.parent.name if path.suffix in (".pt", ".h5") else path.name
-    with drill.trial(f"{name}: {kind}") as folder:
+    kind = "a temporary file" if path.suffix == ".tmp" else kind
+    with drill.trial(f"damaged: {kind}") as folder:
         shutil.copytree(home, folder, dirs_exist_ok=True)
         damaged = folder / path
         DAMAGES[name](damaged, rng)
@@ -137,7 +141,7 @@ def _damaged_data(drill: Drill, specimen: Specimen) -> None:
     for k in drill.times(2):
         for name, damage in DAMAGES.items():
             rng = drill.rng("data", name, k)
-            with drill.trial(f"{name}: mnist.h5") as folder:
+            with drill.trial("damaged: mnist.h5") as folder:
                 _copy_data(specimen.data_dir, folder / "data")
                 damage(folder / "data" / "mnist.h5", rng)
                 other = specimen.with_data(folder / "data")
@@ -153,7 +157,7 @@ def _damaged_data(drill: Drill, specimen: Specimen) -> None:
     for path in (specimen.data_dir / "features").glob("classifier-*-test.h5"):
         for name, damage in DAMAGES.items():
             rng = drill.rng("cache", path.name, name)
-            with drill.trial(f"{name}: cache of features") as folder:
+            with drill.trial("damaged: cache of features") as folder:
                 _copy_data(specimen.data_dir, folder / "data")
                 damage(folder / "data" / "features" / path.name, rng)
                 other = specimen.with_data(folder / "data")
@@ -170,7 +174,7 @@ def _damaged_settings(drill: Drill) -> None:
     ):
         for name, damage in DAMAGES.items():
             for k in drill.times(3):
-                with drill.trial(f"{name}: a preset, grid or cluster file") as folder:
+                with drill.trial("damaged: a preset, grid or cluster file") as folder:
                     path = folder / Path(file).name
                     shutil.copy(CONFIGS / file, path)
                     (folder / "grid.yaml").write_text("runs: [{preset: default.yaml}]")
