@@ -80,9 +80,9 @@ def _damaged(
     drill: Drill, specimen: Specimen, home: Path, path: Path, name: str, state: str
 ) -> None:
     rng = drill.rng(state, path, name)
-    kind = path.parent.name if path.suffix in (".pt", ".h5") else path.name
-    kind = "a temporary file" if path.suffix == ".tmp" else kind
-    with drill.trial(f"damaged: {kind}") as folder:
+    in_folder = len(path.parts) > len(("runs", "NAME", "status.json"))
+    kind = f"{path.parent.name}/" if in_folder else path.name
+    with drill.trial(f"damaged: {'a temporary file' if path.suffix == '.tmp' else kind}") as folder:
         shutil.copytree(home, folder, dirs_exist_ok=True)
         damaged = folder / path
         DAMAGES[name](damaged, rng)
