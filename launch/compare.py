@@ -40,11 +40,12 @@ def main(
     grid: Annotated[str | None, typer.Option(help="The runs of this grid.")] = None,
     runs_dir: Annotated[Path, typer.Option(help="Where run directories live.")] = Path("runs"),
     output: Annotated[
-        Path | None, typer.Option(help="The page; default: RUNS_DIR/report.html.")
+        Path | None, typer.Option(dir_okay=False, help="The page; default: RUNS_DIR/report.html.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print all figures as JSON.")] = False,
     csv_file: Annotated[
-        Path | None, typer.Option("--csv", metavar="FILE", help="Write the figures as CSV.")
+        Path | None,
+        typer.Option("--csv", dir_okay=False, metavar="FILE", help="Write the figures as CSV."),
     ] = None,
 ) -> None:
     """Put the results of runs side by side."""

@@ -220,9 +220,11 @@ def test_how_figures_scatter_is_explained_and_in_the_csv(runs: Path, tmp_path: P
 def test_a_folder_is_no_file_to_write(option: str, runs: Path, tmp_path: Path) -> None:
     folder = tmp_path / "folder"
     folder.mkdir()
+    before = {path: path.stat().st_mtime_ns for path in runs.iterdir()}
     done = launch("compare.py", f"--runs-dir={runs}", option, folder)
     assert (done.returncode, len(done.stderr.strip().splitlines())) == (2, 1), done.stderr
-    assert f"{folder}: is a folder" in done.stderr
+    assert str(folder) in done.stderr and "is a directory" in done.stderr
+    assert {path: path.stat().st_mtime_ns for path in runs.iterdir()} == before
 
 
 def test_a_grid_with_nothing_to_show_is_one_line_and_exit_2(runs: Path) -> None:
