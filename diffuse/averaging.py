@@ -42,8 +42,8 @@ class Averaging:
     @classmethod
     def from_config(cls, config: AveragingConfig, seed: int) -> Averaging:
         """The order that `config` names; a random one follows from the seed."""
-        groups = torch.arange(IMAGE_SIZE).reshape(config.timesteps, config.group)  # [T, group]
-        order = group_order(config.order, config.timesteps, seed)
+        groups = torch.arange(IMAGE_SIZE).reshape(config.T, config.group)  # [T, group]
+        order = group_order(config.order, config.T, seed)
         return cls(config.orientation, groups[order], config.loss)
 
     def to(self, device: torch.device | str) -> Averaging:

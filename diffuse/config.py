@@ -110,13 +110,9 @@ class AveragingConfig(Section):
         return group
 
     @property
-    def timesteps(self) -> int:
-        """T: after T steps every line is averaged."""
-        return IMAGE_SIZE // self.group
-
-    @property
     def T(self) -> int:
-        return self.timesteps
+        """After T steps every line is averaged."""
+        return IMAGE_SIZE // self.group
 
 
 class CnnConfig(Section):

@@ -15,6 +15,9 @@ NAMES = {
     "ddpm": ("ancestral", "ddim", "dpm"),
     "averaging": ("algorithm1", "algorithm2", "direct", "unconditional"),
 }
+DEFAULT_STEPS = {"ddim": 50, "dpm": 20}
+# name, steps, eta, clip: as `str` of a SamplerSpec writes them
+WRITTEN = re.compile(r"([a-z]+[12]?)(?:-(\d{1,9}))?(?:-eta(\d+(?:\.\d+)?(?:e-\d\d)?))?(-clip)?")
 
 
 class Sampled(Protocol):
@@ -25,11 +28,6 @@ class Sampled(Protocol):
 
     @property
     def T(self) -> int: ...
-
-
-DEFAULT_STEPS = {"ddim": 50, "dpm": 20}
-# name, steps, eta, clip: as `str` of a SamplerSpec writes them
-WRITTEN = re.compile(r"([a-z]+[12]?)(?:-(\d{1,9}))?(?:-eta(\d+(?:\.\d+)?(?:e-\d\d)?))?(-clip)?")
 
 
 @dataclass(frozen=True)

@@ -80,7 +80,7 @@ def _train(
     if config.eval.in_training:
         from diffuse.features import load_extractor
 
-        load_extractor(config.eval.extractor, data_dir, device)  # not there: refused now, too
+        load_extractor(config.eval.extractor, data_dir, torch.device("cpu"))  # refused now, too
     images = split.images.to(device)  # [N, 28, 28] uint8: all of it lives on the device
     steps_per_epoch = len(images) // settings.global_batch  # the last partial batch is dropped
 

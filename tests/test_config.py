@@ -40,7 +40,7 @@ REPORT = {
 def test_the_presets_of_the_report_are_the_reports(preset: str) -> None:
     config = load_config(preset, [ROW] if preset.startswith("cold/") else [])
     assert REPORT[preset] == (
-        config.process.timesteps,
+        config.process.T,
         config.train.lr,
         config.model.channels,
         getattr(config.model, "activation", None),
