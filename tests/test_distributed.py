@@ -14,32 +14,34 @@ from tests.programs import environment
 # there gloo's threads abort a process that takes itself apart around them.
 ENDS = """
 import sys
+import time
 import torch
-from torch import nn
+from torch import distributed, nn
 from diffuse import errors
 from diffuse.distributed import join
 
 sys.setswitchinterval(1000)
 
 def main(standalone_mode):
-    with join("cpu", 60) as world:
+    with join("cpu", %(timeout_s)d) as world:
         world.parallel(nn.Linear(2, 2))
         for _ in range(20):
             world.highest(1)
-        %s
+        %(last)s
 
 errors.run(main)
 """
 
 
-def ends(last: str) -> tuple[list[int], list[str]]:
+def ends(last: str, timeout_s: int = 60) -> tuple[list[int], list[str]]:
     """Exit codes and words of four ranks that do `last` when they have met."""
+    program = ENDS % {"last": last, "timeout_s": timeout_s}
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
     ranks = [
         subprocess.Popen(
-            [sys.executable, "-c", ENDS % last],
+            [sys.executable, "-c", program],
             env=environment(
                 RANK=str(rank), WORLD_SIZE="4", MASTER_ADDR="127.0.0.1", MASTER_PORT=port
             ),
@@ -68,3 +70,21 @@ def test_a_rank_that_is_lost_is_told_from_an_error_of_its_own() -> None:
     assert "mat1 and mat2 shapes cannot be multiplied" in said[3] and "lost" not in said[3]
     for line in said[:3]:
         assert line.startswith("error: rank ") and "lost the others" in line
+
+
+def test_a_rank_that_hangs_is_told_by_every_collective_under_way() -> None:
+    last = """if world.rank == 3:
+            time.sleep(30)
+        works = [distributed.all_reduce(torch.ones(1), async_op=True) for _ in range(3)]
+        for work in works[:2]:
+            try:
+                work.wait()
+            except RuntimeError as error:
+                print(error, file=sys.stderr)
+        works[2].wait()"""
+    codes, said = ends(last, timeout_s=15)
+    assert codes[:3] == [1] * 3
+    assert "Application timeout caused pair closure" in "".join(said[:3])
+    for lines in said[:3]:
+        assert lines.splitlines()[-1].startswith("error: rank "), lines
+        assert "lost the others" in lines.splitlines()[-1]
