@@ -52,7 +52,10 @@ class Judge:
         Raises UserError where weights or data are missing or damaged, Interrupted by `stop`.
         """
         chosen = load_extractor(extractor, data_dir, world.device)
-        train, test = (real_features(chosen, split, data_dir, stop) for split in ("train", "test"))
+        train, test = (
+            real_features(chosen, split, data_dir, stop, shown=world.is_main)
+            for split in ("train", "test")
+        )
         return cls(chosen, train, test, data_dir, world)
 
     def figure(
