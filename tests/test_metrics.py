@@ -239,7 +239,7 @@ print(sum(seen), real.moments.total.sum().item())
         )
         for _ in range(2)
     ]
-    said = [process.communicate(timeout=300)[0].split() for process in started]
+    said = [process.communicate(timeout=300)[0].splitlines()[-1].split() for process in started]
     assert said[0][1] == said[1][1]
     seen = [int(words[0]) for words in said]
     assert min(seen) > 0
