@@ -23,7 +23,8 @@ import torch
 from filelock import FileLock
 from torch import Tensor
 
-from diffuse import data, files, progress
+from diffuse import files, progress
+from diffuse.data import load_split
 from diffuse.features import Extractor
 from diffuse.metrics import Moments
 from diffuse.preemption import StopRequest
@@ -56,103 +57,104 @@ def real_features(
     path = data_dir / "features" / f"{extractor.name}-{extractor.sha256[:8]}-{split}.h5"
     if (found := _read_whole(path, extractor)) is not None:
         return found
-    real = data.load_split(data_dir, split)  # where there is none, nothing is written
+    real = load_split(data_dir, split)  # where there is none, nothing is written
     path.parent.mkdir(parents=True, exist_ok=True)
-    parts = [
-        _Part(path, extractor, real, slice(first, first + PART))
-        for first in range(0, len(real.images), PART)
-    ]
+    work = _Work(path, extractor, real.images, real.sha256)
+    title = f"{extractor.name} features of the {split} set"
     while True:
         with FileLock(path.with_name(f".{path.name}.lock"), mode=0o664):
             found = _read_whole(path, extractor)
             if found is None and path.exists():
                 progress.note(f"{path}: damaged; made again")
                 path.unlink()
-            found = found or _join(parts)
+            found = found or work.join()
         if found is not None:
             return found
-        title = f"{extractor.name} features of the {split} set"
-        _make_missing(parts, title, stop, shown)
+        work.make_missing(title, stop, shown)
 
 
 @dataclass(frozen=True)
-class _Part:
-    """A share of the work: some of the images, and the hidden file for what is made of them."""
+class _Work:
+    """A file that is not there yet, and the parts of it that are."""
 
-    whole: Path
+    path: Path
     extractor: Extractor
-    real: data.Split
-    images: slice
+    images: Tensor
+    data_sha256: str
+
+    def make_missing(self, title: str, stop: StopRequest | None, shown: bool) -> None:
+        """Return when every part is made, or the whole is, by whomever."""
+        total, before, started = len(self.images), self._images_done(), time.monotonic()
+        with progress.Meter(title, total, before, shown) as meter:
+            # Not torch's nor random's own generator: ranks with one seed would make the same parts.
+            for part in random.SystemRandom().sample(self._parts, len(self._parts)):
+                if self.path.exists():
+                    return
+                if self._part_path(part).exists():
+                    continue
+                if stop is not None and stop.signal is not None:
+                    raise stop.end(f"{title}: stopped; the same command goes on from here")
+                features, logits = self.extractor(self.images[part.start : part.stop])
+                tensors = {"features": features, "logits": logits}
+                _write(self._part_path(part), tensors, self._made_of)
+                if self.path.exists():  # joined meanwhile, from another's copy of this part
+                    self._remove(part)
+                done = self._images_done()
+                left = (time.monotonic() - started) / max(done - before, 1) * (total - done)
+                meter.update(done, f"images  ETA {progress.duration(left)}")
+
+    def join(self) -> RealFeatures | None:
+        """Write the whole and remove its parts; None where some are missing, damaged ones removed.
+
+        Called by one process at a time.
+        """
+        if not all(self._part_path(part).exists() for part in self._parts):
+            return None
+        made = [self._read_part(part) for part in self._parts]
+        sound = [tensors for tensors in made if tensors is not None]
+        if len(sound) < len(made):
+            return None
+        features, logits = (torch.cat(tensors) for tensors in zip(*sound, strict=True))
+        moments = Moments.of(features)
+        tensors = {
+            "features": features,
+            "logits": logits,
+            "total": moments.total,
+            "products": moments.products,
+        }
+        _write(self.path, tensors, self._made_of)
+        for part in self._parts:
+            self._remove(part)
+        files.remove_leftovers(self.path.parent, others_write=True)
+        return RealFeatures(features, logits, moments, self.data_sha256)
 
     @property
-    def path(self) -> Path:
-        return self.whole.with_name(f".{self.whole.stem}-{self.images.start:05}.part")
+    def _made_of(self) -> dict[str, str]:
+        return {"extractor_sha256": self.extractor.sha256, "data_sha256": self.data_sha256}
 
     @property
-    def made_of(self) -> dict[str, str]:
-        return {"extractor_sha256": self.extractor.sha256, "data_sha256": self.real.sha256}
+    def _parts(self) -> list[range]:
+        n = len(self.images)
+        return [range(start, min(start + PART, n)) for start in range(0, n, PART)]
 
-    def is_done(self) -> bool:
-        return self.path.exists() or self.whole.exists()
+    def _part_path(self, part: range) -> Path:
+        return self.path.with_name(f".{self.path.stem}-{part.start:06d}-{part.stop:06d}.part")
 
-    def make(self) -> None:
-        features, logits = self.extractor(self.real.images[self.images])
-        _write(self.path, {"features": features, "logits": logits}, self.made_of)
-        if self.whole.exists():  # it was joined meanwhile from another's copy of this part
-            self.remove()
+    def _images_done(self) -> int:
+        there = sum(1 for _ in self.path.parent.glob(f".{self.path.stem}-*.part"))
+        return min(there * PART, len(self.images))
 
-    def read(self) -> tuple[Tensor, Tensor] | None:
-        """Features and logits; None where the file is missing, damaged or of something else."""
-        found = _read(self.path, ("features", "logits"))
-        if found is None or found[1] != self.made_of:
+    def _read_part(self, part: range) -> tuple[Tensor, Tensor] | None:
+        """Features and logits; None where they are damaged or of something else, and removed."""
+        found = _read(self._part_path(part), ("features", "logits"))
+        if found is None or found[1] != self._made_of:
+            self._part_path(part).unlink()
             return None
         return found[0]["features"], found[0]["logits"]
 
-    def remove(self) -> None:
+    def _remove(self, part: range) -> None:
         with contextlib.suppress(OSError):  # a folder may let only a file's owner remove it
-            self.path.unlink()
-
-
-def _make_missing(parts: list[_Part], title: str, stop: StopRequest | None, shown: bool) -> None:
-    """Return when each part is made, by whomever."""
-    before = sum(part.is_done() for part in parts)
-    total, started = sum(len(part.real.images[part.images]) for part in parts), time.monotonic()
-    with progress.Meter(title, total, min(before * PART, total), shown) as meter:
-        # Not torch's nor random's own generator: ranks with one seed would make the same parts.
-        for part in random.SystemRandom().sample(parts, len(parts)):
-            if part.is_done():
-                continue
-            if stop is not None and stop.signal is not None:
-                raise stop.end(f"{title}: stopped; the same command goes on from here")
-            part.make()
-            done = sum(part.is_done() for part in parts)
-            left = (time.monotonic() - started) / max(done - before, 1) * (len(parts) - done)
-            meter.update(min(done * PART, total), f"images  ETA {progress.duration(left)}")
-
-
-def _join(parts: list[_Part]) -> RealFeatures | None:
-    """Write the whole and remove its parts; None where some are missing, or damaged and removed."""
-    made = []
-    for part in parts:
-        if (tensors := part.read()) is not None:
-            made.append(tensors)
-        else:
-            part.path.unlink(missing_ok=True)
-    if len(made) < len(parts):
-        return None
-    features, logits = (torch.cat(tensors) for tensors in zip(*made, strict=True))
-    moments = Moments.of(features)
-    whole = {
-        "features": features,
-        "logits": logits,
-        "total": moments.total,
-        "products": moments.products,
-    }
-    _write(parts[0].whole, whole, parts[0].made_of)
-    for part in parts:
-        part.remove()
-    files.remove_leftovers(parts[0].whole.parent, others_write=True)
-    return RealFeatures(features, logits, moments, parts[0].real.sha256)
+            self._part_path(part).unlink()
 
 
 def _read_whole(path: Path, extractor: Extractor) -> RealFeatures | None:

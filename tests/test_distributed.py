@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import signal
 import socket
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import pytest
 
-from tests.programs import environment
+from diffuse.rundir import RunDir
+from tests import programs
 
 # A switch interval beyond any run lets a thread that waits for Python's lock wait until the end:
 # there gloo's threads abort a process that takes itself apart around them.
@@ -42,7 +46,7 @@ def ends(last: str, timeout_s: int = 60) -> tuple[list[int], list[str]]:
     ranks = [
         subprocess.Popen(
             [sys.executable, "-c", program],
-            env=environment(
+            env=programs.environment(
                 RANK=str(rank), WORLD_SIZE="4", MASTER_ADDR="127.0.0.1", MASTER_PORT=port
             ),
             stderr=subprocess.PIPE,
@@ -88,3 +92,49 @@ def test_a_rank_that_hangs_is_told_by_every_collective_under_way() -> None:
     for lines in said[:3]:
         assert lines.splitlines()[-1].startswith("error: rank "), lines
         assert "lost the others" in lines.splitlines()[-1]
+
+
+def test_a_rank_that_hangs_ends_the_others_within_the_timeout(
+    tmp_path: Path, data_dir: Path
+) -> None:
+    limit_s = 15  # also at the start, where a busy machine lets ranks wait for each other
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+    command = programs.command(
+        "diffuse.train",
+        "--preset=ddpm/default",
+        *programs.TINY,
+        "--epochs=4000",
+        f"--set=system.collective_timeout_s={limit_s}",
+        f"--runs-dir={tmp_path}",
+        f"--data-dir={data_dir}",
+    )
+    ranks = [
+        subprocess.Popen(
+            command,
+            env=programs.environment(RANK=str(rank), WORLD_SIZE="2", **place),
+            cwd=programs.ROOT,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    try:
+        deadline = time.monotonic() + 120
+        while not any(RunDir(p).metrics("step") for p in tmp_path.iterdir()):
+            assert ranks[0].poll() is None, ranks[0].communicate()[1]
+            assert time.monotonic() < deadline, "no step in 120 s"
+            time.sleep(0.05)
+        ranks[1].send_signal(signal.SIGSTOP)
+        stopped = time.monotonic()
+        _, errors = ranks[0].communicate(timeout=limit_s + 60)
+        assert time.monotonic() - stopped > limit_s / 2, "it waited for the other"
+    finally:
+        for rank in ranks:
+            rank.kill()
+            rank.wait()
+    assert ranks[0].returncode == 1, errors
+    assert "rank 0 of 2 lost the others" in errors.splitlines()[-1]
+    assert "Traceback" not in errors
+    assert programs.only_run(tmp_path).status()["state"] == "failed"
