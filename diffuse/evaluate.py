@@ -65,6 +65,7 @@ def main(
     n = config.eval.images if images is None else images
     require_enough(n)
     specs = config.sampler_specs(samplers.split(",") if samplers else config.eval.samplers)
+    checkpoints = _checkpoints(source, epoch)
     if threads:
         torch.set_num_threads(threads)
     folder = data_dir or default_data_dir()
@@ -72,8 +73,9 @@ def main(
         in_run = source.is_dir() and world.is_main
         try:
             judge = Judge.make(extractor or config.eval.extractor, folder, world, stop)
+            judge.require_originals(n, specs)  # here, before W&B begins a run for it
             with Mirror(RunDir(source), config, "evaluate", active=in_run):
-                for path in _checkpoints(source, epoch):
+                for path in checkpoints:
                     evaluate_checkpoint(path, judge, world, specs, n, seed, stop, output or Path())
         except (errors.Interrupted, RuntimeError) as error:
             if stop.signal is None or (world.size == 1 and isinstance(error, RuntimeError)):

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -57,6 +58,16 @@ class Judge:
             for split in ("train", "test")
         )
         return cls(chosen, train, test, data_dir, world)
+
+    def require_originals(self, n: int, specs: Sequence[SamplerSpec]) -> None:
+        """Raise UserError where one of `specs` restores test images and there are fewer than n."""
+        there = len(self.test.features)
+        for spec in specs:
+            if spec.is_conditional and n > there:
+                raise UserError(
+                    f"{spec}: {n:,} images, but there are {there:,} test images to restore; use"
+                    " fewer, or --samplers unconditional"
+                )
 
     def figure(
         self, images: Tensor, spec: SamplerSpec, *, seed: int, is_cold: bool, samples: str | None

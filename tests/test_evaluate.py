@@ -336,6 +336,15 @@ def test_bad_input_is_one_line_and_exit_2(
     assert not list(runs["ddpm"].samples.glob("epoch_*_ddim-*.h5"))
 
 
+def test_more_restorations_than_there_are_test_images_are_refused(
+    runs: dict[str, RunDir], data_dir: Path
+) -> None:
+    done = evaluate(runs["cold"].path, data_dir, "-n", "20000", "--samplers=direct,unconditional")
+    assert done.returncode == 2, done.stderr
+    (line,) = done.stderr.splitlines()
+    assert "direct: 20,000 images, but there are 10,000 test images to restore" in line
+
+
 def test_a_run_without_checkpoints_and_damaged_results_are_named(
     copy: dict[str, RunDir], data_dir: Path
 ) -> None:

@@ -344,6 +344,16 @@ def test_a_rerun_is_a_run_of_its_own_and_sync_says_what_was_sent(
     assert sent == {untracked.name: rows, f"{untracked.name}-rerun-001": rows}
 
 
+def test_a_refused_evaluation_writes_nothing_and_begins_no_run(
+    offline: RunDir, data_dir: Path
+) -> None:
+    before = sorted(offline.path.rglob("*"))
+    data = f"--data-dir={data_dir}"
+    refused = programs.run("diffuse.evaluate", offline.path, "--epoch=99", data)
+    assert_one_line(refused, 2, "no checkpoint of epoch 99")
+    assert sorted(offline.path.rglob("*")) == before
+
+
 def test_sync_says_what_is_missing(offline: RunDir, tmp_path: Path) -> None:
     (offline.path / "wandb" / "online.json").unlink(missing_ok=True)
     assert_one_line(sync(offline.path.parent), 1, "no API key")
