@@ -24,19 +24,18 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.in_turn import in_turn
 from benchmarks.judging import cached_fid, classifier_features, inception_features
 from benchmarks.logging_cost import logging_cost
-from diffuse import errors
-from diffuse.averaging import Averaging
-from diffuse.config import AveragingConfig, Config
-from diffuse.data import load_split, to_x0
-from diffuse.ddpm import Ddpm
-from diffuse.distributed import DTYPES, resolve_precision
-from diffuse.generate import generate
-from diffuse.models import build
+from diffuse.config.presets import load_config
+from diffuse.config.sampler_spec import SamplerSpec
+from diffuse.config.schema import AveragingConfig, Config
+from diffuse.data.tensors import load_split, to_x0
+from diffuse.models import build, build_process
+from diffuse.models.averaging import Averaging
+from diffuse.models.ddpm import Ddpm
 from diffuse.prepare import stage_mnist
-from diffuse.presets import load_config
-from diffuse.rundir import RunDir
-from diffuse.sampler_spec import SamplerSpec
-from diffuse.state import build_process
+from diffuse.rundir.directory import RunDir
+from diffuse.runtime import errors
+from diffuse.runtime.distributed import DTYPES, resolve_precision
+from diffuse.sampling.generate import generate
 
 ROOT = Path(__file__).resolve().parent.parent
 BATCH = 128

@@ -20,13 +20,13 @@ from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorIncepti
 from torch_fidelity.utils import get_featuresdict_from_dataset
 
 from benchmarks.in_turn import pairs, seconds
-from diffuse import inception_weights
-from diffuse.classifier import load_classifier
-from diffuse.config import Config
-from diffuse.data import load_split
-from diffuse.features import Extractor, load_extractor
-from diffuse.metrics import Moments, fid
-from diffuse.reference_features import real_features
+from diffuse.config.schema import Config
+from diffuse.data import inception_weights
+from diffuse.data.tensors import load_split
+from diffuse.evaluation.classifier import load_classifier
+from diffuse.evaluation.features import Extractor, load_extractor
+from diffuse.evaluation.metrics import Moments, fid
+from diffuse.evaluation.reference_features import real_features
 
 CPU = torch.device("cpu")
 N = 1000  # images judged

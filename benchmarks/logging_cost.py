@@ -10,13 +10,14 @@ from pathlib import Path
 
 import torch
 
-from diffuse import files, tracking
-from diffuse.config import Config
-from diffuse.data import load_split, to_x0
-from diffuse.distributed import Precision, World
-from diffuse.recorder import Recorder
-from diffuse.rundir import Attempt, RunDir
-from diffuse.state import TrainState
+from diffuse.config.schema import Config
+from diffuse.data.tensors import load_split, to_x0
+from diffuse.rundir.directory import Attempt, RunDir
+from diffuse.runtime import files
+from diffuse.runtime.distributed import Precision, World
+from diffuse.tracking.mirror import Mirror
+from diffuse.training.recorder import Recorder
+from diffuse.training.state import TrainState
 
 BLOCK = 10  # steps; the default writes every 50, so what is measured is more than it costs
 WARM_UP_S = 8.0  # W&B's client starts in this time, once a run
@@ -80,7 +81,7 @@ def logging_cost(
 
             return seconds
 
-        with tracking.Mirror(run, config) as mirror:
+        with Mirror(run, config) as mirror:
             start = time.perf_counter()
             while time.perf_counter() - start < WARM_UP_S:
                 block(True)()

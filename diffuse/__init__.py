@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from diffuse.trained import Trained, load
+    from diffuse.sampling.trained_model import Trained, load
 
-__all__ = ["Trained", "load"]
+__all__ = ["ROOT", "Trained", "load"]
+
+ROOT = Path(__file__).resolve().parent.parent  # the checkout, or the snapshot that a job runs from
 
 
 def __getattr__(name: str) -> Any:
     """Import torch only when a model is asked for: the launcher lives without it."""
-    if name in __all__:
-        from diffuse import trained
+    if name in ("Trained", "load"):
+        from diffuse.sampling import trained_model
 
-        return getattr(trained, name)
+        return getattr(trained_model, name)
     raise AttributeError(f"module 'diffuse' has no attribute {name!r}")

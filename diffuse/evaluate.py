@@ -12,9 +12,9 @@ from typing import Annotated
 
 import typer
 
-from diffuse import errors
-from diffuse.preemption import StopRequest
-from diffuse.rundir import RunDir, default_data_dir
+from diffuse.rundir.directory import RunDir, default_data_dir
+from diffuse.runtime import errors
+from diffuse.runtime.preemption import StopRequest
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
 
@@ -54,12 +54,12 @@ def main(
     stop = StopRequest().install()
     import torch
 
-    from diffuse.distributed import join
-    from diffuse.evaluation import Judge
-    from diffuse.judgement import evaluate_checkpoint
-    from diffuse.metrics import require_enough
-    from diffuse.tracking import Mirror
-    from diffuse.trained import config_of
+    from diffuse.evaluation.evaluator import Judge
+    from diffuse.evaluation.judgement import evaluate_checkpoint
+    from diffuse.evaluation.metrics import require_enough
+    from diffuse.runtime.distributed import join
+    from diffuse.sampling.trained_model import config_of
+    from diffuse.tracking.mirror import Mirror
 
     config = config_of(source)
     n = config.eval.images if images is None else images

@@ -14,8 +14,8 @@ from typing import Annotated, Any
 
 import typer
 
-from diffuse import errors, files
-from diffuse.errors import UserError
+from diffuse.runtime import errors, files
+from diffuse.runtime.errors import UserError
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
 JOIN_TIMEOUT_S = 60.0
@@ -33,7 +33,7 @@ def main(
     """Check this node and write what was found (rank 0 does)."""
     import torch
 
-    from diffuse.distributed import choose_device, device_name, join, resolve_precision
+    from diffuse.runtime.distributed import choose_device, device_name, join, resolve_precision
 
     node = os.environ.get("SLURMD_NODENAME") or socket.gethostname()
     # NCCL takes no two ranks on one GPU, and a GPU may be set to take no two processes.
@@ -77,7 +77,7 @@ def main(
 
 
 def _data(data_dir: Path) -> dict[str, Any]:
-    from diffuse import mnist
+    from diffuse.data import mnist
 
     try:
         mnist.read_verified(data_dir, "test/images")

@@ -12,9 +12,9 @@ from typing import Annotated
 
 import typer
 
-from diffuse import errors, files
-from diffuse.errors import EnvironmentFailed, UserError
-from diffuse.rundir import default_data_dir
+from diffuse.rundir.directory import default_data_dir
+from diffuse.runtime import errors, files
+from diffuse.runtime.errors import EnvironmentFailed, UserError
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
 LOCK_TIMEOUT_S = 600
@@ -42,7 +42,7 @@ def main(
     folder = data_dir or default_data_dir()
     stage_mnist(folder, source, idx_dir)
     if inception or inception_file:
-        from diffuse import inception_weights
+        from diffuse.data import inception_weights
 
         if inception_file is not None:
             check_inception(inception_file)
@@ -54,7 +54,7 @@ def check_inception(path: Path) -> None:
 
     Raises UserError where they are missing or something else.
     """
-    from diffuse import inception_weights
+    from diffuse.data import inception_weights
 
     if not path.is_file():
         raise UserError(f"{path}: no such file")
@@ -67,7 +67,7 @@ def check_inception(path: Path) -> None:
             f"{path}: not the published weights, and without torch (pip install '.[train]') it"
             " cannot be seen what they are"
         ) from None
-    from diffuse.features import load_inception
+    from diffuse.evaluation.features import load_inception
 
     load_inception(path, torch.device("cpu"))
     print(f"{path}: not the published weights; its figures compare with its own only")
@@ -81,10 +81,10 @@ def stage_mnist(data_dir: Path, source: str = "auto", idx_dir: Path | None = Non
     import h5py
     from filelock import FileLock, Timeout
 
-    from diffuse import mnist, mnist_source
+    from diffuse.data import download, mnist
 
-    if source not in mnist_source.SOURCES:
-        raise UserError(f"--source {source!r}: allowed are {', '.join(mnist_source.SOURCES)}")
+    if source not in download.SOURCES:
+        raise UserError(f"--source {source!r}: allowed are {', '.join(download.SOURCES)}")
     path = data_dir / "mnist.h5"
     try:
         data_dir.mkdir(parents=True, exist_ok=True)
@@ -98,7 +98,7 @@ def stage_mnist(data_dir: Path, source: str = "auto", idx_dir: Path | None = Non
                     return path
                 except UserError as error:
                     print(f"{error}; staging it again", flush=True)
-            arrays, origin = mnist_source.fetch(source, idx_dir)
+            arrays, origin = download.fetch(source, idx_dir)
             for name, sha256 in mnist.SHA256.items():
                 if mnist.digest(arrays[name]) != sha256:
                     raise UserError(f"{origin}: {name} is not MNIST's (its SHA-256 is another one)")

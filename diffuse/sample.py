@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from diffuse import errors
+from diffuse.runtime import errors
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
 
@@ -52,10 +52,11 @@ def main(
 ) -> None:
     """Draw samples into a PNG grid and an HDF5 file."""
     import diffuse
-    from diffuse import plots, sample_file
-    from diffuse.data import to_uint8
-    from diffuse.distributed import choose_device
-    from diffuse.progress import Meter
+    from diffuse.data.tensors import to_uint8
+    from diffuse.rundir import plots
+    from diffuse.runtime import hdf5
+    from diffuse.runtime.console import Meter
+    from diffuse.runtime.distributed import choose_device
 
     model = diffuse.load(source, epoch=epoch, device=choose_device(device))
     usual = model.sampler
@@ -85,7 +86,7 @@ def main(
         originals = to_uint8(model.originals(range(n), data_dir), amplitude).numpy()
         more["original"] = originals
         panels.insert(0, ("original", originals))
-    sample_file.write(
+    hdf5.write(
         h5,
         images,
         {

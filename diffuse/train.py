@@ -12,12 +12,12 @@ from typing import Annotated
 
 import typer
 
-from diffuse import errors
-from diffuse.config import Config
-from diffuse.preemption import StopRequest
-from diffuse.presets import Layer, load_config, parse_set, read_yaml
-from diffuse.presets import resolve as resolve_layers
-from diffuse.rundir import default_data_dir
+from diffuse.config.presets import Layer, load_config, parse_set, read_yaml
+from diffuse.config.presets import resolve as resolve_layers
+from diffuse.config.schema import Config
+from diffuse.rundir.directory import default_data_dir
+from diffuse.runtime import errors
+from diffuse.runtime.preemption import StopRequest
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
 
@@ -58,7 +58,7 @@ def main(
         print(runs_dir / resolved.run_name)
         return
 
-    from diffuse.training import train
+    from diffuse.training.loop import train
 
     run = train(resolved, runs_dir, data_dir or default_data_dir(), stop)
     if run is not None:

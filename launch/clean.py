@@ -18,7 +18,7 @@ if __package__ in (None, ""):  # run as a script: the repository takes the scrip
 
 import typer
 
-from diffuse import errors
+from diffuse.runtime import errors
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
 
@@ -30,8 +30,8 @@ def main(
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
 ) -> None:
     """Show, or with --yes remove, what nothing needs any more."""
-    from launch.show import console
-    from launch.unneeded import holding, remove, unneeded
+    from launch.inspection.removable import holding, remove, unneeded
+    from launch.local.display import console
 
     if not runs_dir.is_dir():
         raise errors.UserError(f"{runs_dir}: no such folder; name it by --runs-dir")

@@ -17,12 +17,12 @@ if __package__ in (None, ""):  # run as a script: the repository takes the scrip
 
 import typer
 
-from diffuse import errors
+from diffuse.runtime import errors
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from launch.results import Result
+    from launch.comparison.results import Result
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
 
@@ -49,9 +49,9 @@ def main(
     ] = None,
 ) -> None:
     """Put the results of runs side by side."""
-    from diffuse import files
-    from launch import report, results
-    from launch.show import console
+    from diffuse.runtime import files
+    from launch.comparison import page, results
+    from launch.local.display import console
 
     paths = results.find(runs_dir, runs or []) if runs or grid is None else []
     if grid is not None:
@@ -61,7 +61,7 @@ def main(
         raise errors.UserError(f"{runs_dir}: nothing to compare yet: no run has trained a step")
     title = f"diffuse: {Path(grid).stem if grid else runs_dir.absolute().name}"
     path = output or runs_dir / "report.html"
-    files.write_text(path, report.render(found, runs_dir, title))
+    files.write_text(path, page.render(found, runs_dir, title))
     if csv_file is not None:
         files.write_text(csv_file, _csv(found))
     if as_json:
@@ -73,8 +73,8 @@ def main(
 
 def _of_grid(grid: str, runs_dir: Path) -> list[str]:
     """The grid's runs: what sweeps were about (with their --set), or else what its file says."""
-    from launch.grid import load_grid
-    from launch.ledger import Ledger
+    from launch.jobs.grid import load_grid
+    from launch.jobs.ledger import Ledger
 
     noted = Ledger(runs_dir.absolute(), Path(grid).stem).runs()
     names = noted or [run.name for run in load_grid(grid).runs]
@@ -88,15 +88,15 @@ def _print(found: list[Result], runs_dir: Path, out: Console) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from launch import comparison
-    from launch.report import HEADINGS, few, heading, labels, score
+    from launch.comparison import grouping
+    from launch.comparison.page import HEADINGS, few, heading, labels, score
 
     names = labels(found)
 
     def say(text: str) -> None:
         out.print(Text(text), soft_wrap=True)
 
-    for group in comparison.groups(found):
+    for group in grouping.groups(found):
         for column in group.columns():
             judged = f"{group.protocol['images']:,} images by {group.protocol['extractor']}"
             say(f"{heading(column)}: {judged}, best marked *")
@@ -116,7 +116,7 @@ def _print(found: list[Result], runs_dir: Path, out: Console) -> None:
             table.add_row(Text("real test images", "italic dim"), "", *floor)
             out.print(table)
             out.print()
-        for mean in comparison.over_seeds(group, found):
+        for mean in grouping.over_seeds(group, found):
             shown = ", ".join(
                 f"{HEADINGS[k]} {score(m)} +- {score(s)}" for k, (m, s) in mean.scores.items()
             )
@@ -127,17 +127,17 @@ def _print(found: list[Result], runs_dir: Path, out: Console) -> None:
             say(f"note: {label}")
     if any(result.cells for result in found):
         say(f"note: {NOTE}")
-    if differing := comparison.differences(found):
+    if differing := grouping.differences(found):
         out.print()
         table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
         for name in ("what differs", "value", "runs"):
             table.add_column(name, overflow="fold")
         for setting, of_runs in differing.items():
-            for k, (chosen, runs) in enumerate(comparison.by_value(of_runs).items()):
+            for k, (chosen, runs) in enumerate(grouping.by_value(of_runs).items()):
                 table.add_row(Text("" if k else setting), Text(chosen), Text(few(runs, names)))
         out.print(table)
         out.print()
-    for pair in comparison.reruns(found, runs_dir):
+    for pair in grouping.reruns(found, runs_dir):
         say(f"{pair.rerun}: weights {pair.weights}, figures {pair.figures}")
     for result in found:
         for problem in result.problems:
@@ -146,14 +146,14 @@ def _print(found: list[Result], runs_dir: Path, out: Console) -> None:
 
 def _plain(found: list[Result], runs_dir: Path) -> dict[str, Any]:
     """Everything that the tables say, for programs."""
-    from launch import comparison
+    from launch.comparison import grouping
 
-    means = [m for g in comparison.groups(found) for m in comparison.over_seeds(g, found)]
+    means = [m for g in grouping.groups(found) for m in grouping.over_seeds(g, found)]
     return {
         "figures": [{"run": c.run, "epoch": c.epoch, **c.figure} for r in found for c in r.cells],
         "seeds": [vars(mean) for mean in means],
-        "differences": comparison.differences(found),
-        "reruns": [vars(pair) for pair in comparison.reruns(found, runs_dir)],
+        "differences": grouping.differences(found),
+        "reruns": [vars(pair) for pair in grouping.reruns(found, runs_dir)],
         "problems": {r.name: r.problems for r in found if r.problems},
     }
 

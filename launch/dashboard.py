@@ -16,7 +16,7 @@ if __package__ in (None, ""):  # run as a script: the repository takes the scrip
 
 import typer
 
-from diffuse import errors
+from diffuse.runtime import errors
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
 
@@ -74,16 +74,16 @@ def main(
         print(json.dumps(spec(made), indent=2) if as_json else outline(made))
         return
 
-    from diffuse import wandb_access, wandb_mirror
+    from diffuse.tracking import connection, uploader
 
-    mode, why = wandb_access.settle("online")
+    mode, why = connection.settle("online")
     if mode != "online":
         raise errors.EnvironmentFailed(f"cannot reach W&B: {why}")
     try:
-        made = workspace(entity or wandb_mirror.default_entity(), project, name, update)
+        made = workspace(entity or uploader.default_entity(), project, name, update)
         made.save()
     except Exception as error:
-        raise errors.EnvironmentFailed(f"W&B: {wandb_access.reason(error)}") from None
+        raise errors.EnvironmentFailed(f"W&B: {connection.reason(error)}") from None
     print(made.url)
 
 

@@ -17,10 +17,10 @@ if __package__ in (None, ""):  # run as a script: the repository takes the scrip
 
 import typer
 
-from diffuse import errors
+from diffuse.runtime import errors
 
 if TYPE_CHECKING:
-    from launch.checks import Check
+    from launch.inspection.site_checks import Check
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
 STYLES = {"ok": "green", "note": "yellow", "failed": "bold red"}
@@ -50,26 +50,26 @@ def main(
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
 ) -> None:
     """Check what training here needs, and say how to mend what is missing."""
-    from diffuse.presets import parse_set
-    from diffuse.rundir import default_data_dir
-    from launch import checks, node_job
-    from launch.cluster import choose
-    from launch.show import console
+    from diffuse.config.presets import parse_set
+    from diffuse.rundir.directory import default_data_dir
+    from launch.inspection import node_probe, site_checks
+    from launch.jobs.cluster import choose
+    from launch.local.display import console
 
     file = choose(cluster)
     settings = file.resolve([parse_set(cluster_set or [], source="--cluster-set")])
-    place = checks.Place(
+    place = site_checks.Place(
         settings, file.source, runs_dir.absolute(), (data_dir or default_data_dir()).absolute()
     )
     out = console(stderr=as_json)
-    found = checks.here(place)
+    found = site_checks.here(place)
     if job and settings.kind == "local":
         raise errors.UserError("--job is for a cluster: name one by --cluster")
     if job:
         if any(check.state == "failed" and check.name == "Slurm" for check in found):
             raise errors.EnvironmentFailed("--job: Slurm does not answer here")
         out.print(f"a job of a minute checks a node of {file.name}; Ctrl-C cancels it")
-        found += node_job.run(place, wait)
+        found += node_probe.run(place, wait)
     if as_json:
         print(json.dumps({"cluster": file.name, "checks": [vars(check) for check in found]}))
     else:

@@ -17,13 +17,13 @@ if __package__ in (None, ""):  # run as a script: the repository takes the scrip
 
 import typer
 
-from diffuse import errors
+from diffuse.runtime import errors
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-    from launch.standing import Standing
+    from launch.inspection.run_status import Standing
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
 REFRESH_S = 5.0
@@ -52,7 +52,7 @@ def main(
     ] = None,
 ) -> None:
     """Show how every run stands."""
-    from launch.standing import counts, standings
+    from launch.inspection.run_status import counts, standings
 
     if not runs_dir.is_dir():
         raise errors.UserError(f"{runs_dir}: no such folder; name it by --runs-dir")
@@ -64,7 +64,7 @@ def main(
     if as_json:
         print(json.dumps({"runs": [row.as_plain() for row in rows]}, indent=2))
         return
-    from launch.show import console
+    from launch.local.display import console
 
     out = console()
     if follow:
@@ -81,7 +81,7 @@ def watch(root: Path, grid: str | None, out: Console) -> int:
     """
     from rich.live import Live
 
-    from launch.standing import counts, standings
+    from launch.inspection.run_status import counts, standings
 
     rows = standings(root, grid)
     if out.is_terminal:
@@ -110,7 +110,7 @@ def _table(rows: list[Standing], room: int) -> Table:
     from rich.table import Table
     from rich.text import Text
 
-    from launch.show import duration
+    from launch.local.display import duration
 
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for name in ("run", "job", "state", "epoch", "loss", "images/s", "ETA", "evaluated"):
@@ -156,9 +156,9 @@ def _order(state: str) -> int:
 
 def _show_log(runs_dir: Path, name: str) -> None:
     """Print the newest log of a run; the others are named on standard error."""
-    from diffuse.rundir import RunDir
-    from launch.endings import newest_log, unheard
-    from launch.ledger import submissions
+    from diffuse.rundir.directory import RunDir
+    from launch.jobs.ledger import submissions
+    from launch.jobs.logs import newest_log, unheard
 
     run = RunDir(runs_dir / name)
     jobs = [job for s in submissions(runs_dir) for job in s.jobs if job["run"] == name]

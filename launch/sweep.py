@@ -17,11 +17,11 @@ if __package__ in (None, ""):  # run as a script: the repository takes the scrip
 
 import typer
 
-from diffuse import errors
+from diffuse.runtime import errors
 
 if TYPE_CHECKING:  # everything else is imported when needed: --help answers at once
-    from launch.cluster import Cluster
-    from launch.grid import Grid
+    from launch.jobs.cluster import Cluster
+    from launch.jobs.grid import Grid
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
 
@@ -85,19 +85,20 @@ def main(
     ] = False,
 ) -> None:
     """Train and evaluate the cells of a grid: preset x orientation x seed x epoch."""
-    from diffuse.presets import Layer, parse_set
-    from launch.cluster import choose
-    from launch.plan import as_plain, plan, summary
+    from diffuse.config.presets import Layer, parse_set
+    from launch.jobs.cluster import choose
+    from launch.jobs.plan import as_plain, plan, summary
 
     if cancel:
         if rerun:
             raise errors.UserError(
                 "--cancel --rerun: name the rerun to end, --runs-dir RUNS/rerun-001"
             )
-        from launch import show, there
-        from launch.grid import grid_name
+        from launch.jobs.grid import grid_name
+        from launch.local import display
+        from launch.slurm import sweep
 
-        raise typer.Exit(there.cancel(runs_dir, grid_name(grid), only, show.console()))
+        raise typer.Exit(sweep.cancel(runs_dir, grid_name(grid), only, display.console()))
     chosen = _load(grid, set_ or [], epochs, seeds, device)
     if only is not None:
         chosen = chosen.only(only)
@@ -118,7 +119,7 @@ def main(
         if as_json:
             print(json.dumps(as_plain(planned), indent=2))
         else:
-            from launch.show import console, plan_table
+            from launch.local.display import console, plan_table
 
             out = console()
             out.print(f"grid {chosen.name} in {runs_dir}, on {file.name}", soft_wrap=True)
@@ -126,13 +127,14 @@ def main(
             out.print(summary(planned))
         return
     if settings.kind == "slurm":
-        from diffuse.rundir import default_data_dir
-        from launch import local, show, there
+        from diffuse.rundir.directory import default_data_dir
+        from launch.local import display, pool
+        from launch.slurm import sweep
 
         data = (data_dir or default_data_dir()).absolute()
-        local.require_data(data)
-        out = show.console(stderr=as_json)
-        code = there.submit(chosen, file, typed, runs_dir, data, evaluate, out, again)
+        pool.require_data(data)
+        out = display.console(stderr=as_json)
+        code = sweep.submit(chosen, file, typed, runs_dir, data, evaluate, out, again)
         if follow:
             from launch import status
 
@@ -155,8 +157,8 @@ def _load(
     name: str, assignments: list[str], epochs: str | None, seeds: str | None, device: str | None
 ) -> Grid:
     """The grid with what the command line says about all its cells."""
-    from diffuse.presets import parse_set
-    from launch.grid import Overrides, load_grid, parse_numbers
+    from diffuse.config.presets import parse_set
+    from launch.jobs.grid import Overrides, load_grid, parse_numbers
 
     layers = [parse_set(assignments)]
     if device is not None:
@@ -180,28 +182,28 @@ def _here(
     again: str,
 ) -> int:
     """Work through the grid on this machine; the exit code."""
-    from diffuse.rundir import default_data_dir
-    from launch import local, show
-    from launch.ledger import Ledger
-    from launch.plan import as_plain, plan, summary
+    from diffuse.rundir.directory import default_data_dir
+    from launch.jobs.ledger import Ledger
+    from launch.jobs.plan import as_plain, plan, summary
+    from launch.local import display, pool
 
-    out = show.console(stderr=as_json)
+    out = display.console(stderr=as_json)
     title = f"grid {grid.name} in {runs_dir}"
     data = (data_dir or default_data_dir()).absolute()
     ledger = Ledger(runs_dir.absolute(), grid.name)
     if any(p.is_todo or p.unevaluated for p in plan(grid, runs_dir)):
-        local.require_data(data)  # before anything is written
-    with ledger.locked(), local.Stopper().installed() as stopper:
+        pool.require_data(data)  # before anything is written
+    with ledger.locked(), pool.Stopper().installed() as stopper:
         planned = plan(grid, ledger.runs_dir)
         out.print(f"{title}: {summary(planned)}", soft_wrap=True)
         ledger.note_runs(run.name for run in grid.runs)
         outcomes = []
         if todo := [p for p in planned if p.is_todo or (evaluate and p.unevaluated)]:
-            gpus = local.visible_gpus(device or "auto")
+            gpus = pool.visible_gpus(device or "auto")
             parallel = settings.array_parallelism or len(gpus) or 1
-            pool = local.Pool(ledger, data, gpus, parallel, evaluate)
-            with show.Watch(out, title).shown() as watch:
-                outcomes = pool.run(todo, stopper, watch)
+            jobs = pool.Pool(ledger, data, gpus, parallel, evaluate)
+            with display.Watch(out, title).shown() as watch:
+                outcomes = jobs.run(todo, stopper, watch)
     ended = plan(grid, runs_dir)
     if as_json:
         plain = as_plain(ended)
@@ -211,7 +213,7 @@ def _here(
                 log = str(outcome.log) if outcome.log else None
                 run.update(outcome=outcome.state, reason=outcome.reason or None, log=log)
         print(json.dumps(plain, indent=2))
-    show.ending(out, title, ended, outcomes, again)
+    display.ending(out, title, ended, outcomes, again)
     if evaluate and not stopper.signals and any(p.evaluated for p in ended):
         _report(grid, runs_dir, as_json)
     if any(o.state == "failed" for o in outcomes):
@@ -223,12 +225,12 @@ def _here(
 
 def _report(grid: Grid, runs_dir: Path, as_json: bool) -> None:
     """The last link of the chain: every run of the grid on one page."""
-    from diffuse import files
-    from launch import report, results
+    from diffuse.runtime import files
+    from launch.comparison import page, results
 
     found = results.read_all(runs_dir / run.name for run in grid.runs)
     path = runs_dir / "report.html"
-    files.write_text(path, report.render(found, runs_dir, f"diffuse: {grid.name}"))
+    files.write_text(path, page.render(found, runs_dir, f"diffuse: {grid.name}"))
     print(f"report: {path}", file=sys.stderr if as_json else sys.stdout)
 
 

@@ -17,10 +17,10 @@ if __package__ in (None, ""):  # run as a script: the repository takes the scrip
 
 import typer
 
-from diffuse import errors
+from diffuse.runtime import errors
 
 if TYPE_CHECKING:
-    from diffuse.rundir import RunDir
+    from diffuse.rundir.directory import RunDir
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
 
@@ -57,13 +57,13 @@ def main(
 
 def _runs(grid: str | None, runs_dir: Path) -> list[RunDir]:
     """The run directories, oldest first; those that asked for no tracking are left out."""
-    from diffuse.rundir import RunDir
+    from diffuse.rundir.directory import RunDir
 
     if not runs_dir.is_dir():
         raise errors.UserError(f"{runs_dir}: not found; name the runs' folder by --runs-dir")
     names = None
     if grid is not None:
-        from launch.grid import load_grid
+        from launch.jobs.grid import load_grid
 
         names = {run.name for run in load_grid(grid).runs}
     found = [RunDir(path.parent) for path in runs_dir.glob("*/metrics.jsonl")]
@@ -77,7 +77,7 @@ def _runs(grid: str | None, runs_dir: Path) -> list[RunDir]:
 
 def _grid_of(run: RunDir) -> str | None:
     """The grid that a run was started by; its settings may have come from the command line."""
-    from diffuse import files
+    from diffuse.runtime import files
 
     grid = files.read_json(run.manifest_path).get("grid")
     return None if grid is None else str(grid)
@@ -92,7 +92,7 @@ def _unsent(run: RunDir) -> int:
 
 def _online(run: RunDir) -> dict[str, Any]:
     """What the last mirror that W&B confirmed left: up to which line, and how many rows it sent."""
-    from diffuse import files
+    from diffuse.runtime import files
 
     return files.read_json(run.path / "wandb" / "online.json")
 
@@ -105,7 +105,7 @@ def _require_wandb() -> None:
         raise errors.EnvironmentFailed(
             "W&B's client is not installed here; pip install 'diffuse[track]'"
         )
-    from diffuse.wandb_access import settle
+    from diffuse.tracking.connection import settle
 
     mode, why = settle("online")
     if mode != "online":
@@ -116,15 +116,15 @@ def _upload(run: RunDir, timeout: float) -> str | None:
     """Bring one run up to date; what went wrong, or None."""
     import subprocess
 
-    from diffuse import tracking
+    from diffuse.tracking import mirror
 
-    job: tracking.Job = "evaluate" if any(run.evaluations.glob("*.json")) else "train"
+    job: mirror.Job = "evaluate" if any(run.evaluations.glob("*.json")) else "train"
     process = subprocess.Popen(
-        [*tracking.command(run, job, "online", timeout), "strict"],
+        [*mirror.command(run, job, "online", timeout), "strict"],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
-        env=tracking.environment(),
+        env=mirror.environment(),
         text=True,
         start_new_session=True,
     )
@@ -133,7 +133,7 @@ def _upload(run: RunDir, timeout: float) -> str | None:
     except subprocess.TimeoutExpired:
         return f"not done after {timeout:.0f} s"
     finally:
-        tracking.end(process)
+        mirror.end(process)
     if process.returncode == 0:
         return None
     lines = [line for line in said.splitlines() if line.startswith("W&B")]

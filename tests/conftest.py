@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from diffuse.prepare import stage_mnist
-from diffuse.rundir import RunDir
+from diffuse.rundir.directory import RunDir
 from tests import programs
 from tests.cluster import install
 from tests.cluster.cluster import Cluster

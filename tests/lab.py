@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from diffuse.rundir import RunDir
+from diffuse.rundir.directory import RunDir
 from tests import programs
 from tests.cluster.cluster import Cluster
 from tests.cluster.daemons import wait_until

@@ -12,8 +12,9 @@ from typing import Any
 
 import torch
 
-from diffuse import checkpoint, files
-from diffuse.rundir import RunDir
+from diffuse.rundir import checkpoints
+from diffuse.rundir.directory import RunDir
+from diffuse.runtime import files
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -75,7 +76,7 @@ def only_run(runs_dir: Path) -> RunDir:
 
 def assert_same_training(a: RunDir, b: RunDir, epoch: int, names: tuple[str, ...] = ()) -> None:
     """Weights, average, optimizer and every step's loss are equal bit for bit."""
-    left, right = (checkpoint.read(r.checkpoint_path(epoch)) for r in (a, b))
+    left, right = (checkpoints.read(r.checkpoint_path(epoch)) for r in (a, b))
     for part in names or ("model", "ema", "optimizer", "process", "step", "epoch"):
         assert_same(left[part], right[part], part)
     for event in ("step", "epoch"):
@@ -108,7 +109,7 @@ def losses(run_dir: RunDir) -> list[float]:
 
 
 def read_json(path: Path) -> Any:
-    """The object in `path`, without the seal that `diffuse.files.write_json` gives it."""
+    """The object in `path`, without the seal that `diffuse.runtime.files.write_json` gives it."""
     return files.unsealed(path.read_bytes())
 
 

@@ -23,11 +23,10 @@ from hypothesis import strategies as st
 from pydantic import BaseModel
 from torch import nn
 
-from diffuse import checkpoint
-from diffuse.config import Config
-from diffuse.models import build
-from diffuse.presets import CONFIGS, load_config, parse_set
-from diffuse.state import build_process
+from diffuse.config.presets import CONFIGS, load_config, parse_set
+from diffuse.config.schema import Config
+from diffuse.models import build, build_process
+from diffuse.rundir import checkpoints
 from tests import programs
 from tests.cluster.cluster import Cluster
 from tests.drill import program
@@ -42,7 +41,7 @@ PROGRAMS = {  # with the words by which each comes to look at the rest
     "diffuse.sample": ["run", "--device=cpu"],
     "diffuse.evaluate": ["run", "--device=cpu"],
     "diffuse.prepare": ["--source=idx"],
-    "diffuse.classifier": [],
+    "diffuse.evaluation.classifier": [],
     "launch.sweep": ["--grid=grid.yaml", "--cluster=local"],
     "launch.status": ["--runs-dir=."],
     "launch.compare": ["run"],
@@ -51,7 +50,13 @@ PROGRAMS = {  # with the words by which each comes to look at the rest
     "launch.sync": ["--runs-dir=."],
     "launch.dashboard": ["--dry-run"],
 }
-LATE = ("diffuse.training", "diffuse.evaluation", "diffuse.trained", "launch.plan", "launch.report")
+LATE = (
+    "diffuse.training.loop",
+    "diffuse.evaluation.evaluator",
+    "diffuse.sampling.trained_model",
+    "launch.jobs.plan",
+    "launch.comparison.page",
+)
 ENV = {  # nothing is fetched, and nothing is found that the test has not put there
     **dict.fromkeys(
         ("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy"), "http://127.0.0.1:9"
@@ -315,14 +320,14 @@ def test_no_weight_file_breaks_a_program(name: str, folder: Path, data_dir: Path
         if name.endswith(".pth"):
             torch.save(content, folder / name)
         else:
-            checkpoint.write(folder / name, content)
+            checkpoints.write(folder / name, content)
         (folder / name).write_bytes(mutated((folder / name).read_bytes(), damage))
         sampled()
 
     if name.endswith(".pth"):
         torch.save(whole, folder / name)
     else:
-        checkpoint.write(folder / name, whole)
+        checkpoints.write(folder / name, whole)
     assert "out/" in sampled()  # as it is, it works
     holds()
 

@@ -1,11 +1,16 @@
-"""The networks: x_t [B, 1, 28, 28] and time t / T [B] to a prediction [B, 1, 28, 28]."""
+"""Networks and processes, built from a config.
+
+A network takes x_t [B, 1, 28, 28] and time t / T [B] to a prediction [B, 1, 28, 28].
+"""
 
 from __future__ import annotations
 
 from torch import nn
 
-from diffuse.config import CnnConfig, UNetConfig
+from diffuse.config.schema import AveragingConfig, CnnConfig, Config, UNetConfig
+from diffuse.models.averaging import Averaging
 from diffuse.models.cnn import Cnn
+from diffuse.models.ddpm import Ddpm
 from diffuse.models.unet import UNet
 
 
@@ -16,3 +21,10 @@ def build(config: CnnConfig | UNetConfig) -> nn.Module:
             return Cnn(config)
         case UNetConfig():
             return UNet(config)
+
+
+def build_process(config: Config) -> Ddpm | Averaging:
+    """The process that `config` describes, on the CPU."""
+    if isinstance(config.process, AveragingConfig):
+        return Averaging.from_config(config.process, config.seed)
+    return Ddpm.from_config(config.process)

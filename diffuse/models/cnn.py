@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from diffuse.config import IMAGE_SIZE, CnnConfig
+from diffuse.config.schema import IMAGE_SIZE, CnnConfig
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {
     "gelu": nn.GELU,

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from diffuse.config import UNetConfig
+from diffuse.config.schema import UNetConfig
 
 GROUPS = 8
 

@@ -22,19 +22,35 @@ import torch
 import typer
 from rich.console import Console
 
-from diffuse import errors
 from diffuse.prepare import stage_mnist
-from diffuse.rundir import default_data_dir
+from diffuse.rundir.directory import default_data_dir
+from diffuse.runtime import errors
 from tests.drill import cluster, damage, endurance, kills, signals, storage, tracker
 from tests.drill.drill import Drill
 from tests.drill.tally import Tally
 
 # What the programs import late, so that their forks need not.
 LOADED = (
-    *("torch._dynamo", "torchmetrics.image", "matplotlib.pyplot", "diffuse.evaluation"),
-    *("diffuse.judgement", "diffuse.metrics", "diffuse.mnist_source", "diffuse.pictures"),
-    *("launch.compare", "launch.report", "launch.charts", "launch.thumbnails", "launch.status"),
-    *("diffuse.prior", "diffuse.reference_features", "diffuse.training", "diffuse.trained"),
+    *("torch._dynamo", "torchmetrics.image", "matplotlib.pyplot", "diffuse.evaluation.evaluator"),
+    *(
+        "diffuse.evaluation.judgement",
+        "diffuse.evaluation.metrics",
+        "diffuse.data.download",
+        "diffuse.training.pictures",
+    ),
+    *(
+        "launch.compare",
+        "launch.comparison.page",
+        "launch.comparison.charts",
+        "launch.comparison.thumbnails",
+        "launch.status",
+    ),
+    *(
+        "diffuse.sampling.prior",
+        "diffuse.evaluation.reference_features",
+        "diffuse.training.loop",
+        "diffuse.sampling.trained_model",
+    ),
 )
 PARTS = {
     "kills": kills.run,

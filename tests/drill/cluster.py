@@ -14,7 +14,7 @@ from collections.abc import Iterator
 
 import psutil
 
-from diffuse.rundir import RunDir
+from diffuse.rundir.directory import RunDir
 from tests import programs
 from tests.cluster import install
 from tests.cluster.cluster import Cluster

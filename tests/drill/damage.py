@@ -12,7 +12,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from diffuse.presets import CONFIGS
+from diffuse.config.presets import CONFIGS
 from tests import programs
 from tests.drill import program
 from tests.drill.drill import Drill

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import psutil
 
-from diffuse.rundir import RunDir
+from diffuse.rundir.directory import RunDir
 from tests import programs
 from tests.drill import program
 from tests.drill.drill import Drill

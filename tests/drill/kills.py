@@ -11,7 +11,7 @@ from pathlib import Path
 
 import h5py
 
-from diffuse import mnist
+from diffuse.data import mnist
 from tests.drill import program
 from tests.drill.drill import Drill
 from tests.drill.program import Child, assert_explained, die_in_write, signal_at_event

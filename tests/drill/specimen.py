@@ -12,8 +12,8 @@ from typing import Any
 
 import h5py
 
-from diffuse import checkpoint
-from diffuse.rundir import RunDir
+from diffuse.rundir import checkpoints
+from diffuse.rundir.directory import RunDir
 from tests import programs
 from tests.drill import program
 from tests.programs import TINY
@@ -158,15 +158,15 @@ class Specimen:
 
 def what_counts(run: RunDir) -> dict[str, Any]:
     """Weights, average, optimizer, losses and samples of a trained run, as plain values."""
-    checkpoints = {}
+    contents = {}
     for epoch in (1, EPOCHS):
-        content = checkpoint.read(run.checkpoint_path(epoch))
+        content = checkpoints.read(run.checkpoint_path(epoch))
         for name in ("environment", "config"):
             del content[name]
-        checkpoints[epoch] = content
+        contents[epoch] = content
     events = ("step", "epoch", "samples")
     return {
-        "checkpoints": checkpoints,
+        "checkpoints": contents,
         "events": {event: programs.strip(run.metrics(event)) for event in events},
         "samples": datasets(run.samples / f"epoch_{EPOCHS:04d}.h5"),
     }

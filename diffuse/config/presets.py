@@ -1,0 +1,241 @@
+"""Settings from YAML presets and the command line, merged and validated.
+
+Precedence: the config's defaults < preset file < grid cell < command line. Each wrong value is
+reported in one line with the place that set it, the key, and what is allowed.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from diffuse import ROOT
+from diffuse.config.schema import AveragingConfig, CnnConfig, Config, DdpmConfig, UNetConfig
+from diffuse.runtime.errors import UserError
+
+CONFIGS = ROOT / "configs"
+
+
+class _Loader(yaml.SafeLoader):
+    """Builds plain values only, and takes 2:00:00 for text: YAML 1.1 has it a number to base 60."""
+
+    def number(self, node: yaml.ScalarNode) -> int | float | str:
+        if ":" in node.value:
+            return str(node.value)
+        is_int = node.tag == "tag:yaml.org,2002:int"
+        return self.construct_yaml_int(node) if is_int else self.construct_yaml_float(node)
+
+
+_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.number)
+_Loader.add_constructor("tag:yaml.org,2002:float", _Loader.number)
+
+
+class Layer(NamedTuple):
+    """Settings from one place, nested as in YAML, and the name of that place for error messages."""
+
+    source: str
+    values: Mapping[str, Any]
+
+
+def load_config(preset: str, layers: Iterable[Layer] = ()) -> Config:
+    """The preset named by its path under `configs/` (or a YAML file), with `layers` over it.
+
+    Raises UserError: unknown preset, unknown key, wrong type, impossible value.
+    """
+    return resolve([preset_layer(preset), *layers])
+
+
+def preset_layer(preset: str) -> Layer:
+    """What a preset's file sets; UserError where there is no such preset."""
+    path = find_yaml(preset, kind="preset", folders=("ddpm", "cold"))
+    ours = path.is_relative_to(CONFIGS)  # named by its path or not, it is the same preset
+    name = str(path.relative_to(CONFIGS).with_suffix("")) if ours else path.stem
+    return Layer(shown(path), {"preset": name, **read_yaml(path)})
+
+
+def read_config(path: Path) -> Config:
+    """The config.yaml of a run directory."""
+    return resolve([Layer(str(path), read_yaml(path))])
+
+
+def resolve(layers: Sequence[Layer]) -> Config:
+    """Merge `layers`, later over earlier, key by key, and validate the result."""
+    merged: dict[str, Any] = {}
+    sources: dict[tuple[str, ...], str] = {}
+    for layer in layers:
+        _merge(merged, layer.values, layer.source, sources)
+    try:
+        return Config.model_validate(merged)
+    except ValidationError as error:
+        raise UserError(_explain(error, sources, [layer.source for layer in layers])) from None
+
+
+def parse_set(assignments: Sequence[str], source: str = "--set") -> Layer:
+    """`["train.lr=4e-4"]` as a layer; values are read as YAML."""
+    values: dict[str, Any] = {}
+    for assignment in assignments:
+        key, equals, text = assignment.partition("=")
+        keys = key.strip().split(".")
+        if not equals or not all(re.fullmatch(r"\w+", part) for part in keys):
+            raise UserError(f"{source} {assignment!r}: write KEY=VALUE, for example train.lr=4e-4")
+        try:
+            value = parse_yaml(text)
+        except (yaml.YAMLError, ValueError):
+            value = text
+        for part in reversed(keys):
+            value = {part: value}
+        _merge(values, value, source, {})
+    return Layer(source, values)
+
+
+def find_yaml(name: str, *, kind: str, folders: Sequence[str]) -> Path:
+    """The file that a preset, grid or cluster is named by: under `configs/`, or any *.yaml path."""
+    if name.endswith((".yaml", ".yml")):
+        path = Path(name)
+        if path.is_file():
+            return path.resolve()
+        raise UserError(f"{kind} file {name}: not found")
+    known = [
+        str(path.relative_to(CONFIGS).with_suffix(""))
+        for folder in folders
+        for path in sorted((CONFIGS / folder).glob("*.yaml"))
+    ]
+    for candidate in (name, *(f"{folder}/{name}" for folder in folders if len(folders) == 1)):
+        if candidate in known:
+            return CONFIGS / f"{candidate}.yaml"
+    shown = [Path(k).name for k in known] if len(folders) == 1 else known
+    raise UserError(f"unknown {kind} {name!r}; allowed: {', '.join(shown)}, or a .yaml file")
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A YAML file whose top level is a mapping; tags construct nothing."""
+    try:
+        value = parse_yaml(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path}: not found") from None
+    except (yaml.YAMLError, ValueError) as error:  # a date's 45th day is a ValueError
+        mark = getattr(error, "problem_mark", None)
+        where = f" line {mark.line + 1}" if mark else ""
+        raise UserError(f"{path}{where}: not readable as YAML") from None
+    if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
+        raise UserError(f"{path}: must be a YAML mapping of settings")
+    return value
+
+
+def parse_yaml(text: str) -> Any:
+    """The value that YAML writes; tags construct nothing.
+
+    Raises yaml.YAMLError or ValueError: not YAML, or (by nesting or by aliases) without end.
+    """
+    try:
+        value = yaml.load(text, _Loader)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+    pending, seen = [(value, 0)], 0
+    while pending:
+        part, depth = pending.pop()
+        seen += 1
+        if depth > 50 or seen > 1_000_000:
+            raise ValueError("nested too deeply, or aliases of aliases")
+        if isinstance(part, dict | list | set | tuple):
+            below = part.values() if isinstance(part, dict) else part
+            pending.extend((value, depth + 1) for value in below)
+    return value
+
+
+def _merge(
+    into: dict[str, Any],
+    values: Mapping[str, Any],
+    source: str,
+    sources: dict[tuple[str, ...], str],
+    prefix: tuple[str, ...] = (),
+) -> None:
+    for key, value in values.items():
+        place = (*prefix, key)
+        if isinstance(value, Mapping):
+            below = into.get(key)
+            into[key] = dict(below) if isinstance(below, Mapping) else {}
+            _merge(into[key], value, source, sources, place)
+        else:
+            into[key] = value
+        sources[place] = source
+
+
+def _explain(
+    error: ValidationError, sources: Mapping[tuple[str, ...], str], order: Sequence[str]
+) -> str:
+    lines = []
+    for problem in error.errors()[:3]:
+        # A discriminated union puts its tag into the location: process.ddpm.timesteps.
+        tags = {"ddpm", "averaging", "cnn", "unet"}
+        place = tuple(
+            str(part)
+            for position, part in enumerate(problem["loc"])
+            if not (position == 1 and part in tags)
+        )
+        key = ".".join(place)
+        # A check of the whole config has no place; its message may begin with the key to blame.
+        said = problem["msg"].removeprefix("Value error, ")
+        blamed = place or tuple(said.partition(":")[0].split("."))
+        lengths = range(len(blamed), 0, -1)
+        source = next((sources[blamed[:n]] for n in lengths if blamed[:n] in sources), order[0])
+        match problem["type"]:
+            case "extra_forbidden":
+                allowed = ", ".join(_fields_at(problem["loc"]))
+                text = f"{key}: unknown key; allowed: {allowed}"
+                kind = (*place[:-1], "kind")
+                by = sources.get(kind, source)
+                if order.index(by) > order.index(source):  # the kind is wrong, not the key
+                    text = f"{'.'.join(kind)}: does not go with {source}, which sets {key}"
+                    source = by
+            case "missing":
+                text = f"{key}: missing" + _hint(place)
+            case "value_error":
+                text = f"{key}: {problem['ctx']['error']}" if key else str(problem["ctx"]["error"])
+            case "union_tag_invalid" | "union_tag_not_found":
+                tags_allowed = "ddpm, averaging" if key == "process" else "cnn, unet"
+                text = f"{key}.kind: must be one of {tags_allowed}"
+            case _:
+                shown = repr(problem["input"])
+                shown = shown if len(shown) <= 60 else shown[:57] + "..."
+                text = f"{key}: {problem['msg'][0].lower()}{problem['msg'][1:]}, not {shown}"
+        lines.append(f"{source}: {text}")
+    return "; ".join(lines)
+
+
+def _hint(place: tuple[str, ...]) -> str:
+    if place == ("process", "orientation"):
+        return "; choose --orientation row or --orientation col"
+    return ""
+
+
+def _fields_at(location: tuple[int | str, ...]) -> list[str]:
+    """The keys allowed beside an unknown one."""
+    sections: dict[str, type[BaseModel]] = {
+        "ddpm": DdpmConfig,
+        "averaging": AveragingConfig,
+        "cnn": CnnConfig,
+        "unet": UNetConfig,
+    }
+    model: type[BaseModel] = Config
+    for part in location[:-1]:
+        if part in sections:
+            model = sections[str(part)]
+        elif part in Config.model_fields:
+            annotation = Config.model_fields[str(part)].annotation
+            if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+                model = annotation
+    return sorted(model.model_fields)
+
+
+def shown(path: Path) -> str:
+    """The path as a person would type it: relative where that is shorter."""
+    try:
+        return str(path.relative_to(Path.cwd()))
+    except ValueError:
+        return str(path)

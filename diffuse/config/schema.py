@@ -1,0 +1,336 @@
+"""What a run is: frozen, validated settings, and the signature of all that its weights depend on.
+
+presets.py reads them from YAML files and the command line.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import re
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal, Self
+
+import yaml
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    field_validator,
+    model_validator,
+)
+
+from diffuse.config.sampler_spec import SamplerSpec, default_specs
+from diffuse.runtime.errors import UserError
+
+IMAGE_SIZE = 28
+TRAIN_IMAGES = 60_000
+FLOAT32_TINY = 2.0**-126  # the smallest that keeps its precision
+IS_SPLITS = 10  # of the images, over which the inception score is a mean
+
+Loss = Literal["mse", "l1", "huber"]
+Orientation = Literal["row", "col"]
+
+
+def _split_commas(value: Any) -> Any:
+    """Let the command line write `16,32`, or a lone `16`, for a list."""
+    if isinstance(value, str):
+        return [part.strip() for part in value.split(",") if part.strip()]
+    return [value] if isinstance(value, int) else value
+
+
+CommaSeparated = BeforeValidator(_split_commas)
+Epochs = Annotated[tuple[Annotated[int, Field(ge=1)], ...], CommaSeparated]
+
+
+class Section(BaseModel):
+    """A part of the config: immutable, and a key that it does not know is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class DdpmConfig(Section):
+    """Gaussian noise on the linear schedule of Ho et al. 2020, section 4."""
+
+    kind: Literal["ddpm"]
+    timesteps: int = Field(
+        1000, ge=1, le=100_000, description="T; beta and alpha_bar have T + 1 values"
+    )
+    # Within these, float32 tells alpha_bar_1 from 1 and beta_T from 1: samplers divide by both.
+    beta_1: float = Field(1e-4, ge=1e-6, lt=1, description="beta at t = 0")
+    beta_2: float = Field(0.02, gt=0, le=0.999, description="beta at t = T")
+    loss: Loss = Field("mse", description="between the noise and its prediction")
+    min_snr: float | None = Field(
+        None, gt=0, description="gamma of the min-SNR weights (Hang et al. 2023); null: none"
+    )
+
+    @model_validator(mode="after")
+    def _increasing(self) -> Self:
+        if self.beta_1 > self.beta_2:
+            raise ValueError(f"beta_1 ({self.beta_1}) must not exceed beta_2 ({self.beta_2})")
+        return self
+
+    @model_validator(mode="after")
+    def _leaves_a_signal(self) -> Self:
+        """alpha_bar_T stays a float32: samplers divide by it."""
+        T = self.timesteps
+        slope = (self.beta_2 - self.beta_1) / T
+        log_alpha_bar = sum(math.log1p(-(self.beta_1 + slope * t)) for t in range(T + 1))
+        if log_alpha_bar < math.log(FLOAT32_TINY):
+            raise ValueError(
+                f"with timesteps = {T} and beta_2 = {self.beta_2} nothing of an image is left:"
+                f" alpha_bar_T is 1e{log_alpha_bar / math.log(10):.0f}, and float32 ends at"
+                f" {FLOAT32_TINY:.0e}; lower either"
+            )
+        return self
+
+    @property
+    def T(self) -> int:
+        return self.timesteps
+
+
+class AveragingConfig(Section):
+    """Cold diffusion (Bansal et al. 2022) whose degradation averages rows or columns one by one."""
+
+    kind: Literal["averaging"]
+    orientation: Orientation
+    group: int = Field(1, ge=1, description="adjacent lines replaced by one mean at each step")
+    order: Literal["random", "inside-out", "outside-in"] = "random"
+    loss: Loss = Field("mse", description="between the image and its prediction")
+
+    @field_validator("group")
+    @classmethod
+    def _divides(cls, group: int) -> int:
+        if IMAGE_SIZE % group:
+            allowed = ", ".join(str(g) for g in range(1, IMAGE_SIZE + 1) if IMAGE_SIZE % g == 0)
+            raise ValueError(f"{group} does not divide {IMAGE_SIZE}; allowed: {allowed}")
+        return group
+
+    @property
+    def T(self) -> int:
+        """After T steps every line is averaged."""
+        return IMAGE_SIZE // self.group
+
+
+class CnnConfig(Section):
+    """The report's network: 7 x 7 convolutions at full resolution."""
+
+    kind: Literal["cnn"]
+    channels: Annotated[tuple[Annotated[int, Field(ge=1, le=4096)], ...], CommaSeparated] = Field(
+        (16, 32, 32, 16), min_length=1
+    )
+    activation: Literal["gelu", "selu", "relu", "silu"] = "gelu"
+
+
+class UNetConfig(Section):
+    """A small U-Net: one entry of `channels` per resolution."""
+
+    kind: Literal["unet"]
+    channels: Annotated[tuple[Annotated[int, Field(ge=8, le=4096)], ...], CommaSeparated] = Field(
+        (32, 64, 128), min_length=1
+    )
+    blocks: int = Field(2, ge=1, le=16, description="residual blocks per resolution and side")
+    patch: Literal[1, 2, 4] = Field(
+        1, description="fold p x p pixels into channels at the entrance"
+    )
+    attention: bool = Field(False, description="self-attention at the lowest resolution")
+    dropout: float = Field(0.0, ge=0, lt=1)
+
+    @field_validator("channels")
+    @classmethod
+    def _groups_of_eight(cls, channels: tuple[int, ...]) -> tuple[int, ...]:
+        if any(c % 8 for c in channels):
+            raise ValueError("each must be a multiple of 8 (the group norm's groups)")
+        return channels
+
+    @model_validator(mode="after")
+    def _resolutions(self) -> Self:
+        if len(self.channels) > (allowed := {1: 3, 2: 2, 4: 1}[self.patch]):
+            raise ValueError(
+                f"channels has {len(self.channels)} resolutions, but {IMAGE_SIZE} pixels with"
+                f" patch {self.patch} can be halved for at most {allowed}"
+            )
+        return self
+
+
+class DataConfig(Section):
+    limit: int | None = Field(
+        None, ge=1, le=TRAIN_IMAGES, description="the first N training images only"
+    )
+    amplitude: float = Field(0.5, gt=0, le=10, description="images lie in [-amplitude, amplitude]")
+
+
+class TrainConfig(Section):
+    epochs: int = Field(20, ge=1)
+    global_batch: int = Field(128, ge=1, description="images per step over all ranks")
+    lr: float = Field(2e-4, gt=0)
+    warmup_steps: int = Field(0, ge=0, description="the rate rises linearly to lr, then stays")
+    ema: float | None = Field(None, ge=0, lt=1, description="decay of the weights' moving average")
+    grad_clip: float | None = Field(None, gt=0, description="largest gradient norm")
+    accumulate: int = Field(1, ge=1, description="micro-batches per step and rank")
+    amp: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
+    compile: bool = False
+    deterministic: bool = Field(False, description="bitwise repeatable on CUDA, slower")
+
+
+class CheckpointConfig(Section):
+    keep: Literal["asked", "all"] = Field(
+        "asked", description="eval.at_epochs and the last, or all"
+    )
+    every_epochs: int = Field(1, ge=1, description="how often the rolling checkpoint is written")
+    every_minutes: float = Field(10.0, gt=0, description="and within an epoch, not later than")
+
+
+class SamplesConfig(Section):
+    """The picture grids drawn during training."""
+
+    at_epochs: Epochs | None = Field(None, description="default: eval.at_epochs and the last")
+    images: int = Field(16, ge=1, le=1024)
+    steps: int = Field(50, ge=1, description="DDIM steps, or the process's own where fewer")
+
+
+def judgeable(n: int) -> int:
+    """n, where so many images can be judged; ValueError where not."""
+    if n < 2 * IS_SPLITS:
+        raise ValueError(
+            f"{n} images are too few: IS is a mean over {IS_SPLITS} splits of at least 2;"
+            f" use {2 * IS_SPLITS} or more"
+        )
+    if n % IS_SPLITS:
+        below = n - n % IS_SPLITS
+        raise ValueError(
+            f"{n} images do not make {IS_SPLITS} equal splits, over which IS is a mean;"
+            f" use {below} or {below + IS_SPLITS}"
+        )
+    return n
+
+
+class EvalConfig(Section):
+    at_epochs: Epochs = Field((), description="checkpoints kept and evaluated; the last always is")
+    images: Annotated[int, AfterValidator(judgeable)] = Field(
+        1000, description="generated images per figure"
+    )
+    in_training: Annotated[int, AfterValidator(lambda n: n and judgeable(n))] = Field(
+        0, description="images judged at once when training reaches such an epoch; 0: none"
+    )
+    samplers: Annotated[tuple[str, ...], CommaSeparated] | None = Field(
+        None, description="default: the process's own"
+    )
+    extractor: Literal["classifier", "inception"] = "classifier"
+
+
+class TrackingConfig(Section):
+    mode: Literal["auto", "online", "offline", "disabled"] = "auto"
+    project: str = Field("diffuse", min_length=1, max_length=128)
+    entity: str | None = Field(None, description="W&B's team or user; default: the key's own")
+    end_s: float = Field(
+        30.0, gt=0, le=3600, description="the longest wait for W&B at a program's end"
+    )
+    log_checkpoints: bool = Field(False, description="upload kept checkpoints as artifacts")
+
+
+class SystemConfig(Section):
+    """Where and how the run is carried out; never part of what it is."""
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    threads: int | None = Field(
+        None, ge=1, le=1024, description="CPU threads per rank; default: torch's"
+    )
+    log_every: int = Field(50, ge=1, description="steps between writes of metrics.jsonl")
+    collective_timeout_s: float = Field(
+        600.0, gt=0, description="a collective that hangs longer ends"
+    )
+
+
+class Config(Section):
+    """One run, fully resolved."""
+
+    preset: str = Field(description="the name of the preset, for people; not part of the signature")
+    seed: int = Field(75016, ge=0, lt=2**63)
+    process: Annotated[DdpmConfig | AveragingConfig, Field(discriminator="kind")]
+    model: Annotated[CnnConfig | UNetConfig, Field(discriminator="kind")]
+    data: DataConfig = DataConfig()
+    train: TrainConfig = TrainConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    samples: SamplesConfig = SamplesConfig()
+    eval: EvalConfig = EvalConfig()
+    tracking: TrackingConfig = TrackingConfig()
+    system: SystemConfig = SystemConfig()
+
+    @model_validator(mode="after")
+    def _batch_fits(self) -> Self:
+        images = self.data.limit or TRAIN_IMAGES
+        if images < self.train.global_batch:
+            raise ValueError(
+                f"train.global_batch ({self.train.global_batch}) is more than the training images"
+                f" ({images}; data.limit): an epoch would have no step"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _samplers_fit(self) -> Self:
+        try:
+            self.sampler_specs(self.eval.samplers)
+        except UserError as error:
+            raise ValueError(f"eval.samplers: {error}") from None
+        return self
+
+    def sampler_specs(self, names: Sequence[str] | None) -> tuple[SamplerSpec, ...]:
+        """The samplers of these names, by default the process's own.
+
+        Raises UserError where one does not fit the process.
+        """
+        specs = tuple(SamplerSpec.parse(name, self.process) for name in names or ())
+        return specs or default_specs(self.process)
+
+    @property
+    def signature(self) -> str:
+        """Eight hex digits of all that the weights depend on.
+
+        Settings left at their default are not hashed, so a setting added in a later version leaves
+        the signatures of earlier runs as they are; in return, a released default never changes.
+        """
+        kept = self.model_dump(
+            mode="json",
+            exclude_defaults=True,
+            exclude={
+                "preset": True,
+                "checkpoint": True,
+                "samples": True,
+                "eval": True,
+                "tracking": True,
+                "system": True,
+                "train": {"epochs"},
+            },
+        )
+        if not kept.get("train"):
+            kept.pop("train", None)
+        return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:8]
+
+    @property
+    def run_name(self) -> str:
+        """`ddpm-default-1a2b3c4d`, `cold-default_28-row-5e6f7a8b`: the run directory's name."""
+        slug = re.sub(r"[^A-Za-z0-9_.]+", "-", self.preset).strip("-.") or "run"
+        if isinstance(self.process, AveragingConfig):
+            slug += f"-{self.process.orientation}"
+        return f"{slug}-{self.signature}"
+
+    @property
+    def evaluated_epochs(self) -> tuple[int, ...]:
+        """The epochs whose checkpoints are kept and evaluated, in order; the last is among them."""
+        asked = {epoch for epoch in self.eval.at_epochs if epoch <= self.train.epochs}
+        return tuple(sorted(asked | {self.train.epochs}))
+
+    @property
+    def sampled_epochs(self) -> tuple[int, ...]:
+        """The epochs at which training draws a grid of samples."""
+        if self.samples.at_epochs is None:
+            return self.evaluated_epochs
+        return tuple(sorted(set(self.samples.at_epochs)))
+
+    def to_yaml(self) -> str:
+        """All settings, resolved, as YAML."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)

@@ -1,0 +1,66 @@
+"""The staged file: MNIST in HDF5, checked against the SHA-256 of the original at each reading.
+
+    mnist.h5: train/images uint8 [60000, 28, 28]   train/labels uint8 [60000]
+              test/images  uint8 [10000, 28, 28]   test/labels  uint8 [10000]
+
+Free of torch, so that a login node can stage it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+from diffuse.runtime.errors import UserError
+
+# SHA-256 of the uint8 arrays of the original MNIST.
+SHA256 = {
+    "train/images": "741c988805d008ac6e4c904b69001ba184c24b2c540a4ef403f4c71b676cf757",
+    "train/labels": "1feba77c54802fa5339a11837ea4b2866434b83314ec45192930f1df69120c13",
+    "test/images": "6d87418db22cc8025d05968bec9bd5c3932904b23485740db143a061a2c9d161",
+    "test/labels": "ddeff807876a9661a1110d45c266c86239a3a1b7d37da0c3716a7a683c852ff5",
+}
+
+
+def read_verified(data_dir: Path, name: str) -> NDArray[np.uint8]:
+    """One of the four arrays of data_dir/mnist.h5.
+
+    Raises UserError where the file is missing or is not the true MNIST.
+    """
+    path = data_dir / "mnist.h5"
+    array = read_array(path, name)
+    if digest(array) != SHA256[name]:
+        raise UserError(f"{path}: damaged ({name} is not MNIST's); {_remedy(path)}")
+    return array
+
+
+def read_array(path: Path, name: str) -> NDArray[Any]:
+    """One data set of an HDF5 file. Raises UserError where it cannot be read."""
+    if not path.exists():
+        raise UserError(
+            f"{path}: MNIST is not staged here; run python -m diffuse.prepare --data-dir"
+            f" {path.parent}, or name another folder by --data-dir or DIFFUSE_DATA"
+        )
+    try:
+        # read-only and network filesystems often have no locks, and nobody writes in place
+        with h5py.File(path, "r", locking="best-effort") as file:
+            array: NDArray[Any] = file[name][:]
+    except PermissionError:
+        raise
+    except (OSError, KeyError, RuntimeError, TypeError, AttributeError, ValueError):
+        raise UserError(f"{path}: damaged ({name} cannot be read); {_remedy(path)}") from None
+    return array
+
+
+def digest(array: NDArray[Any]) -> str:
+    """SHA-256 of an array's bytes."""
+    return hashlib.sha256(np.ascontiguousarray(array).data).hexdigest()
+
+
+def _remedy(path: Path) -> str:
+    return f"delete it and run python -m diffuse.prepare --data-dir {path.parent}"

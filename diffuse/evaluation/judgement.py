@@ -1,0 +1,100 @@
+"""A checkpoint judged and its figures written down: what diffuse.evaluate and training both do."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from diffuse.config.sampler_spec import SamplerSpec
+from diffuse.config.schema import Config
+from diffuse.evaluation.evaluator import Judge
+from diffuse.evaluation.sample_set import Generated
+from diffuse.models.averaging import Averaging
+from diffuse.rundir import evaluations
+from diffuse.rundir.directory import RunDir
+from diffuse.runtime import files
+from diffuse.runtime.console import Meter, duration
+from diffuse.runtime.distributed import World
+from diffuse.runtime.preemption import StopRequest
+from diffuse.sampling.trained_model import load
+from diffuse.tracking.mirror import mirror_evaluation
+
+
+def evaluate_checkpoint(
+    path: Path,
+    judge: Judge,
+    world: World,
+    specs: Sequence[SamplerSpec],
+    n: int,
+    seed: int,
+    stop: StopRequest,
+    output: Path = Path(),
+) -> None:
+    """Judge one checkpoint by each of the samplers; figures that are there already are kept.
+
+    Called on all ranks, which share the work.
+
+    Args:
+        n: images for each figure.
+        output: where the results of a weight file go; those of a run go into it.
+    """
+    model = load(path, device=world.device)
+    sha256 = files.sha256(path)
+    is_cold = isinstance(model.process, Averaging)
+    if model.run is not None:
+        home, stem = model.run.path, f"epoch_{model.epoch:04d}"
+        target = model.run.evaluations / f"{stem}.json"
+    else:
+        home, stem = output, path.stem
+        target = output / f"{stem}.evaluation.json"
+    is_new = False
+    for spec in specs:
+        protocol = judge.protocol(n, spec, seed, is_cold)
+        known = evaluations.find(target, sha256, protocol) if world.is_main else None
+        if world.from_main(known):
+            if world.is_main:
+                print(f"{target}: {spec} with {n} images is there already")
+            continue
+        samples = Path("samples" if model.run else "") / f"{stem}_{spec}_seed_{seed}.h5"
+        generated = Generated(model, sha256, spec, seed, home / samples)
+        title = f"{path.name}: {n} images, {spec}"
+        with Meter(title, spec.steps, shown=world.is_main) as meter:
+            drawn = generated.images(n, judge.data_dir, world, _watched(meter, stop))
+        figure = judge.figure(drawn, spec, seed=seed, is_cold=is_cold, samples=str(samples))
+        if world.is_main:
+            about: dict[str, Any] = {
+                "epoch": model.epoch,
+                "step": model.step,
+                "checkpoint_sha256": sha256,
+                "weights": "model" if model.config.train.ema is None else "ema",
+            }
+            evaluations.add(target, about, figure)
+            is_new = True
+            print(f"{target}: {evaluations.summary(figure)}", flush=True)
+    if world.is_main and model.run is not None:
+        content = evaluations.read(target)
+        told = [e for e in model.run.metrics("evaluation") if e["epoch"] == model.epoch]
+        # once for all samplers; also where an earlier evaluation died before it told
+        if is_new or not told or told[-1].get("figures") != len(content["figures"]):
+            _tell(model.run, model.config, content)
+
+
+def _tell(run: RunDir, config: Config, content: dict[str, Any]) -> None:
+    """What follows from new figures: the run's plots, its event, W&B."""
+    evaluations.draw(run)
+    mirror_evaluation(run, config, content)
+
+
+def _watched(meter: Meter, stop: StopRequest) -> Callable[[int, int], None]:
+    """Told of each network evaluation: shows how long it will take, and stops when asked to."""
+    started = time.monotonic()
+
+    def on_step(done: int, total: int) -> None:
+        if stop.signal is not None:
+            raise stop.end("evaluation stopped; the same command goes on from there")
+        left = (time.monotonic() - started) / done * (total - done)
+        meter.update(done, f"network evaluations  ETA {duration(left)}", total)
+
+    return on_step

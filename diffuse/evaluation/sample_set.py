@@ -1,0 +1,164 @@
+"""The images that a checkpoint is judged by: drawn once, kept as HDF5, resumed where interrupted.
+
+Image i depends on the seed and i alone. They are drawn in parts that ranks take in turn; each part
+is a file of its own until all are there.
+"""
+
+from __future__ import annotations
+
+import io
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from zipfile import BadZipFile
+
+import h5py
+import numpy as np
+import torch
+from torch import Tensor
+
+from diffuse.config.sampler_spec import SamplerSpec
+from diffuse.data.tensors import load_split, to_uint8, to_x0
+from diffuse.models.averaging import Averaging
+from diffuse.runtime import hdf5
+from diffuse.runtime.distributed import World
+from diffuse.runtime.errors import UserError
+from diffuse.runtime.files import write_bytes
+from diffuse.sampling.generate import generate
+from diffuse.sampling.trained_model import Trained
+
+PART = 250
+OnStep = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Generated:
+    """A set of images of one model, sampler and seed, kept in `path`."""
+
+    model: Trained
+    weights_sha256: str
+    spec: SamplerSpec
+    seed: int
+    path: Path
+
+    def images(
+        self, n: int, data_dir: Path, world: World, on_step: OnStep = lambda done, total: None
+    ) -> Tensor:
+        """The first n images, uint8 [n, 28, 28], on every rank; draws what is not there yet.
+
+        Raises UserError where a conditional sampler is asked for more than there are test images.
+        """
+        kept = world.from_main(self._kept() if world.is_main else None)
+        if kept is not None and len(kept) >= n:
+            return torch.from_numpy(kept[:n])
+        have = 0 if kept is None else len(kept) // PART * PART
+        starts = range(have, n, PART)
+        mine = [s for k, s in enumerate(starts) if k % world.size == world.rank]
+        mine = [start for start in mine if self._part(start, n) is None]
+        draw = self._drawing(n, data_dir) if mine else None
+        for k, start in enumerate(mine):
+            assert draw is not None
+
+            def report(done: int, steps: int, before: int = k) -> None:
+                on_step(before * steps + done, len(mine) * steps)
+
+            images = draw(range(start, min(start + PART, n)), report)
+            buffer = io.BytesIO()
+            np.savez(buffer, images=images.numpy())  # a zip file has checksums
+            write_bytes(self._part_path(start, n), buffer.getbuffer())
+        world.highest(0)  # all parts are there
+        if world.is_main:
+            parts = [self._part(start, n) for start in starts]
+            if kept is not None:
+                parts.insert(0, kept[:have])
+            self._keep(np.concatenate([part for part in parts if part is not None]))
+        done = world.from_main(self._kept() if world.is_main else None)
+        assert done is not None
+        assert len(done) >= n
+        return torch.from_numpy(done[:n])
+
+    def _drawing(self, n: int, data_dir: Path) -> Callable[[range, OnStep], Tensor]:
+        """A function that draws the images of some numbers."""
+        model, amplitude = self.model, self.model.config.data.amplitude
+        x0 = prior = None
+        if isinstance(model.process, Averaging):
+            if self.spec.is_conditional:
+                model.originals([n - 1], data_dir)  # refuses more than there are
+                x0 = to_x0(load_split(data_dir, "test", n).images, amplitude)
+            else:
+                prior = model.fit_prior(data_dir)
+
+        def draw(indices: range, on_step: OnStep) -> Tensor:
+            x = generate(
+                model.network,
+                model.process,
+                self.spec,
+                seed=self.seed,
+                indices=indices,
+                amplitude=amplitude,
+                device=model.device,
+                originals=None if x0 is None else x0[indices.start : indices.stop],
+                prior=prior,
+                batch=PART,
+                on_step=on_step,
+            )
+            return to_uint8(x, amplitude)
+
+        return draw
+
+    @property
+    def _parts(self) -> Path:
+        return self.path.with_name(f".{self.path.stem}-{self.weights_sha256[:12]}")
+
+    def _part_path(self, start: int, n: int) -> Path:
+        return self._parts / f"{start:06d}-{min(start + PART, n):06d}.npz"
+
+    def _part(self, start: int, n: int) -> np.ndarray | None:
+        try:
+            with np.load(self._part_path(start, n), allow_pickle=False) as file:
+                images: np.ndarray = file["images"]
+        except (OSError, ValueError, EOFError, KeyError, BadZipFile, AttributeError, TypeError):
+            return None
+        right = images.dtype == np.uint8 and len(images) == min(start + PART, n) - start
+        return images if right else None
+
+    def _keep(self, images: np.ndarray) -> None:
+        hdf5.write(
+            self.path,
+            images,
+            {
+                "model": self.model.name,
+                "signature": self.model.config.signature,
+                "weights_sha256": self.weights_sha256,
+                "epoch": self.model.epoch,
+                "sampler": str(self.spec),
+                "seed": self.seed,
+                "first_index": 0,
+                "value_range": "uint8, 0 black to 255 white, clamped",
+            },
+        )
+        shutil.rmtree(self._parts, ignore_errors=True)
+
+    def _kept(self) -> np.ndarray | None:
+        """The images in the file, None where it is not there or of other weights.
+
+        Raises UserError where the file is damaged or holds something else.
+        """
+        if not self.path.exists():
+            return None
+        try:
+            with h5py.File(self.path) as file:
+                facts = dict(file.attrs)
+                images: np.ndarray = file["images"][()]
+        except (OSError, KeyError, RuntimeError, TypeError) as error:
+            raise UserError(
+                f"{self.path}: damaged, or no file of samples ({str(error)[:60]}); delete it and"
+                " they are drawn again"
+            ) from None
+        if images.dtype != np.uint8 or images.shape[1:] != (28, 28):
+            raise UserError(f"{self.path}: {images.dtype} {images.shape}, not uint8 [N, 28, 28]")
+        mine = (self.weights_sha256, str(self.spec), self.seed)
+        if mine != tuple(facts.get(name) for name in ("weights_sha256", "sampler", "seed")):
+            return None
+        return images

@@ -1,0 +1,102 @@
+"""Cold diffusion (Bansal et al. 2022) by averaging rows or columns: section 2.1 of the report.
+
+At step t the first t entries of an order, each one line or a group of adjacent lines, are replaced
+by their mean. After T steps every line is flat.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from diffuse.config.schema import IMAGE_SIZE, AveragingConfig, Loss, Orientation
+from diffuse.models.ddpm import Network, per_example_loss
+from diffuse.runtime.rng import Stream, generator
+
+
+class Averaging:
+    """The degradation D(x0, t), whose inverse the network learns as a prediction of x0."""
+
+    kind = "averaging"
+
+    def __init__(self, orientation: Orientation, order: Tensor, loss: Loss = "mse") -> None:
+        """order: int64 [T, group], the line numbers (from 0) that step t = 1..T averages.
+
+        Raises ValueError where `order` does not hold every line once.
+        """
+        if order.ndim != 2 or not torch.equal(order.flatten().sort()[0], torch.arange(IMAGE_SIZE)):
+            raise ValueError(f"an averaging order must hold each of {IMAGE_SIZE} lines once")
+        self.orientation = orientation
+        self.loss = loss
+        self.order = order
+        self.T = len(order)
+        # mask[t, line]: whether the line is averaged at t
+        self.mask = torch.zeros(self.T + 1, IMAGE_SIZE, dtype=torch.bool)
+        for t in range(1, self.T + 1):
+            self.mask[t] = self.mask[t - 1]
+            self.mask[t, order[t - 1]] = True
+        # step_of[line]: at which entry of the order the line is, to spread the entries' means
+        self.step_of = torch.empty(IMAGE_SIZE, dtype=torch.int64)
+        self.step_of[order] = torch.arange(self.T)[:, None]
+
+    @classmethod
+    def from_config(cls, config: AveragingConfig, seed: int) -> Averaging:
+        """The order that `config` names; a random one follows from the seed."""
+        groups = torch.arange(IMAGE_SIZE).reshape(config.T, config.group)  # [T, group]
+        order = group_order(config.order, config.T, seed)
+        return cls(config.orientation, groups[order], config.loss)
+
+    def to(self, device: torch.device | str) -> Averaging:
+        """Move the masks to `device`, in place."""
+        self.order = self.order.to(device)
+        self.mask = self.mask.to(device)
+        self.step_of = self.step_of.to(device)
+        return self
+
+    def draw(self, n: int, generator: torch.Generator) -> tuple[Tensor, None]:
+        """Timesteps [n] in 1..T, on the generator's device; there is no noise."""
+        device = generator.device
+        return torch.randint(1, self.T + 1, (n,), generator=generator, device=device), None
+
+    def degrade(self, x0: Tensor, t: Tensor) -> Tensor:
+        """D(x0, t) [B, 1, 28, 28] for x0 [B, 1, 28, 28] at t [B]."""
+        x = x0 if self.orientation == "row" else x0.transpose(2, 3)
+        means = self.means(x0)[..., self.step_of]  # [B, 1, 28]
+        flat = torch.where(self.mask[t][:, None, :, None], means[..., None], x)
+        return flat if self.orientation == "row" else flat.transpose(2, 3)
+
+    def means(self, x0: Tensor) -> Tensor:
+        """The mean of each entry of the order [B, 1, T]: all that D(x0, T) still knows of x0."""
+        lines = x0.mean(dim=3 if self.orientation == "row" else 2)  # [B, 1, 28]
+        return lines[..., self.order].mean(dim=-1)
+
+    def fully_degraded(self, means: Tensor) -> Tensor:
+        """x_T [B, 1, 28, 28] from the means [B, 1, T] of the entries of the order."""
+        flat = means[..., self.step_of][..., None].expand(-1, -1, -1, IMAGE_SIZE)
+        return flat if self.orientation == "row" else flat.transpose(2, 3)
+
+    def losses(self, network: Network, x0: Tensor, t: Tensor, eps: Tensor | None) -> Tensor:
+        """The loss of each example [B] between x0 and its prediction from D(x0, t)."""
+        x0_hat = network(self.degrade(x0, t), t / self.T)
+        return per_example_loss(self.loss, x0_hat, x0)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The order, which a random one's reader cannot know otherwise."""
+        return {"order": self.order}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Check that a checkpoint has this order. Raises ValueError where it has another."""
+        if not torch.equal(state["order"], self.order.cpu()):
+            raise ValueError("its averaging order is another one")
+
+
+def group_order(name: str, n: int, seed: int) -> Tensor:
+    """A permutation of n groups: random, inside-out (13, 14, 12, ..) or outside-in (0, 27, ..)."""
+    if name == "random":
+        return torch.randperm(n, generator=generator(seed, Stream.AVERAGING_ORDER))
+    ends = [k // 2 if k % 2 == 0 else n - 1 - k // 2 for k in range(n)]  # 0, n-1, 1, n-2, ...
+    if name == "outside-in":
+        return torch.tensor(ends)
+    middle = (n - 1) // 2
+    # the nearest to the middle first, the lower one of two equals before the upper
+    return torch.tensor(sorted(range(n), key=lambda k: (abs(2 * k - (n - 1)), k > middle)))

@@ -1,0 +1,101 @@
+"""Where a run came from: code, versions, machine, data. What a reader needs to trust a figure."""
+
+from __future__ import annotations
+
+import os
+import platform
+import socket
+import subprocess
+from importlib import metadata
+from typing import Any
+
+import torch
+
+from diffuse import ROOT
+from diffuse.rundir.directory import RunDir, now
+from diffuse.runtime import console, distributed, files
+from diffuse.runtime.distributed import World
+
+PACKAGES = ("diffuse", "torch", "torchvision", "torchmetrics", "numpy", "h5py", "wandb", "submitit")
+
+
+def environment(world: World, precision: str) -> dict[str, Any]:
+    """What bitwise equality of two runs depends on beside their config."""
+    return {
+        "world_size": world.size,
+        "threads": torch.get_num_threads() if world.device.type == "cpu" else None,
+        "precision": precision,
+        "device": distributed.device_name(world.device),
+        "torch": str(torch.__version__),
+        "cuda": torch.version.cuda if world.device.type == "cuda" else None,
+    }
+
+
+def write(run: RunDir, world: World, precision: str, data_sha256: str) -> None:
+    """Write manifest.json: the environment of this attempt."""
+    files.write_json(
+        run.manifest_path,
+        {
+            "run": run.name,
+            "grid": os.environ.get("DIFFUSE_GRID"),  # set by the launcher
+            "written": now(),
+            "precision": precision,
+            "environment": environment(world, precision),
+            "data_sha256": data_sha256,
+            "code": code_version(),
+            "image": os.environ.get("DIFFUSE_IMAGE"),
+            "image_sha256": os.environ.get("DIFFUSE_IMAGE_SHA256"),
+            "versions": {name: _version(name) for name in PACKAGES},
+            "python": platform.python_version(),
+            "host": socket.gethostname(),
+            "platform": platform.platform(),
+            "job_id": os.environ.get("SLURM_JOB_ID"),
+        },
+    )
+
+
+def code_version() -> dict[str, Any]:
+    """The git commit of this code and whether it was changed since, where that can be known."""
+    stated = os.environ.get("DIFFUSE_CODE")  # set by the launcher for a snapshot without .git
+    if stated:
+        described = os.environ.get("DIFFUSE_COMMIT", "")  # with a + where files were changed since
+        changed = described.endswith("+") if described else None
+        return {"snapshot": stated, "commit": described.rstrip("+") or None, "changed": changed}
+    folder = ROOT
+
+    def git(*arguments: str) -> str | None:
+        try:
+            done = subprocess.run(
+                ["git", "-C", str(folder), *arguments], capture_output=True, text=True, timeout=10
+            )
+        except (OSError, subprocess.TimeoutExpired):
+            return None
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    commit = git("rev-parse", "HEAD")
+    return {"commit": commit, "changed": bool(git("status", "--porcelain")) if commit else None}
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def start_events(
+    environment: dict[str, Any], content: dict[str, Any] | None
+) -> list[dict[str, Any]]:
+    """What metrics.jsonl is told of an attempt's start, resumed from a checkpoint's `content`.
+
+    A resume under another environment is no longer bit for bit: that is noted on the screen too.
+    """
+    step = 0 if content is None else int(content["step"])
+    events: list[dict[str, Any]] = [{"event": "start", "step": step, **environment}]
+    before = environment if content is None else content["environment"]
+    changed = {k: [before.get(k), v] for k, v in environment.items() if before.get(k) != v}
+    if changed:
+        text = ", ".join(f"{k}: {old} -> {new}" for k, (old, new) in changed.items())
+        console.note(f"resumed under another environment, so not bit for bit: {text}")
+        events.append({"event": "environment_changed", "step": step, **changed})
+    return events

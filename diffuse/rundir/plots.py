@@ -1,0 +1,159 @@
+"""Figures from arrays and metrics, drawn with matplotlib and written atomically as PNG.
+
+Colours are from Okabe and Ito's set, which the colour-blind can tell apart.
+"""
+
+from __future__ import annotations
+
+import io
+import itertools
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from diffuse.runtime import files
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+GREEN, BLACK = "#009E73", "#000000"
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+DASHES = ("-", "--", "-.", ":")
+MARKERS = "osD^vPX"
+Images = NDArray[np.uint8]  # [n, 28, 28]
+
+
+class Look(NamedTuple):
+    """How one line is told from others, in colour and without."""
+
+    colour: str
+    dash: str
+    marker: str
+
+
+def look(k: int) -> Look:
+    """The look of line `k`: 28 by colour and dash, the marker differing within each dash too."""
+    again = k // len(COLOURS)
+    return Look(
+        COLOURS[k % len(COLOURS)],
+        DASHES[again % len(DASHES)],
+        MARKERS[(k + again) % len(MARKERS)],
+    )
+
+
+def image_panels(
+    path: Path, panels: Sequence[tuple[str, Images]], *, columns: int = 4, title: str = ""
+) -> None:
+    """Panels side by side, each a grid of images with `columns` columns and a heading.
+
+    Pixels are drawn as they are, 3 x 3 points each, without smoothing.
+    """
+    grids = [(name, tile(images, columns)) for name, images in panels]
+    height, width = grids[0][1].shape
+    figure = _figure(len(grids) * width * 3 / 100, height * 3 / 100 + 0.45)
+    for axes, (name, grid) in zip(
+        figure.subplots(1, len(grids), squeeze=False)[0], grids, strict=True
+    ):
+        axes.imshow(grid, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+        axes.set_title(name, fontsize=9)
+        axes.axis("off")
+    if title:
+        figure.suptitle(title, fontsize=9)
+    _save(figure, path)
+
+
+def strip(path: Path, images: Images, labels: Sequence[str], *, title: str = "") -> None:
+    """Rows of images [rows, columns, 28, 28] under column `labels`: how x_t changes with t."""
+    rows, columns = images.shape[:2]
+    figure = _figure(columns * 0.85, rows * 0.85 + 0.5)
+    for r, line in enumerate(figure.subplots(rows, columns, squeeze=False)):
+        for c, axes in enumerate(line):
+            axes.imshow(images[r, c], cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+            axes.axis("off")
+            if r == 0:
+                axes.set_title(labels[c], fontsize=8)
+    if title:
+        figure.suptitle(title, fontsize=9)
+    _save(figure, path)
+
+
+def loss_curve(path: Path, metrics: Sequence[dict[str, Any]], *, title: str = "") -> None:
+    """Each step's loss on a log axis, the epoch means dashed over it, as the report has it."""
+    steps = [(e["step"], e["loss"]) for e in metrics if e["event"] == "step"]
+    epochs = [(e["step"], e["epoch"], e["loss"]) for e in metrics if e["event"] == "epoch"]
+    if not steps:
+        return
+    per_epoch = epochs[0][0] / epochs[0][1] if epochs else max(step for step, _ in steps)
+    figure = _figure(6.4, 3.6)
+    axes = figure.subplots()
+    step, loss = np.array(steps).T
+    axes.plot(step / per_epoch, loss, color=GREEN, linewidth=0.5, alpha=0.8, label="each step")
+    if epochs:
+        end, _, mean = np.array(epochs).T
+        # each mean is drawn over the epoch that it belongs to
+        x = np.repeat(end / per_epoch, 2)
+        x[0::2] -= 1
+        axes.plot(
+            x, np.repeat(mean, 2), color=BLACK, linestyle="--", linewidth=1.2, label="epoch mean"
+        )
+    axes.set(xlabel="epoch", ylabel="loss", yscale="log")
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False)
+    if title:
+        axes.set_title(title, fontsize=9)
+    _save(figure, path)
+
+
+def tile(images: Images, columns: int) -> Images:
+    """Images [n, h, w] as one picture with a border of 2 pixels around each."""
+    n, h, w = images.shape
+    rows = -(-n // columns)
+    grid = np.full((rows * (h + 2) + 2, columns * (w + 2) + 2), 96, dtype=np.uint8)
+    for k, image in enumerate(images):
+        top, left = (k // columns) * (h + 2) + 2, (k % columns) * (w + 2) + 2
+        grid[top : top + h, left : left + w] = image
+    return grid
+
+
+def _figure(width: float, height: float) -> Figure:
+    """A figure in inches, made without pyplot: no display, no global state."""
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), dpi=150, layout="constrained")
+
+
+def _save(figure: Figure, path: Path) -> None:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    files.write_bytes(path, buffer.getbuffer())
+
+
+def epoch_curves(
+    path: Path,
+    curves: Mapping[str, Sequence[tuple[int, float]]],
+    floors: Mapping[str, float],
+    label: str,
+    *,
+    title: str,
+) -> None:
+    """A figure of each sampler over epochs, and what real images get (by which), in grey."""
+    figure = _figure(6, 4)
+    axes = figure.subplots()
+    for k, (name, points) in enumerate(curves.items()):
+        colour, dash, marker = look(k)
+        axes.plot(
+            *zip(*points, strict=True), color=colour, linestyle=dash, marker=marker, label=name
+        )
+    for (name, floor), gap in zip(floors.items(), itertools.cycle((2, 5)), strict=False):
+        axes.axhline(floor, color="0.35", linestyle=(0, (1, gap)), label=name)
+    if label.startswith("FID"):
+        axes.set_yscale("log")
+    axes.set_xticks(sorted({epoch for points in curves.values() for epoch, _ in points}))
+    axes.set_xlabel("epoch")
+    axes.set_ylabel(label)
+    axes.set_title(title, fontsize=9)
+    axes.legend(fontsize=8)
+    _save(figure, path)

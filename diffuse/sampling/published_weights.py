@@ -1,0 +1,114 @@
+"""Reads the weight files that the report published, plain state dicts without a config.
+
+    ddpm_mnist_{epoch}_{preset}.pth     gt.* and the schedule as beta_t, alpha_t [T + 1]
+    custom_mnist_{epoch}_{row|col}_{preset}.pth     gt.* and the order as rows_t or cols_t
+
+What the tensors do not tell (the activation) is taken from the preset in the file's name; another
+name is taken for GELU's, as `activation_is_guessed` tells.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from diffuse.config.presets import Layer, resolve
+from diffuse.config.schema import Config
+from diffuse.models import build
+from diffuse.models.averaging import Averaging
+from diffuse.models.cnn import Cnn
+from diffuse.models.ddpm import Ddpm
+from diffuse.rundir.checkpoints import load_plain
+from diffuse.runtime.errors import UserError
+
+NAME = re.compile(r"(?:ddpm|custom)_mnist_(?P<epoch>\d+)_(?:(?:row|col)_)?(?P<preset>\w+)")
+PRESETS = ("default", "light", "more_capacity", "testing", "testing2", "default_7", "default_28")
+
+
+def read(path: Path) -> tuple[Config, Ddpm | Averaging, Cnn, int]:
+    """The config, process, network and epoch of a published weight file.
+
+    Raises UserError where the file is missing, damaged or something else. Nothing in it is run.
+    """
+    state = load_plain(path)
+    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
+        raise UserError(f"{path}: not a state dict of tensors")
+    try:
+        process = _process(state)
+        config = _config(path, state, process)
+        network = build(config.model)
+        network.load_state_dict(_renamed(state))
+    except (LookupError, RuntimeError, ValueError, TypeError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{path}: not one of the report's weight files ({reason})") from None
+    assert isinstance(network, Cnn)
+    named = NAME.search(path.stem)
+    return config, process, network, int(named["epoch"]) if named else 0
+
+
+def activation_is_guessed(path: Path) -> bool:
+    """Whether the file's name is none that the report's code gives."""
+    named = NAME.search(path.stem)
+    return named is None or named["preset"] not in PRESETS
+
+
+def _process(state: Mapping[str, Tensor]) -> Ddpm | Averaging:
+    if "beta_t" in state:
+        return Ddpm(state["beta_t"])
+    orientation = "row" if "rows_t" in state else "col"
+    order = state[f"{orientation}s_t"].long()
+    return Averaging("row" if orientation == "row" else "col", order.reshape(len(order), -1))
+
+
+def _config(path: Path, state: Mapping[str, Tensor], process: Ddpm | Averaging) -> Config:
+    named = NAME.search(path.stem)
+    preset = named["preset"] if named else path.stem
+    channels = [len(state[f"gt.blocks.{k}.net.0.weight"]) for k in range(_blocks(state))]
+    values: dict[str, Any] = {
+        "model": {
+            "kind": "cnn",
+            "channels": channels,
+            "activation": "selu" if preset == "testing" else "gelu",
+        },
+        "data": {"amplitude": 0.5},
+    }
+    if isinstance(process, Averaging):
+        values["preset"] = f"cold/{preset}"
+        values["process"] = {
+            "kind": "averaging",
+            "orientation": process.orientation,
+            "group": process.order.shape[1],
+        }
+    else:
+        values["preset"] = f"ddpm/{preset}"
+        values["process"] = {
+            "kind": "ddpm",
+            "timesteps": process.T,
+            "beta_1": float(process.beta[0]),
+            "beta_2": float(process.beta[-1]),
+        }
+    return resolve([Layer(str(path), values)])
+
+
+def _renamed(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The network's tensors under this project's names."""
+    last = _blocks(state)
+    renamed = {}
+    for key, value in state.items():
+        if not key.startswith("gt."):
+            continue
+        key = key.removeprefix("gt.")
+        key = re.sub(r"^blocks\.(\d+)\.net\.0\.", r"blocks.\1.conv.", key)
+        key = re.sub(r"^blocks\.(\d+)\.net\.1\.", r"blocks.\1.norm.", key)
+        key = key.replace(f"blocks.{last}.", "head.").replace("time_embed.", "time_mlp.")
+        renamed[key] = value
+    return renamed
+
+
+def _blocks(state: Mapping[str, Tensor]) -> int:
+    """How many blocks come before the last convolution."""
+    return sum(bool(re.fullmatch(r"gt\.blocks\.\d+\.net\.0\.weight", key)) for key in state)

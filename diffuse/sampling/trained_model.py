@@ -1,0 +1,180 @@
+"""A trained model from where it lies: a run directory, a checkpoint, or a report's weight file.
+
+model = diffuse.load("runs/ddpm-unet-1a2b3c4d")
+images = model.sample(16)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from diffuse.config.presets import Layer, resolve
+from diffuse.config.sampler_spec import SamplerSpec, default_specs
+from diffuse.config.schema import Config
+from diffuse.data.tensors import load_split, to_x0
+from diffuse.models import build, build_process
+from diffuse.models.averaging import Averaging
+from diffuse.rundir import checkpoints
+from diffuse.rundir.directory import RunDir, default_data_dir
+from diffuse.runtime import console
+from diffuse.runtime.errors import UserError
+from diffuse.sampling import prior, published_weights
+from diffuse.sampling.generate import generate
+from diffuse.sampling.samplers import Process
+
+
+@dataclass
+class Trained:
+    """Network (averaged weights where there are any), process, sampler, and where it is from."""
+
+    name: str
+    config: Config
+    process: Process
+    network: nn.Module
+    epoch: int
+    device: torch.device
+    run: RunDir | None = None
+    step: int | None = None  # not known of a report's weight file
+
+    @property
+    def sampler(self) -> SamplerSpec:
+        """The process's usual sampler."""
+        return default_specs(self.process)[0]
+
+    def spec(self, text: str, *, steps: int | None = None, eta: float | None = None) -> SamplerSpec:
+        """A sampler by name, such as `ddim-50`; UserError where it does not fit the process."""
+        return SamplerSpec.parse(text, self.process, steps=steps, eta=eta)
+
+    def sample(
+        self,
+        n: int = 16,
+        *,
+        sampler: SamplerSpec | str | None = None,
+        seed: int = 0,
+        first_index: int = 0,
+        batch: int = 256,
+        originals: Tensor | None = None,
+        data_dir: Path | None = None,
+        on_step: Callable[[int, int], None] = lambda done, total: None,
+    ) -> Tensor:
+        """Images [n, 1, 28, 28] in [-amplitude, amplitude], not clamped, on the CPU.
+
+        Image i of a seed is the same whatever n and batch. The conditional cold samplers restore
+        `originals` [n, 1, 28, 28] (default: the test images from `first_index` on).
+        """
+        spec = self.sampler if sampler is None else sampler
+        spec = self.spec(spec) if isinstance(spec, str) else spec
+        indices = range(first_index, first_index + n)
+        fitted = None
+        if isinstance(self.process, Averaging):
+            folder = data_dir or default_data_dir()
+            if not spec.is_conditional:
+                fitted = self.fit_prior(folder)
+            elif originals is None:
+                originals = self.originals(indices, folder)
+        return generate(
+            self.network,
+            self.process,
+            spec,
+            seed=seed,
+            indices=indices,
+            device=self.device,
+            originals=originals,
+            prior=fitted,
+            amplitude=self.config.data.amplitude,
+            batch=batch,
+            on_step=on_step,
+        )
+
+    def originals(self, indices: Sequence[int], data_dir: Path | None = None) -> Tensor:
+        """The test images of these numbers [n, 1, 28, 28], in this model's range."""
+        images = load_split(data_dir or default_data_dir(), "test").images
+        if max(indices) >= len(images):
+            raise UserError(
+                f"image {max(indices)} was asked for, but there are {len(images)} test images to"
+                " restore; use fewer, or --sampler unconditional"
+            )
+        return to_x0(images[list(indices)], self.config.data.amplitude)
+
+    def fit_prior(self, data_dir: Path | None = None) -> prior.LineMeans:
+        """The distribution of fully degraded training images, from which cold sampling starts."""
+        assert isinstance(self.process, Averaging)
+        images = load_split(data_dir or default_data_dir(), "train", self.config.data.limit).images
+        return prior.fit(images, self.process, self.config.seed)
+
+
+def load(
+    path: str | Path, *, epoch: int | None = None, device: torch.device | str = "cpu"
+) -> Trained:
+    """The model at `path`: a run directory (its last epoch, or `epoch`), a checkpoint, or a `.pth`.
+
+    Raises UserError where it is missing, damaged or something else.
+    """
+    path, device = Path(path), torch.device(device)
+    if epoch is not None and not path.is_dir():
+        raise UserError(f"an epoch is chosen of a run directory, and {path} is none")
+    run: RunDir | None
+    if path.is_dir():
+        run = RunDir(path)
+        content = _checkpoint_of(run, epoch)
+        name = run.name
+    elif path.suffix == ".pth":
+        config, process, network, at = published_weights.read(path)
+        process.to(device)
+        if published_weights.activation_is_guessed(path):
+            console.note(f"{path}: GELU is assumed: its name is none of the report's")
+        return Trained(path.stem, config, process, network.to(device).eval(), at, device)
+    else:
+        content = checkpoints.read(path)
+        in_run = path.parent.name == "checkpoints"
+        run = RunDir(path.parent.parent) if in_run else None
+        name = path.parent.parent.name if in_run else path.stem
+    return _from_checkpoint(name, content, device, run)
+
+
+def config_of(path: Path) -> Config:
+    """The config of what `load` would load, without its weights where they are not needed."""
+    if path.is_dir():
+        return RunDir(path).config()
+    if path.suffix == ".pth":
+        return published_weights.read(path)[0]
+    return resolve([Layer(str(path), checkpoints.read(path)["config"])])
+
+
+def _checkpoint_of(run: RunDir, epoch: int | None) -> dict[str, Any]:
+    there = sorted(
+        int(p.stem[6:]) for p in run.checkpoints.glob("epoch_*.pt") if p.stem[6:].isdigit()
+    )
+    if not there:
+        raise UserError(f"{run.path}: no checkpoints/epoch_*.pt here; is it a run directory?")
+    if epoch is not None and epoch not in there:
+        known = ", ".join(map(str, there))
+        raise UserError(
+            f"{run.path}: no checkpoint of epoch {epoch}; there are {known}"
+            f" (train it with --set eval.at_epochs={epoch})"
+        )
+    return checkpoints.read(run.checkpoint_path(there[-1] if epoch is None else epoch))
+
+
+def _from_checkpoint(
+    name: str, content: dict[str, Any], device: torch.device, run: RunDir | None
+) -> Trained:
+    config = resolve([Layer(f"{name}'s checkpoint", content["config"])])
+    network = build(config.model)
+    try:
+        network.load_state_dict(content["model"] if content["ema"] is None else content["ema"])
+        process = build_process(config)
+        process.load_state_dict(content["process"])
+        epoch, step = int(content["epoch"]), int(content["step"])
+    except (LookupError, RuntimeError, ValueError, TypeError, AttributeError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(f"{name}: its checkpoint does not fit its config: {reason}") from None
+    process.to(device)
+    network.to(device).eval()
+    return Trained(name, config, process, network, epoch, device, run, step)

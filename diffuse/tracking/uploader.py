@@ -1,0 +1,271 @@
+"""The one file that knows W&B: hands the events of a run directory on to it.
+
+python -m diffuse.tracking.uploader RUN train|evaluate MODE LIMIT_S [strict]
+
+Started by diffuse.tracking.mirror and by launch/sync.py, which say the end by closing standard
+input.
+Line n of metrics.jsonl is step n of the W&B run. The file only grows, also over a resume, whose
+training steps go back; so W&B's own step never does, and whoever sends a line a second time sends
+what is there already. Charts use axes of our own: `step` and `epoch`. Online, the server says
+where to go on; offline, wandb/offline.json does.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any, Literal
+
+import psutil
+from filelock import FileLock, Timeout
+
+from diffuse.config.schema import Config
+from diffuse.rundir.directory import RunDir, now
+from diffuse.runtime import files
+from diffuse.runtime.errors import UserError
+from diffuse.tracking.connection import reason, settle
+from diffuse.tracking.rows import Tail, row_of
+
+Mode = Literal["online", "offline"]
+POLL_S = 1.0
+INIT_S = 20.0
+LOCK_S = 10.0
+ASK_S = 10.0
+
+
+def main(path: str, job: str, mode: str, limit_s: float, strict: bool) -> int:
+    """Mirror the run at `path` until standard input ends and all lines are handed on."""
+    ended = watch_parent(limit_s)
+    os.nice(10)  # training comes first
+    # What Slurm or a terminal sends is for the trainer; we end with it.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_IGN)
+    run = RunDir(Path(path))
+    try:
+        config = run.config()
+        import wandb  # noqa: F401
+    except UserError as error:
+        return say(f"not mirrored: {error}")
+    except ImportError:
+        return say("not mirrored: wandb is not installed; pip install 'diffuse[track]'")
+    if mode == "auto":
+        wanted = os.environ.get("WANDB_MODE")
+        mode = wanted if wanted in ("online", "offline", "disabled") else mode
+    settled, why = settle(mode)
+    try:
+        if settled == "online":
+            try:
+                return mirror(run, config, job, "online", ended, strict)
+            except NotStarted as error:
+                settled, why = "offline", str(error)
+        if strict:
+            return say(f"not uploaded: {why}")
+        if settled == "disabled":
+            return 0
+        if why:
+            say(f"offline: {why}; `python launch/sync.py` uploads the run later")
+        return mirror(run, config, job, "offline", ended, strict)
+    except NotStarted as error:
+        return say(f"not mirrored: {error}")
+
+
+class NotStarted(Exception):
+    """W&B would not begin a run, for the reason given."""
+
+
+def mirror(
+    run: RunDir, config: Config, job: str, mode: Mode, ended: threading.Event, strict: bool
+) -> int:
+    """Hand on the lines of metrics.jsonl that W&B has not yet, until `ended`; the exit code.
+
+    Raises NotStarted.
+    """
+    follows = job == "train" and not strict  # a trainer's events, while they are written
+    folder = run.path / "wandb"
+    state_path = folder / f"{mode}.json"
+    lock = FileLock(folder / f"{mode}.lock")
+    try:
+        # A trainer waits for an earlier attempt's mirror to end; others leave it the lines.
+        lock.acquire(timeout=-1 if follows else LOCK_S)
+    except Timeout:
+        return say(f"{mode}: another process mirrors this run now")
+    client = begin(run, config, job, mode)
+    at = files.read_json(state_path).get("line", 0) if mode == "offline" else client.starting_step
+    tail = Tail(run.metrics_path, int(at))
+    last, sent = -1, 0  # the last row logged, and how many
+    try:
+        while True:
+            ending = ended.is_set()  # asked first: what was written before it is read below
+            for number, line in tail.new():
+                if hand_on(client, run, config, number, line):
+                    last, sent = number, sent + 1
+            if ending:
+                break
+            ended.wait(POLL_S)
+        state = run.status().get("state")
+        if state == "interrupted":
+            client.mark_preempting()
+        # A trainer that is gone and still `running` was killed.
+        failed = state in ("failed", "interrupted") or (follows and state == "running")
+        client.finish(exit_code=int(failed))
+        if mode == "online" and last >= 0 and not arrived(client.path, last):
+            return say("did not confirm the last rows; `python launch/sync.py` sends what it lacks")
+        files.write_json(state_path, {"line": tail.number, "sent": sent, "written": now()})
+        if mode == "online":
+            for log in folder.glob("offline-run-*/run-*.wandb"):
+                log.with_name(f"{log.name}.synced").touch()  # so that `wandb sync` leaves it
+    except Exception as error:
+        return say(f"{mode}: stopped ({reason(error)}); `python launch/sync.py` sends the rest")
+    return 0
+
+
+def hand_on(client: Any, run: RunDir, config: Config, number: int, line: dict[str, Any]) -> bool:
+    """Log one event; whether it made a row. What cannot be read (a picture, say) is left out."""
+    import wandb
+
+    try:
+        row, kept = row_of(run, line), artifact(run, config, line)
+        if "samples" in row:
+            caption = f"{run.name}, epoch {row['epoch']}"
+            row["samples"] = wandb.Image(str(row["samples"]), caption=caption)
+    except Exception as error:
+        say(f"line {number + 1} of metrics.jsonl was left out: {reason(error)}")
+        return False
+    if row:
+        client.log(row, step=number, commit=True)
+    if kept is not None:
+        client.log_artifact(kept, aliases=[f"epoch-{line['epoch']}"])
+    return bool(row)
+
+
+def arrived(path: str, last: int) -> bool:
+    """Whether the server has the row `last`: a client that was refused in mid-run ends in silence.
+
+    The server takes a moment to count, so it is asked a few times.
+    """
+    import wandb
+
+    api = wandb.Api(timeout=int(ASK_S))
+    for _ in range(3):
+        if int(api.run(path).lastHistoryStep) >= last:
+            return True
+        time.sleep(1)
+    return False
+
+
+def begin(run: RunDir, config: Config, job: str, mode: Mode) -> Any:
+    """The W&B run of this run directory, begun or resumed, with our axes. Raises NotStarted."""
+    import wandb
+
+    manifest = files.read_json(run.manifest_path)
+    process = config.process
+    tags = [process.kind, config.preset, getattr(process, "orientation", None)]
+    folder = run.path / "wandb"
+    for name in ("CACHE", "DATA", "ARTIFACT"):
+        os.environ[f"WANDB_{name}_DIR"] = str(folder / name.lower())
+    try:
+        client = wandb.init(
+            id=run_id(run),
+            name=run_id(run),
+            resume="allow" if mode == "online" else None,
+            mode=mode,
+            project=config.tracking.project,
+            entity=config.tracking.entity,
+            group=(manifest.get("grid") or config.preset)[:128],
+            job_type=job,
+            tags=[tag[:64] for tag in tags if tag],
+            config={
+                **config.model_dump(mode="json"),
+                "signature": config.signature,
+                "manifest": manifest,
+            },
+            dir=str(run.path),
+            save_code=False,
+            settings=wandb.Settings(
+                silent=True,
+                console="off",
+                disable_git=True,
+                init_timeout=INIT_S,
+                finish_timeout=3600,
+                finish_timeout_raises=True,
+                x_disable_meta=True,  # manifest.json says more, and of the trainer
+                x_disable_stats=True,
+                x_save_requirements=False,
+                x_transaction_log_flush_interval=2,
+            ),
+        )
+    except Exception as error:
+        with contextlib.suppress(Exception):
+            wandb.teardown()
+        raise NotStarted(reason(error)) from None
+    client.define_metric("step", hidden=True)
+    client.define_metric("epoch", hidden=True)
+    client.define_metric("train/*", step_metric="step")
+    for name in ("epoch/*", "eval/*", "samples"):
+        client.define_metric(name, step_metric="epoch")
+    return client
+
+
+def run_id(run: RunDir) -> str:
+    """One W&B run for each run directory: what `sweep --rerun` trained again is another."""
+    folder = run.path.absolute().parent.name
+    return f"{run.name}-{folder}" if re.fullmatch(r"rerun-\d+", folder) else run.name
+
+
+def default_entity() -> str:
+    """The team or user that the key belongs to, as the server says."""
+    import wandb
+
+    return str(wandb.Api(timeout=int(INIT_S)).default_entity)
+
+
+def artifact(run: RunDir, config: Config, line: dict[str, Any]) -> Any:
+    """The checkpoint that was written, as a W&B artifact; None where none is asked for."""
+    import wandb
+
+    if line.get("event") != "checkpoint" or not config.tracking.log_checkpoints:
+        return None
+    path = run.checkpoint_path(line["epoch"])
+    if line["epoch"] not in config.evaluated_epochs or line["file"] != path.name:
+        return None
+    made = wandb.Artifact(run_id(run), type="model", metadata={"epoch": line["epoch"]})
+    made.add_file(str(path))
+    return made
+
+
+def watch_parent(limit_s: float) -> threading.Event:
+    """An event that is set when standard input ends; `limit_s` later this process does too."""
+    ended = threading.Event()
+
+    def watch() -> None:
+        with contextlib.suppress(OSError):
+            while os.read(0, 4096):
+                pass
+        ended.set()
+        threading.Event().wait(limit_s)
+        say("did not take the last rows in time; `python launch/sync.py` sends them")
+        for child in psutil.Process().children(recursive=True):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                child.kill()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+    return ended
+
+
+def say(text: str) -> int:
+    """A note for people, which the trainer repeats at its end; returns 1, the exit code of most."""
+    with contextlib.suppress(OSError):
+        print(f"W&B {text}", flush=True)
+    return 1
+
+
+if __name__ == "__main__":
+    _, path, job, mode, limit_s, *strict = sys.argv
+    sys.exit(main(path, job, mode, float(limit_s), bool(strict)))

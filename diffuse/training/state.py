@@ -1,0 +1,110 @@
+"""Everything of a run that changes while it trains: what a checkpoint holds and brings back."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from diffuse.config.schema import Config
+from diffuse.models import build, build_process
+from diffuse.models.averaging import Averaging
+from diffuse.models.ddpm import Ddpm
+from diffuse.models.ema import MovingAverage
+from diffuse.runtime.distributed import DTYPES, Precision
+from diffuse.runtime.errors import UserError
+from diffuse.runtime.rng import Stream, derive_seed
+
+
+@dataclass
+class TrainState:
+    """Network, averaged network, optimizer, loss scaler, process, and the number of steps done."""
+
+    network: nn.Module
+    ema: MovingAverage | None
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    process: Ddpm | Averaging
+    step: int = 0
+
+    @classmethod
+    def fresh(cls, config: Config, device: torch.device, precision: Precision) -> TrainState:
+        """The state before the first step; initial weights follow from the seed alone."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(derive_seed(config.seed, Stream.INIT))
+            network = build(config.model)
+        network.to(device)
+        return cls(
+            network=network,
+            ema=None if config.train.ema is None else MovingAverage(network, config.train.ema),
+            optimizer=torch.optim.Adam(network.parameters(), lr=config.train.lr, fused=True),
+            scaler=torch.amp.GradScaler(device.type, enabled=precision == "fp16"),
+            process=build_process(config).to(device),
+        )
+
+    @property
+    def best_network(self) -> nn.Module:
+        """The network to sample with: the averaged one where there is one."""
+        return self.network if self.ema is None else self.ema.module
+
+    def backward(
+        self,
+        forward: nn.Module,
+        x0: Tensor,
+        t: Tensor,
+        eps: Tensor | None,
+        precision: Precision,
+        parts: int,
+    ) -> Tensor:
+        """Gradients of the mean loss; this rank's per-example losses [b].
+
+        Args:
+            forward: the network, or what averages its gradients over ranks.
+            x0, t, eps: this rank's share of the batch; eps is None for a process without noise.
+            parts: micro-batches, which bound the memory.
+        """
+        losses = []
+        for k in range(parts):
+            part = slice(k * len(t) // parts, (k + 1) * len(t) // parts)
+            # gradients travel between ranks once, with the last part
+            hold = nullcontext if k == parts - 1 else getattr(forward, "no_sync", nullcontext)
+            with hold():
+                with torch.autocast(x0.device.type, DTYPES[precision], precision != "fp32"):
+                    loss = self.process.losses(
+                        forward, x0[part], t[part], None if eps is None else eps[part]
+                    )
+                self.scaler.scale(loss.mean() / parts).backward()  # type: ignore[no-untyped-call]
+            losses.append(loss.detach())
+        return torch.cat(losses)
+
+    def payload(self) -> dict[str, Any]:
+        """What a checkpoint holds of this state."""
+        return {
+            "step": self.step,
+            "model": self.network.state_dict(),
+            "ema": None if self.ema is None else self.ema.module.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "process": self.process.state_dict(),
+        }
+
+    def restore(self, content: dict[str, Any]) -> None:
+        """Take over a checkpoint's content.
+
+        Raises UserError where it does not fit this config.
+        """
+        try:
+            self.network.load_state_dict(content["model"])
+            if self.ema is not None:
+                self.ema.module.load_state_dict(content["ema"])
+                self.ema.n_averaged.fill_(content["step"])
+            self.optimizer.load_state_dict(content["optimizer"])
+            self.scaler.load_state_dict(content["scaler"])
+            self.process.load_state_dict(content["process"])
+            self.step = int(content["step"])
+        except (LookupError, RuntimeError, ValueError, TypeError, AttributeError) as error:
+            reason = str(error).splitlines()[0]
+            raise UserError(f"a checkpoint does not fit this run's config: {reason}") from None

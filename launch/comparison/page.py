@@ -1,0 +1,193 @@
+"""One self-contained page of a grid's results: no network, readable on a phone and in print."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from diffuse.rundir.plots import Look, look
+from launch.comparison import published_figures
+from launch.comparison.charts import MOST_NAMED, curves
+from launch.comparison.grouping import (
+    Column,
+    Group,
+    SeedMean,
+    by_value,
+    differences,
+    groups,
+    over_seeds,
+    reruns,
+)
+from launch.comparison.results import Result
+from launch.comparison.thumbnails import album
+
+TEMPLATES = Path(__file__).parent
+EPOCHS_SHOWN = 5  # of a run's pictures, evenly spread
+MANY_RUNS = 24  # beyond that only each run's last epoch is shown
+HEADINGS = {
+    "fid": "FID",
+    "kid": "KID",
+    "is": "IS",
+    "mse": "MSE",
+    "psnr": "PSNR (dB)",
+    "ssim": "SSIM",
+}
+SOURCES = {
+    "noise": "from noise",
+    "prior": "from the prior of line means",
+    "test images": "restored from degraded test images",
+}
+CAPTIONS = {
+    "fid": "FID over epochs, logarithmic, lower is better.",
+    "is": "IS over epochs, higher is better.",
+}
+LOSSES = {
+    "ddpm": "DDPM: loss of the predicted noise",
+    "averaging": "Cold diffusion: loss of the predicted image",
+}
+
+
+def render(results: Sequence[Result], runs_dir: Path, title: str) -> str:
+    """The page as HTML. Everything that comes from run directories is escaped."""
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["score"] = score
+    names = labels(results)
+    most = 1 if len(results) > MANY_RUNS else EPOCHS_SHOWN
+    albums = {r.name: album(r, most) for r in results}
+    sections = groups(results)
+    looks = {names[r.name]: look(k) for k, r in enumerate(results)}  # one for the whole page
+    losses = {
+        heading: curves(
+            {names[r.name]: r.losses for r in results if r.losses and r.kind == kind},
+            "loss",
+            looks,
+            log=True,
+        )
+        for kind, heading in LOSSES.items()
+        if any(r.losses and r.kind == kind for r in results)
+    }
+    return environment.get_template("report.html.j2").render(
+        title=title,
+        made=time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
+        results=results,
+        names=names,
+        sections=[_section(group, results, names, looks) for group in sections],
+        losses=losses,
+        albums=albums,
+        most=most,
+        problems=[(names[r.name], problem) for r in results for problem in r.problems],
+        differences={
+            key: [(value, few(runs, names)) for value, runs in by_value(column).items()]
+            for key, column in differences(results).items()
+        },
+        pairs=reruns(results, runs_dir),
+        why=published_figures.WHY,
+        published=[(row, _ours(row.title, sections, results)) for row in published_figures.FIGURES],
+        headings=HEADINGS,
+        sources=SOURCES,
+    )
+
+
+def score(value: float | None) -> str:
+    """A figure for people: three or so significant digits, a dash where there is none."""
+    if value is None or value != value:
+        return "-"
+    if abs(value) >= 100:
+        return f"{value:,.0f}"
+    return f"{value:.2f}" if abs(value) >= 0.1 or value == 0 else f"{value:.2g}"
+
+
+def labels(results: Sequence[Result]) -> dict[str, str]:
+    """Each run's title where it is unique, else the seed or the name beside it."""
+    named = {}
+    for result in results:
+        alike = [r for r in results if r.title == result.title]
+        named[result.name] = result.title
+        if len(alike) > 1:
+            by_seed = len({r.seed for r in alike}) == len(alike)
+            named[result.name] = f"{result.title}, seed {result.seed}" if by_seed else result.name
+    return named
+
+
+def few(runs: Sequence[str], names: Mapping[str, str]) -> str:
+    """The labels of runs, and how many more there are where they would fill a page."""
+    shown = [names[run] for run in runs[:MOST_NAMED]]
+    more = len(runs) - len(shown)
+    return ", ".join(shown) + (f" and {more} more" if more else "")
+
+
+def heading(column: Column) -> str:
+    """`ddim-50, from noise`."""
+    return f"{column.sampler}, {SOURCES.get(column.source, column.source)}"
+
+
+def _section(
+    group: Group,
+    results: Sequence[Result],
+    names: Mapping[str, str],
+    looks: Mapping[str, Look],
+) -> dict[str, Any]:
+    """What the page says of protocols that differ by the sampler only."""
+    means = over_seeds(group, results)
+    return {
+        "group": group,
+        "protocol": group.protocol,
+        "columns": [
+            {
+                "heading": heading(column),
+                "column": column,
+                "charts": _charts(group, column, names, looks),
+                "seeds": [m for m in means if _same_protocol(m, column)],
+            }
+            for column in group.columns()
+        ],
+    }
+
+
+def _same_protocol(mean: SeedMean, column: Column) -> bool:
+    return (mean.sampler, mean.source) == (column.sampler, column.source)
+
+
+def _charts(
+    group: Group, column: Column, names: Mapping[str, str], looks: Mapping[str, Look]
+) -> list[tuple[str, Markup]]:
+    """FID and IS over epochs, each line a run; none where there is one epoch only."""
+    if len({cell.epoch for cell in column.cells}) < 2:
+        return []
+    real = f"real: {column.floor_images}"
+    charts = []
+    for key in ("fid", "is"):
+        lines: dict[str, list[tuple[float, float]]] = {}
+        for cell in column.cells:
+            if (value := cell.value(key)) is not None:
+                lines.setdefault(names[cell.run], []).append((float(cell.epoch), value))
+        if lines:
+            floor = (real, float(column.floor[key]))
+            is_log = key == "fid"
+            chart = curves(lines, HEADINGS[key], looks, log=is_log, floor=floor, markers=True)
+            charts.append((CAPTIONS[key], chart))
+    return charts
+
+
+def _ours(title: str, sections: Sequence[Group], results: Sequence[Result]) -> list[str]:
+    """Our figures of the same preset and orientation, each with the protocol that it needs."""
+    same = {r.name for r in results if r.title == title}
+    return [
+        f"FID {score(cell.value('fid'))}, IS {score(cell.value('is'))}: epoch {cell.epoch},"
+        f" {cell.sampler}, {group.protocol['images']:,} images, {group.protocol['extractor']}"
+        for group in sections
+        for column in group.columns()
+        for cell in column.latest
+        if cell.run in same
+    ]

@@ -1,0 +1,238 @@
+"""What the runs of a grid came to, read from their directories alone.
+
+Damage in one run is named and costs that run only.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from diffuse.config.schema import Config
+from diffuse.rundir.directory import RunDir
+from diffuse.runtime import files
+from diffuse.runtime.errors import DiffuseError, UserError
+
+SCORES = ("fid", "kid", "is")
+Figure = dict[str, Any]
+SILENT_S = 900.0  # a training says more often than this that it is alive
+FILES_OF_A_RUN = ("config.yaml", "status.json", "metrics.jsonl")
+
+
+class _Scores(BaseModel):
+    model_config = ConfigDict(strict=True)
+
+    fid: float
+    kid: float
+    kid_std: float
+    is_: float = Field(alias="is")
+    is_std: float
+
+
+class _Protocol(BaseModel):
+    model_config = ConfigDict(strict=True)
+
+    extractor: str
+    images: int
+    real_images: int
+    sampler: str
+    source: str
+
+
+class _Figure(_Scores):
+    """What is asked of a figure in evaluations/*.json before anything else reads it."""
+
+    protocol: _Protocol
+    floor: _Scores
+    reconstruction: dict[str, float] | None = None
+    labels: list[str] = []
+    samples: str | None = None
+
+
+class _Evaluation(BaseModel):
+    epoch: int
+    figures: list[_Figure]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A figure of one run at one epoch."""
+
+    run: str
+    epoch: int
+    figure: Figure
+
+    @property
+    def sampler(self) -> str:
+        return str(self.figure["protocol"]["sampler"])
+
+    @property
+    def source(self) -> str:
+        """What the sampler starts from: noise, the prior, or test images."""
+        return str(self.figure["protocol"]["source"])
+
+    def value(self, key: str) -> float | None:
+        """fid, kid, is, or a reconstruction's mse, psnr, ssim; None where it is not finite."""
+        found = self.figure.get(key, (self.figure.get("reconstruction") or {}).get(key))
+        return None if found is None or not math.isfinite(found) else float(found)
+
+
+@dataclass
+class Result:
+    """One run: what it is, how it stands, what it came to."""
+
+    name: str
+    dir: RunDir
+    config: dict[str, Any] = field(default_factory=dict)
+    status: dict[str, Any] = field(default_factory=dict)
+    manifest: dict[str, Any] = field(default_factory=dict)
+    losses: list[tuple[float, float]] = field(default_factory=list)  # epoch, mean loss around it
+    cells: list[Cell] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+    weights: dict[int, str] = field(default_factory=dict)  # epoch: hash of the weights
+
+    @property
+    def title(self) -> str:
+        """`cold/default_28 row`."""
+        orientation = self.config.get("process", {}).get("orientation")
+        return " ".join(filter(None, [str(self.config.get("preset", self.name)), orientation]))
+
+    @property
+    def seed(self) -> int | None:
+        return self.config.get("seed")
+
+    @property
+    def kind(self) -> str:
+        """`ddpm` or `averaging`; "" where the config cannot be read."""
+        return str(self.config.get("process", {}).get("kind", ""))
+
+    @property
+    def commit(self) -> str:
+        """The code that trained it: a commit, or the launcher's snapshot of one."""
+        code = self.manifest.get("code")
+        code = code if isinstance(code, dict) else {}
+        found = str(code.get("commit") or code.get("snapshot") or "unknown")
+        return found[:12] + (" with changes" if code.get("changed") else "")
+
+
+def read(path: Path, name: str = "") -> Result:
+    """The result of the run directory `path`, which need not be there: then that is its problem."""
+    name = (name or path.name).encode(errors="replace").decode()
+    run = RunDir(path)
+    result = Result(name, run, status=run.status(), manifest=files.read_json(run.manifest_path))
+    if not path.is_dir():
+        result.problems.append("not started here, or removed")
+        return result
+    config = None
+    try:
+        config = run.config()
+        result.config = config.model_dump(mode="json")
+    except (DiffuseError, OSError) as error:
+        result.problems.append(str(error))
+    try:
+        events = run.metrics()
+        result.losses = _curve(events, result.status)
+        result.weights = {
+            int(e["epoch"]): str(e["weights"]) for e in events if e["event"] == "checkpoint"
+        }
+    except (KeyError, TypeError, ValueError, OSError):
+        result.problems.append(f"{run.metrics_path}: damaged; its losses are left out")
+    for file in sorted(run.evaluations.glob("epoch_*.json")):
+        content = files.read_json(file)
+        try:
+            epoch = _Evaluation.model_validate(content).epoch
+        except ValidationError:
+            result.problems.append(f"{file}: damaged; delete it and evaluate again")
+            continue
+        result.cells += [Cell(name, epoch, figure) for figure in content["figures"]]
+    result.problems += _missing(result, config)
+    return result
+
+
+def _missing(result: Result, config: Config | None) -> list[str]:
+    """Why cells that were asked for are not there."""
+    status = result.status
+    state = str(status.get("state") or "not begun")
+    found = []
+    if state in ("failed", "interrupted"):
+        at, reason = status.get("epoch", "?"), status.get("reason", "unknown")
+        found.append(f"{state} after epoch {at}: {reason}")
+    asked = config.evaluated_epochs if config else ()
+    evaluated = {cell.epoch for cell in result.cells}
+    left = [epoch for epoch in asked if epoch not in evaluated]
+    wanted = config.sampler_specs(config.eval.samplers) if config else ()
+    for epoch in sorted(evaluated.intersection(asked)):
+        made = {cell.sampler for cell in result.cells if cell.epoch == epoch}
+        if lacking := [str(spec) for spec in wanted if str(spec) not in made]:
+            found.append(f"{_epochs([epoch])} not evaluated by {', '.join(lacking)}")
+    if trained := [e for e in left if result.dir.has_epoch(e)]:
+        found.append(f"{_epochs(trained)} trained, not evaluated")
+    if untrained := [e for e in left if e not in trained]:
+        found.append(f"{_epochs(untrained)} not trained ({state}{_silence(status)})")
+    return found
+
+
+def _epochs(epochs: Sequence[int]) -> str:
+    return f"epoch{'s' * (len(epochs) > 1)} {', '.join(map(str, epochs))}:"
+
+
+def _silence(status: Mapping[str, Any]) -> str:
+    beat = status.get("heartbeat")
+    if status.get("state") != "running" or not isinstance(beat, int | float):
+        return ""
+    silent = time.time() - beat
+    return f", but silent for {silent / 60:.0f} minutes: killed?" if silent > SILENT_S else ""
+
+
+def find(runs_dir: Path, names: Sequence[str]) -> list[Path]:
+    """The run directories to compare: those named (name or path), else all under `runs_dir`.
+
+    Raises UserError where one is no run directory, or there is none at all.
+    """
+    if names:
+        paths = [p if (p := Path(name)).is_dir() else runs_dir / name for name in names]
+        for path in paths:
+            if not _is_run(path):
+                raise UserError(f"{path}: no run directory (it has no config.yaml)")
+        return list({path.resolve(): path for path in paths}.values())
+    if not runs_dir.is_dir():
+        raise UserError(f"{runs_dir}: no such folder; name it by --runs-dir")
+    paths = sorted(path for path in runs_dir.iterdir() if _is_run(path))
+    if not paths:
+        raise UserError(f"{runs_dir}: no runs here yet; train some: python launch/sweep.py")
+    return paths
+
+
+def read_all(paths: Iterable[Path]) -> list[Result]:
+    """The results of run directories; where two have one name (a rerun), their paths tell them."""
+    paths = list(paths)
+    names = [path.name for path in paths]
+    return [read(p, str(p) if names.count(p.name) > 1 else p.name) for p in paths]
+
+
+def _is_run(path: Path) -> bool:
+    return any((path / name).exists() for name in FILES_OF_A_RUN)
+
+
+def _curve(
+    events: Sequence[Mapping[str, Any]], status: Mapping[str, Any], points: int = 200
+) -> list[tuple[float, float]]:
+    """Losses of single steps, averaged to at most `points` values over the epochs."""
+    steps = [(int(e["step"]), float(e["loss"])) for e in events if e["event"] == "step"]
+    if not steps:
+        return []
+    whole = [e["step"] / e["epoch"] for e in events if e["event"] == "epoch"]
+    per_epoch = float(whole[0] if whole else status.get("steps_per_epoch") or steps[-1][0])
+    width = -(-len(steps) // points)
+    chunks = [steps[k : k + width] for k in range(0, len(steps), width)]
+    return [
+        (statistics.fmean(s for s, _ in c) / per_epoch, statistics.fmean(x for _, x in c))
+        for c in chunks
+    ]

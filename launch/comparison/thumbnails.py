@@ -1,0 +1,130 @@
+"""A run's samples as small pictures within the page: one pixel a pixel, enlarged by the browser."""
+
+from __future__ import annotations
+
+import base64
+import io
+from dataclasses import dataclass
+from pathlib import Path
+
+import h5py
+import numpy as np
+from PIL import Image
+
+from diffuse.rundir.plots import Images, tile
+from launch.comparison.results import Result
+
+STRIP = 8  # images in a row of a strip
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture with its caption; `columns` images wide."""
+
+    caption: str
+    uri: str
+    columns: int
+
+
+@dataclass(frozen=True)
+class Album:
+    """What of a run can be seen."""
+
+    grids: list[Picture]  # samples over epochs, each a square
+    strips: list[Picture]  # one test image a column: original, degraded, then restored by epoch
+    process: str  # plots/degradation.png
+
+
+def album(result: Result, most: int) -> Album:
+    """The pictures of at most `most` epochs; a damaged file is added to the run's problems.
+
+    Where that is one epoch, the page is about many runs: the process is left out.
+    """
+    grids: list[Picture] = []
+    strips: list[Picture] = []
+    for epoch, path in _spread(_by_epoch(result.dir.samples), most):
+        try:
+            sets = _read(path)
+        except (OSError, KeyError, TypeError, ValueError):
+            result.problems.append(f"{path}: damaged; its pictures are left out")
+            continue
+        if "original" not in sets:
+            grids.append(_grid(f"epoch {epoch}", sets["images"]))
+            continue
+        if not strips:
+            strips.append(_strip("original", sets["original"]))
+            strips.append(_strip("degraded, contrast stretched", sets["degraded"]))
+        strips.append(_strip(f"direct, epoch {epoch}", sets["direct"]))
+        strips.append(_strip(f"Algorithm 2, epoch {epoch}", sets["images"]))
+    # Cold diffusion without a test image: only the evaluation draws from the prior.
+    drawn = {c.epoch: c.figure.get("samples") for c in result.cells if c.source == "prior"}
+    found = [(epoch, result.dir.path / str(file)) for epoch, file in sorted(drawn.items()) if file]
+    for epoch, path in _spread(found, most):
+        if path.parent != result.dir.samples:
+            continue
+        try:
+            grids.append(_grid(f"unconditional, epoch {epoch}", _read(path)["images"]))
+        except FileNotFoundError:
+            continue  # cleaned away
+        except (OSError, KeyError, TypeError, ValueError):
+            result.problems.append(f"{path}: damaged; its pictures are left out")
+    return Album(grids, strips, _process(result) if most > 1 else "")
+
+
+def _by_epoch(folder: Path) -> list[tuple[int, Path]]:
+    found = [p for p in folder.glob("epoch_????.h5") if p.stem[6:].isdigit()]
+    return sorted((int(p.stem[6:]), p) for p in found)
+
+
+def _spread(found: list[tuple[int, Path]], most: int) -> list[tuple[int, Path]]:
+    """At most `most` of them, evenly spread, the last among them."""
+    if len(found) <= most:
+        return found
+    chosen = {round((k + 1) * len(found) / most) - 1 for k in range(most)}
+    return [found[k] for k in sorted(chosen)]
+
+
+def _read(path: Path) -> dict[str, Images]:
+    """The first 16 images of each data set."""
+    with h5py.File(path, "r") as file:
+        sets = {name: np.asarray(file[name][:16]) for name in file}
+    for name, images in sets.items():
+        if images.dtype != np.uint8 or images.ndim != 3 or not images.size:
+            raise ValueError(f"{name}: {images.dtype} {images.shape}")
+    return sets
+
+
+def _grid(caption: str, images: Images) -> Picture:
+    columns = max(1, round(len(images) ** 0.5))
+    return Picture(caption, _png(tile(images, columns)), columns)
+
+
+def _strip(caption: str, images: Images) -> Picture:
+    images = images[:STRIP]
+    return Picture(caption, _png(tile(images, len(images))), len(images))
+
+
+def _png(pixels: Images) -> str:
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, format="png", optimize=True)
+    return _data_uri(buffer.getvalue())
+
+
+def _process(result: Result) -> str:
+    """plots/degradation.png in 64 greys; "" where there is none."""
+    path = result.dir.plots / "degradation.png"
+    try:
+        with Image.open(path) as image:
+            small = image.convert("L").quantize(64)
+    except FileNotFoundError:
+        return ""
+    except (OSError, ValueError, SyntaxError):
+        result.problems.append(f"{path}: damaged; delete it, a later epoch draws it anew")
+        return ""
+    buffer = io.BytesIO()
+    small.save(buffer, format="png", optimize=True)
+    return _data_uri(buffer.getvalue())
+
+
+def _data_uri(png: bytes) -> str:
+    return "data:image/png;base64," + base64.b64encode(png).decode()

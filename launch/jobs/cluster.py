@@ -1,0 +1,122 @@
+"""Cluster files: where and with which resources jobs run.
+
+Settings follow the file under configs/clusters/ < the grid's `cluster:` < its entry's `cluster:`
+(so per preset) < `--cluster-set`.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import shutil
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BeforeValidator, Field
+
+from diffuse.config.presets import Layer, find_yaml, read_yaml, shown
+from diffuse.config.schema import Section
+from diffuse.config.validation import validated
+from diffuse.runtime.errors import UserError
+
+GPU_OPTIONS = {"gpus", "gpus-per-node", "gpus-per-task", "gres"}
+# What the launcher sets itself, and chains and finds its jobs by.
+OURS = {"array", "chdir", "dependency", "error", "job-name", "kill-on-invalid-dep", "ntasks"}
+OURS |= {"ntasks-per-node", "open-mode", "output", "parsable", "signal", "wrap"}
+KEYS = {"account", "constraint", "cpus-per-task", "mem", "nodes", "partition", "qos", "time"}
+
+
+def _as_minutes(value: Any) -> Any:
+    """Slurm's [D-]H:MM:SS in minutes, rounded up; anything else as it is, but that looks so."""
+    if not isinstance(value, str) or not set(":-") & set(value):
+        return value
+    parts = re.fullmatch(r"(?:(\d+)-)?(\d+):(\d\d):(\d\d)", value)
+    if parts is None:
+        raise ValueError(f"minutes, or Slurm's H:MM:SS or D-HH:MM:SS, not {value!r}")
+    days, hours, minutes, seconds = (int(part or 0) for part in parts.groups())
+    return math.ceil(days * 1440 + hours * 60 + minutes + seconds / 60)
+
+
+def _as_options(values: dict[str, Any]) -> dict[str, Any]:
+    """Options of sbatch by their names there; what would disturb the launcher is refused."""
+    # underscores as dashes: one option has one name over all layers
+    options = {key.replace("_", "-"): value for key, value in values.items()}
+    for key in options:
+        if key in OURS:
+            raise ValueError(f"{key} is set by the launcher")
+        if key in KEYS:
+            raise ValueError(f"{key} has a key of its own in the cluster file")
+    return options
+
+
+_AsList = BeforeValidator(lambda value: [value] if isinstance(value, str) else value)
+Minutes = Annotated[int, BeforeValidator(_as_minutes), Field(ge=1)]
+Options = Annotated[dict[str, str | int | float | bool], AfterValidator(_as_options)]
+
+
+class Cluster(Section):
+    """What a job is given. `local` reads only kind and array_parallelism."""
+
+    kind: Literal["local", "slurm"]
+    partition: str | None = None
+    account: str | None = None
+    qos: str | None = None
+    constraint: str | None = Field(None, description="features of nodes, as in sbatch")
+    nodes: int = Field(1, ge=1, description="per run")
+    gpus_per_node: int = Field(1, ge=0, description="one rank each; 0: one rank on the CPU")
+    gpu_type: str | None = Field(None, pattern=r"^[\w.-]+$", description="as sbatch has it: a100")
+    cpus_per_task: int = Field(4, ge=1, description="per rank")
+    memory_gb: float | None = Field(None, gt=0, description="per node; default: the site's")
+    time: Minutes | None = Field(None, description="minutes per attempt; default: the partition's")
+    array_parallelism: int | None = Field(None, ge=1, description="jobs running at a time")
+    image: str | None = Field(None, description="Apptainer image; none: this Python")
+    binds: Annotated[tuple[str, ...], _AsList] = Field((), description="more folders to bind")
+    setup: Annotated[tuple[str, ...], _AsList] = Field((), description="shell lines before srun")
+    max_requeues: int = Field(3, ge=0, description="in a row without a step of progress")
+    extra: Options = Field({}, description="raw sbatch options")
+
+    @property
+    def gpus(self) -> str | None:
+        """The value of --gpus-per-node; None: no GPU, or `extra` asks for it in the site's way."""
+        asked = any(self.extra.get(option, False) is not False for option in GPU_OPTIONS)
+        if asked or not self.gpus_per_node:
+            return None
+        return f"{self.gpu_type}:{self.gpus_per_node}" if self.gpu_type else f"{self.gpus_per_node}"
+
+    def without_gpus(self) -> Cluster:
+        """The same for a job on one node's CPU."""
+        extra = {key: value for key, value in self.extra.items() if key not in GPU_OPTIONS}
+        return self.model_copy(update={"nodes": 1, "gpus_per_node": 0, "extra": extra})
+
+
+@dataclass(frozen=True)
+class ClusterFile:
+    """A cluster's name and its settings as written, before grids and the command line."""
+
+    name: str
+    source: str
+    values: Mapping[str, Any]
+
+    def resolve(self, layers: Iterable[Layer]) -> Cluster:
+        """The settings with `layers` over them; UserError names what is wrong and where."""
+        merged, sources = dict(self.values), {}
+        for layer in layers:
+            for key, value in layer.values.items():
+                if isinstance(value, Mapping) and isinstance(before := merged.get(key), Mapping):
+                    value = {**before, **value}  # extra
+                merged[key] = value
+                sources[key] = layer.source
+        return validated(Cluster, merged, self.source, sources)
+
+
+def choose(name: str | None) -> ClusterFile:
+    """The cluster file of that name or path; unnamed, slurm where there is sbatch, else local."""
+    if name is None:
+        name = "slurm" if shutil.which("sbatch") else "local"
+    path = find_yaml(name, kind="cluster", folders=("clusters",))
+    file = ClusterFile(Path(path).stem, shown(path), read_yaml(path))
+    if "kind" not in file.values:
+        raise UserError(f"{file.source}: kind: missing; allowed: local, slurm")
+    return file

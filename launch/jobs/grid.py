@@ -1,0 +1,201 @@
+"""Grids: from a YAML file of presets x orientations x seeds x epochs to the runs that it means.
+
+The epochs of one preset are a prefix of one run: the cells at 20, 40, 60 and 80 epochs share one
+training with four checkpoints. Settings follow defaults < preset < grid < command line.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, Field
+
+from diffuse.config.presets import Layer, find_yaml, preset_layer, read_yaml, resolve, shown
+from diffuse.config.schema import CommaSeparated, Config, Epochs, Orientation, Section
+from diffuse.config.validation import validated
+from diffuse.runtime.errors import UserError
+
+_AsList = BeforeValidator(lambda value: [value] if isinstance(value, str) else value)
+
+
+class Entry(Section):
+    """One preset of a grid; without `epochs` or `seeds` those of the preset."""
+
+    preset: str
+    orientation: Annotated[tuple[Orientation, ...], _AsList, Field(min_length=1)] | None = None
+    epochs: Annotated[Epochs, Field(min_length=1)] | None = None
+    seeds: (
+        Annotated[tuple[Annotated[int, Field(ge=0)], ...], CommaSeparated, Field(min_length=1)]
+        | None
+    ) = None
+    set_: dict[str, Any] = Field({}, alias="set", description="nested settings, as in a preset")
+    cluster: dict[str, Any] = Field({}, description="over the grid's")
+
+
+class GridFile(Section):
+    """A file under configs/grids/."""
+
+    runs: Annotated[tuple[Entry, ...], Field(min_length=1)]
+    cluster: dict[str, Any] = Field({}, description="over the cluster file's settings")
+
+
+@dataclass(frozen=True)
+class Overrides:
+    """What the command line says about all cells."""
+
+    epochs: tuple[int, ...] | None = None
+    seeds: tuple[int, ...] | None = None
+    layers: tuple[Layer, ...] = ()
+
+
+@dataclass(frozen=True)
+class GridRun:
+    """One training run of a grid; its cells are its epochs."""
+
+    config: Config
+    cluster: tuple[Layer, ...] = ()
+
+    @property
+    def name(self) -> str:
+        return self.config.run_name
+
+    @property
+    def orientation(self) -> str | None:
+        return getattr(self.config.process, "orientation", None)
+
+    @property
+    def epochs(self) -> tuple[int, ...]:
+        return self.config.evaluated_epochs
+
+    @property
+    def evaluation(self) -> list[str]:
+        """The options of diffuse.evaluate for this run: by its grid, whatever it was trained by."""
+        settings = self.config.eval
+        options = ["--images", str(settings.images), "--extractor", settings.extractor]
+        return options + (["--samplers", ",".join(settings.samplers)] if settings.samplers else [])
+
+    def is_evaluated(self, figures: Sequence[Mapping[str, Any]]) -> bool:
+        """Whether these figures of an epoch are what the grid asks for."""
+        settings = self.config.eval
+        made = {
+            f["protocol"]["sampler"]
+            for f in figures
+            if f["protocol"]["images"] == settings.images
+            and f["protocol"]["extractor"] == settings.extractor
+        }
+        return made >= {str(spec) for spec in self.config.sampler_specs(settings.samplers)}
+
+    def merged(self, other: GridRun) -> GridRun:
+        """The same run with the cells of both."""
+        epochs = tuple(sorted({*self.epochs, *other.epochs}))
+        config = self.config.model_copy(
+            update={
+                "eval": self.config.eval.model_copy(update={"at_epochs": epochs}),
+                "train": self.config.train.model_copy(update={"epochs": epochs[-1]}),
+            }
+        )
+        return replace(self, config=config, cluster=(*self.cluster, *other.cluster))
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A grid's name and its runs, each name once, in the order of the file."""
+
+    name: str
+    runs: tuple[GridRun, ...]
+    cluster: Layer
+
+    def only(self, pattern: str) -> Grid:
+        """The runs whose name matches the glob; UserError where none does."""
+        kept = tuple(run for run in self.runs if fnmatch.fnmatchcase(run.name, pattern))
+        if not kept:
+            names = ", ".join(run.name for run in self.runs[:6])
+            more = ", ..." if len(self.runs) > 6 else ""
+            raise UserError(f"--only {pattern!r} matches no run of {self.name}: {names}{more}")
+        return replace(self, runs=kept)
+
+
+def load_grid(name: str, overrides: Overrides | None = None) -> Grid:
+    """The grid named by its file under configs/grids/, or by any .yaml file, with its runs.
+
+    Raises UserError: unknown grid or preset, unknown key, impossible value, orientation missing.
+    """
+    path = _find(name)
+    source = shown(path)
+    values = read_yaml(path)
+    if not values.get("runs"):
+        raise UserError(f"{source}: the grid is empty; list what to train under `runs:`")
+    file = validated(GridFile, values, source)
+    cluster = Layer(f"{source}: cluster", file.cluster)
+    runs: dict[str, GridRun] = {}
+    for index, entry in enumerate(file.runs):
+        for run in _expand(entry, f"{source}: runs[{index}]", cluster, overrides or Overrides()):
+            earlier = runs.get(run.name)
+            runs[run.name] = earlier.merged(run) if earlier else run
+    return Grid(path.stem, tuple(runs.values()), cluster)
+
+
+def grid_name(name: str) -> str:
+    """What the grid named on a command line is called; UserError where there is none such."""
+    return _find(name).stem
+
+
+def _find(name: str) -> Path:
+    return find_yaml(name, kind="grid", folders=("grids",))
+
+
+def parse_numbers(text: str, option: str, smallest: int) -> tuple[int, ...]:
+    """`20,40` as (20, 40), sorted, each once; UserError names the option."""
+    try:
+        numbers = sorted({int(part) for part in text.split(",")})
+        if numbers[0] >= smallest:
+            return tuple(numbers)
+    except ValueError:
+        pass
+    raise UserError(
+        f"{option} {text!r}: write whole numbers of at least {smallest}, such as"
+        f" {option} {smallest + 1},{smallest + 2}"
+    )
+
+
+def _expand(entry: Entry, source: str, cluster: Layer, overrides: Overrides) -> Iterable[GridRun]:
+    try:
+        preset = preset_layer(entry.preset)
+    except UserError as error:
+        raise UserError(f"{source}: {error}") from None
+    orientations = _orientations(entry, preset, source, overrides.layers)
+    for orientation in orientations:
+        for seed in overrides.seeds or entry.seeds or (None,):
+            cell: dict[str, Any] = {}
+            if orientation is not None:
+                cell["process"] = {"orientation": orientation}
+            if seed is not None:
+                cell["seed"] = seed
+            epochs = overrides.epochs or entry.epochs
+            if epochs is not None:
+                cell["train"] = {"epochs": max(epochs)}
+                cell["eval"] = {"at_epochs": epochs}
+            layers = [preset, Layer(source, entry.set_), Layer(source, cell), *overrides.layers]
+            yield GridRun(resolve(layers), (cluster, Layer(f"{source}: cluster", entry.cluster)))
+
+
+def _orientations(
+    entry: Entry, preset: Layer, source: str, layers: Sequence[Layer]
+) -> tuple[Orientation | None, ...]:
+    process = preset.values.get("process", {})
+    is_cold = isinstance(process, Mapping) and process.get("kind") == "averaging"
+    if entry.orientation and not is_cold:
+        raise UserError(f"{source}: orientation is for cold diffusion; {entry.preset} has none")
+    elsewhere = [entry.set_, preset.values, *(layer.values for layer in layers)]
+    if is_cold and not entry.orientation and not any(map(_sets_orientation, elsewhere)):
+        raise UserError(f"{source}: {entry.preset} needs orientation: row, col or [row, col]")
+    return entry.orientation or (None,)
+
+
+def _sets_orientation(values: Mapping[str, Any]) -> bool:
+    process = values.get("process")
+    return isinstance(process, Mapping) and "orientation" in process

@@ -1,0 +1,125 @@
+"""What the launcher remembers beside the runs, under RUNS/.launch/: locks, and who holds them.
+
+runs/.launch/<grid>/lock, holder.json    one sweep of a grid at a time
+runs/.launch/lock, holder.json           one submission at a time: grids share runs
+runs/.launch/<grid>/jobs-*/              submitit's own files of one sweep, a folder for each array
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import psutil
+from filelock import FileLock, Timeout
+
+from diffuse.rundir.directory import now
+from diffuse.runtime import files
+from diffuse.runtime.errors import EnvironmentFailed
+
+
+@dataclass
+class Submission:
+    """Jobs handed in by one sweep; `jobs` grows array by array."""
+
+    name: str  # the time, for people, and unique
+    grid: str
+    cluster: str
+    code: str  # the snapshot's hash
+    commit: str | None
+    command: list[str]
+    # run, program, job_id, epochs, folder, task; job_id is "" until Slurm has answered
+    jobs: list[dict[str, Any]] = field(default_factory=list)
+    code_changed: dict[str, str] = field(default_factory=dict)  # run: the code of its last job
+
+
+class Ledger:
+    """The launcher's folder for one grid under one runs folder."""
+
+    def __init__(self, runs_dir: Path, grid: str) -> None:
+        self.runs_dir = runs_dir
+        self.grid = grid
+        self.path = runs_dir / ".launch" / grid
+
+    @property
+    def code_dir(self) -> Path:
+        return self.runs_dir / ".launch" / "code"
+
+    def record(self, submission: Submission) -> None:
+        """Write down a submission, or what has been added to it."""
+        files.write_json(self.path / "submissions" / f"{submission.name}.json", vars(submission))
+
+    def note_runs(self, names: Iterable[str]) -> None:
+        """Remember which runs sweeps of this grid were about, whatever --set and --seeds said."""
+        known = self.runs()
+        if new := [name for name in names if name not in known]:
+            files.write_json(self.path / "runs.json", {"runs": known + new})
+
+    def runs(self) -> list[str]:
+        """The runs that sweeps of this grid were about."""
+        names = files.read_json(self.path / "runs.json").get("runs")
+        return [str(name) for name in names] if isinstance(names, list) else []
+
+    def locked(self, wait_s: float = 0) -> contextlib.AbstractContextManager[None]:
+        """Hold this grid; EnvironmentFailed, with the holder's name, where another sweep does.
+
+        The lock goes with the process, however that ends.
+
+        Args:
+            wait_s: how long the other sweep is waited for.
+        """
+        return self._held(self.path, self.grid, wait_s)
+
+    @property
+    def is_held(self) -> bool:
+        """Whether a sweep of this grid seems to be at work, here or on another machine."""
+        holder = files.read_json(self.path / "holder.json")
+        if not holder or holder.get("host") != socket.gethostname():
+            return bool(holder)
+        return psutil.pid_exists(int(holder.get("pid", -1)))
+
+    def submitting(self, wait_s: float) -> contextlib.AbstractContextManager[None]:
+        """Hold the whole runs folder as `locked` does its grid: the runs of grids overlap."""
+        return self._held(self.path.parent, "a grid", wait_s)
+
+    @contextlib.contextmanager
+    def _held(self, folder: Path, what: str, wait_s: float) -> Iterator[None]:
+        holder_path = folder / "holder.json"
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            lock = FileLock(folder / "lock", timeout=wait_s)
+            lock.acquire()
+        except Timeout:
+            holder = files.read_json(holder_path)
+            raise EnvironmentFailed(
+                f"{what} is being swept in {self.runs_dir} by process"
+                f" {holder.get('pid', '?')} on {holder.get('host', '?')} since"
+                f" {holder.get('since', '?')}; wait for it, or use another --runs-dir"
+            ) from None
+        except OSError as error:
+            raise EnvironmentFailed(
+                f"{self.runs_dir}: cannot be written: {error.strerror}; use another --runs-dir"
+            ) from None
+        try:
+            holder = {"pid": os.getpid(), "host": socket.gethostname(), "since": now()}
+            files.write_json(holder_path, holder)
+            yield
+        finally:
+            holder_path.unlink(missing_ok=True)
+            lock.release()
+
+
+def submissions(runs_dir: Path, grid: str = "*") -> list[Submission]:
+    """What was submitted under `runs_dir`, oldest first; damaged files are left out."""
+    known = {f.name for f in fields(Submission)}
+    found = []
+    for path in (runs_dir / ".launch").glob(f"{grid}/submissions/*.json"):
+        content = files.read_json(path)
+        if {"name", "jobs", "grid", "cluster", "code", "commit", "command"} <= content.keys():
+            found.append(Submission(**{k: v for k, v in content.items() if k in known}))
+    return sorted(found, key=lambda s: s.name)

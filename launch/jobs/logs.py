@@ -1,0 +1,74 @@
+"""Why an attempt or a job ended, as its record, its log, its output or accounting tell."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from diffuse.rundir.directory import RunDir
+from diffuse.runtime import files
+
+RESUMABLE = (75, 130, -2, -10, -12, -15)  # interrupted, or killed by a signal that asks to end
+OTHERS = ("srun: ", "slurmstepd", "submitit ")  # they tell that a program ended, not why
+
+
+def gave_up(run: RunDir, program: str) -> str:
+    """The error with which the newest attempt of `program` ended for good; "" where none did."""
+    newest: tuple[str, int] = ("", 0)
+    code, log = None, run.logs
+    for path in run.logs.glob(f"{program}-*.json"):
+        record = files.read_json(path)
+        # By its start: one that was superseded ends after its successor began.
+        began = (str(record.get("started", "")), path.stat().st_mtime_ns)
+        if began > newest:
+            newest, code, log = began, record.get("code"), path.with_suffix(".log")
+    if code in (None, 0, *RESUMABLE):
+        return ""
+    return killed(code) if code < 0 else last_error(log)
+
+
+def killed(code: int) -> str:
+    """The end by a signal, whose number is -`code`."""
+    name = signal.Signals(-code).name
+    return f"killed by {name}" + (" (out of memory?)" if name == "SIGKILL" else "")
+
+
+def unheard(run: RunDir, record: Mapping[str, Any]) -> Path | None:
+    """What a job printed that began, but ended before its program could; None of other jobs.
+
+    Args:
+        record: the ledger's, of a job that neither waits nor runs.
+    """
+    if any(run.logs.glob(f"{record['program']}-{record['job_id']}-r*")):
+        return None
+    # submitit's name for it
+    output = Path(record.get("folder", "")) / f"{record['job_id']}_0_log.out"
+    if not output.is_file():
+        return None
+    log = newest_log(run)  # of what came after it, where that is newer
+    return None if log and log.stat().st_mtime > output.stat().st_mtime else output
+
+
+def newest_log(run: RunDir) -> Path | None:
+    """The log of the latest attempt at anything."""
+    logs = list(run.logs.glob("*.log"))
+    logs = [path for path in logs if "-rank" not in path.name] or logs  # rank 0 knows most
+    return max(logs, key=lambda path: path.stat().st_mtime_ns, default=None)
+
+
+def last_error(log: Path) -> str:
+    """The last line of a log that says `error:`, else its last line."""
+    with contextlib.suppress(OSError):
+        with log.open("rb") as file:
+            file.seek(max(0, log.stat().st_size - 65536))
+            lines = file.read().decode(errors="replace").splitlines()
+        lines = [line.strip() for line in lines if line.strip()]
+        for line in reversed(lines):
+            if line.startswith("error: "):
+                return line.removeprefix("error: ")
+        if lines:
+            return ([line for line in lines if not line.startswith(OTHERS)] or lines)[-1]
+    return "no output"

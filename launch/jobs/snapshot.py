@@ -1,0 +1,90 @@
+"""The code as it is now, kept under the hash of its content: jobs run that, whatever is edited."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import socket
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from diffuse import ROOT
+from diffuse.rundir.directory import now
+
+FOLDERS = ("diffuse", "launch", "configs")
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A copy of the project's code; `path` goes to the front of a job's PYTHONPATH."""
+
+    hash: str
+    path: Path
+    commit: str | None
+
+
+def take(code_dir: Path, root: Path = ROOT) -> Snapshot:
+    """Copy the code under `root` to code_dir/<hash>, unless it is there already.
+
+    Safe under several processes: a copy appears under its name complete or not at all.
+    """
+    files = _files(root)
+    digest = hashlib.sha256()
+    for name, content in files.items():
+        digest.update(f"{name}\0{len(content)}\0".encode() + content)
+    snapshot = Snapshot(digest.hexdigest()[:12], code_dir / digest.hexdigest()[:12], _commit(root))
+    if not snapshot.path.exists():
+        code_dir.mkdir(parents=True, exist_ok=True)
+        unfinished = code_dir / f".unfinished-{socket.gethostname()}-{os.getpid()}"
+        try:
+            _write(unfinished, files, {"commit": snapshot.commit, "taken": now()})
+            unfinished.rename(snapshot.path)
+        except OSError:
+            shutil.rmtree(unfinished, ignore_errors=True)
+            if not snapshot.path.exists():  # another process was faster
+                raise
+    return snapshot
+
+
+def _files(root: Path) -> dict[str, bytes]:
+    """Every file of the project that a job may read, by relative path, in order."""
+    paths = (path for folder in FOLDERS for path in (root / folder).rglob("*") if path.is_file())
+    kept = (p for p in paths if "__pycache__" not in p.parts and not p.name.startswith("."))
+    names = {str(path.relative_to(root)) for path in kept} - _ignored(root)
+    return {name: (root / name).read_bytes() for name in sorted(names)}
+
+
+def _ignored(root: Path) -> set[str]:
+    """Files that git is told to ignore: somebody's notes, data or keys, not the project's code."""
+    if not (root / ".git").exists():
+        return set()
+    command = ["ls-files", "--others", "--ignored", "--exclude-standard", "-z", "--", *FOLDERS]
+    return set(_git(root, *command).split("\0"))
+
+
+def _write(folder: Path, files: dict[str, bytes], about: dict[str, Any]) -> None:
+    for name, content in files.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+        path.chmod(path.stat().st_mode & ~0o222)  # nobody writes; who reads, the umask says
+    (folder / "about.json").write_text(json.dumps(about))
+
+
+def _commit(root: Path) -> str | None:
+    """The git commit, with a + where files were changed since; None without git."""
+    return _git(root, "describe", "--always", "--abbrev=40", "--dirty=+", "--exclude=*") or None
+
+
+def _git(root: Path, *arguments: str) -> str:
+    """What git says; "" where there is none."""
+    command = ["git", "-C", str(root), *arguments]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    return done.stdout.strip()

@@ -1,0 +1,192 @@
+"""Tables of plans and of work in progress, for people: rich on a terminal, plain lines in a log."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from launch.jobs.plan import Planned
+from launch.local.pool import Outcome
+
+STYLES = {
+    "done": "green",
+    "training": "cyan",
+    "evaluating": "cyan",
+    "running": "cyan",
+    "failed": "bold red",
+    "interrupted": "yellow",
+    "resume": "yellow",
+    "extend": "yellow",
+    "new": "",
+    "queued": "dim",
+    "left": "dim",
+}
+LINE_EVERY_S = 30.0
+
+
+def console(stderr: bool = False) -> Console:
+    """A console that never wraps a table in a file or a pipe."""
+    stream = sys.stderr if stderr else sys.stdout
+    width = None if stream.isatty() or "COLUMNS" in os.environ else 200
+    return Console(stderr=stderr, width=width, highlight=False, soft_wrap=False)
+
+
+def plan_table(planned: Sequence[Planned]) -> Table:
+    """One row a run, i.e. a training job; its cells with a mark where they are done."""
+    table = _table(None, "run", "cells (epochs)", "state")
+    for p in planned:
+        cells = Text("  ").join(
+            Text(f"{epoch} ✓", "green") if epoch in p.have else Text(f"{epoch}")
+            for epoch in p.run.epochs
+        )
+        table.add_row(p.name, cells, Text(p.detail, STYLES[p.state]))
+    return table
+
+
+class Watch:
+    """Shows a sweep while it runs: a live table, or a line for each thing that happens."""
+
+    def __init__(self, target: Console, title: str) -> None:
+        self.console, self.title = target, title
+        self.live: Live | None = None
+        self.states: dict[str, str] = {}
+        self.progress: dict[str, tuple[int, float]] = {}  # epoch and when it was last said
+
+    @contextmanager
+    def shown(self) -> Iterator[Watch]:
+        """Keep the screen up to date inside the block."""
+        if not self.console.is_terminal:
+            yield self
+            return
+        with Live(console=self.console, auto_refresh=False, transient=True) as self.live:
+            yield self
+        self.live = None
+
+    def update(self, outcomes: Sequence[Outcome]) -> None:
+        """Show the outcomes as they are now."""
+        if self.live is not None:
+            self.live.update(self._progress_table(outcomes), refresh=True)
+        else:
+            for outcome in outcomes:
+                self._say_news(outcome)
+
+    def say(self, text: str) -> None:
+        """A line that stays."""
+        self.console.print(text, markup=False, soft_wrap=True)
+
+    def _progress_table(self, outcomes: Sequence[Outcome]) -> Table:
+        table = _table(self.title, "run", "state", "epoch", "loss", "images/s", "ETA")
+        order = ["training", "evaluating", "failed", "interrupted", "queued", "left", "done"]
+        room = max(4, self.console.height - 6)
+        by_state = sorted(outcomes, key=lambda o: order.index(o.state))
+        for outcome in by_state[:room]:
+            facts = _facts(outcome)
+            row = [facts.get(key, "") for key in ("epoch", "loss", "rate", "eta")]
+            table.add_row(outcome.planned.name, Text(outcome.state, STYLES[outcome.state]), *row)
+        if len(by_state) > room:
+            table.add_row(f"... and {len(by_state) - room} more")
+        return table
+
+    def _say_news(self, outcome: Outcome) -> None:
+        name, state = outcome.planned.name, outcome.state
+        if self.states.get(name, "queued") != state:
+            self.states[name] = state
+            detail = f" ({outcome.planned.detail})" if state == "training" else ""
+            detail = f": {outcome.reason}" if outcome.reason else detail
+            self.say(f"{name}: {state}{detail}")
+            self.progress[name] = (0, time.monotonic())
+        if state == "training":
+            epoch, said = self.progress[name]
+            facts = _facts(outcome)
+            now = int(facts.get("at", 0))
+            since = time.monotonic() - said
+            if facts and (since > LINE_EVERY_S or (now > epoch and since > LINE_EVERY_S / 6)):
+                self.progress[name] = (now, time.monotonic())
+                self.say(
+                    f"{name}: epoch {facts['epoch']}, loss {facts['loss']},"
+                    f" {facts['rate']} images/s, ETA {facts['eta']}"
+                )
+
+
+def ending(
+    target: Console,
+    title: str,
+    planned: Sequence[Planned],
+    outcomes: Sequence[Outcome],
+    again: str,
+) -> None:
+    """How a sweep ended: counts, each failure with its last error and log, the pictures.
+
+    Args:
+        again: what goes on from here: `the same command`.
+    """
+    pictures(target, planned)
+    for p in planned:
+        if p.state != "done" and not any(o.planned.name == p.name for o in outcomes):
+            target.print(f"not started here: {p.name}: {p.detail}", soft_wrap=True)
+    for outcome in outcomes:
+        if outcome.state == "failed":
+            line = f"FAILED {outcome.planned.name}: {outcome.reason}\n  log: {outcome.log}"
+            target.print(Text(line, "red"), soft_wrap=True)
+    counts = Counter(o.state for o in outcomes)
+    counts["done"] = sum(p.state == "done" for p in planned)
+    shown = ", ".join(f"{n} {state}" for state, n in counts.items() if n)
+    target.print(f"{title}: {shown} of {len(planned)} runs", soft_wrap=True)
+    if counts["interrupted"] or counts["left"]:
+        target.print(f"{again} goes on from there", soft_wrap=True)
+
+
+def pictures(target: Console, planned: Sequence[Planned], most: int = 12) -> None:
+    """The newest picture of each run."""
+    newest = [max(p.dir.samples.glob("epoch_*.png"), default=None) for p in planned]
+    found = [path for path in newest if path is not None]
+    if found:
+        target.print("pictures:")
+    for path in found[:most]:
+        target.print(f"  {path}", markup=False, soft_wrap=True)
+    if len(found) > most:
+        runs_dir = Path(found[0]).parents[2]
+        target.print(f"  ... and {len(found) - most} more: {runs_dir}/*/samples/")
+
+
+def _facts(outcome: Outcome) -> dict[str, Any]:
+    """What the run's status.json says, as text; {} before this attempt's first word."""
+    status = outcome.planned.dir.status()
+    if not status or (outcome.state == "training" and status.get("state") != "running"):
+        return {}
+    loss, eta = status.get("loss"), status.get("eta_s")
+    return {
+        "at": status.get("epoch", 0),
+        "epoch": f"{status.get('epoch', '?')}/{status.get('epochs', '?')}",
+        "loss": "" if loss is None else f"{loss:.4f}",
+        "rate": f"{status.get('images_per_s') or 0:.0f}",
+        "eta": "" if eta is None else duration(eta),
+    }
+
+
+def duration(seconds: float) -> str:
+    """`42s`, `3m05s`, `2h07m`."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole}s"
+    if whole < 3600:
+        return f"{whole // 60}m{whole % 60:02d}s"
+    return f"{whole // 3600}h{whole % 3600 // 60:02d}m"
+
+
+def _table(title: str | None, *columns: str) -> Table:
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for column in columns:
+        table.add_column(column, no_wrap=True)
+    return table

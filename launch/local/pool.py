@@ -1,0 +1,239 @@
+"""Run a plan on this machine: at most N trainings at a time, by submitit's local executor.
+
+Cores are divided among them, GPUs handed out in turn. A request to stop (Ctrl-C, SIGTERM, SIGHUP)
+goes to every training, which saves and ends; the same sweep goes on from there later.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import psutil
+import submitit
+
+from diffuse import ROOT
+from diffuse.runtime.errors import UserError
+from launch.jobs import worker as jobs
+from launch.jobs.ledger import Ledger
+from launch.jobs.logs import killed, last_error
+from launch.jobs.plan import Planned
+
+if TYPE_CHECKING:
+    from launch.local.display import Watch
+
+State = Literal["queued", "training", "evaluating", "done", "interrupted", "failed", "left"]
+STOP_WAIT_S = 60.0  # for a step's end and its checkpoint, after the first Ctrl-C
+POLL_S = 0.25
+YEAR_MIN = 365 * 24 * 60  # submitit's local jobs have a time limit; ours have none
+
+
+@dataclass
+class Outcome:
+    """What has become of one planned run in this sweep."""
+
+    planned: Planned
+    state: State = "queued"
+    code: int | None = None
+    reason: str = ""
+    log: Path | None = None
+    started: float = 0.0
+
+
+@dataclass
+class Stopper:
+    """Counts the requests to stop that this process received."""
+
+    signals: list[signal.Signals] = field(default_factory=list)
+
+    @contextlib.contextmanager
+    def installed(self) -> Iterator[Stopper]:
+        """Take over SIGINT, SIGTERM and SIGHUP while the block runs."""
+        numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+        before = {
+            number: signal.signal(number, lambda n, _: self.signals.append(signal.Signals(n)))
+            for number in numbers
+        }
+        try:
+            yield self
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+def visible_gpus(device: str) -> list[str]:
+    """The GPUs for trainings, as CUDA_VISIBLE_DEVICES names them; [] where there is none."""
+    if device == "cpu":
+        return []
+    listed = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if listed is not None:
+        return [gpu.strip() for gpu in listed.split(",") if gpu.strip() not in ("", "-1")]
+    try:
+        command = ["nvidia-smi", "--query-gpu=index", "--format=csv,noheader"]
+        found = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return []
+    return found.stdout.split()
+
+
+class Pool:
+    """At most `parallel` trainings at a time; one that fails does not stop the others.
+
+    Args:
+        gpus: handed out in turn; where there is none the child's view is left as it is.
+    """
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        data_dir: Path,
+        gpus: Sequence[str],
+        parallel: int,
+        evaluate: bool = True,
+    ) -> None:
+        self.grid, self.data_dir, self.gpus, self.parallel = ledger.grid, data_dir, gpus, parallel
+        self.evaluate = evaluate
+        self.threads = max(1, len(os.sched_getaffinity(0)) // parallel)
+        self.folder = ledger.path / f"jobs-{time.strftime('%Y%m%dT%H%M%S')}-{os.getpid()}"
+        self.executor = submitit.LocalExecutor(self.folder)
+        self.executor.update_parameters(timeout_min=YEAR_MIN)
+        self.active: dict[int, tuple[Outcome, submitit.Job[Any]]] = {}  # by slot
+        # Jobs import launch.job wherever this was started from.
+        root = str(ROOT)
+        path = os.environ.get("PYTHONPATH")
+        os.environ["PYTHONPATH"] = f"{root}{os.pathsep}{path}" if path else root
+
+    def run(self, todo: Sequence[Planned], stopper: Stopper, watch: Watch) -> list[Outcome]:
+        """Train all of `todo`, or as much as gets done before `stopper` is asked to stop."""
+        outcomes = [Outcome(planned) for planned in todo]
+        queue = deque(outcomes)
+        deadline: float | None = None
+        try:
+            while self.active or (queue and not stopper.signals):
+                if not stopper.signals:
+                    for slot in set(range(self.parallel)) - set(self.active):
+                        if queue:
+                            self._start(slot, queue.popleft())
+                elif deadline is None:
+                    watch.say("stopping: every training saves first; Ctrl-C again stops at once")
+                    deadline = time.monotonic() + STOP_WAIT_S
+                    self._ask_to_stop()
+                elif len(stopper.signals) > 1 or time.monotonic() > deadline:
+                    self._kill()
+                for slot, (outcome, job) in list(self.active.items()):
+                    _notice_evaluation(outcome)
+                    if job.done():
+                        _conclude(outcome, job, stopping=bool(stopper.signals))
+                        del self.active[slot]
+                watch.update(outcomes)
+                time.sleep(POLL_S if self.active else 0)
+        except BaseException:  # no space for the next job, say: leave nothing running behind
+            self._ask_to_stop()
+            raise
+        for outcome in queue:
+            outcome.state = "left"
+        if not any(o.log and o.log.is_relative_to(self.folder) for o in outcomes):
+            shutil.rmtree(self.folder, ignore_errors=True)
+        return outcomes
+
+    def _start(self, slot: int, outcome: Outcome) -> None:
+        run = outcome.planned
+        config = run.run.config.model_dump(mode="json")
+        threads = config["system"]["threads"] = config["system"]["threads"] or self.threads
+        gpu = self.gpus[slot % len(self.gpus)] if self.gpus else None
+        environment: dict[str, str | None] = {
+            # submitit hides all GPUs from a job that did not ask it for some
+            "CUDA_VISIBLE_DEVICES": gpu or os.environ.get("CUDA_VISIBLE_DEVICES"),
+            "OMP_NUM_THREADS": str(threads),
+            "MKL_NUM_THREADS": str(threads),
+            "DIFFUSE_GRID": self.grid,
+        }
+        with _ignoring(signal.SIGINT, signal.SIGHUP):
+            job = self.executor.submit(
+                jobs.train_then_evaluate,
+                str(run.dir.path),
+                config if run.is_todo else None,
+                run.unevaluated if self.evaluate else (),
+                run.run.evaluation,
+                str(self.data_dir),
+                environment,
+            )
+        outcome.state = "training" if run.is_todo else "evaluating"
+        outcome.started = time.time()
+        self.active[slot] = (outcome, job)
+
+    def _ask_to_stop(self) -> None:
+        """Signal submitit's controllers (theirs is the job's id), which hand it on to the jobs."""
+        for _, job in self.active.values():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(int(job.job_id), signal.SIGTERM)
+
+    def _kill(self) -> None:
+        """End controllers, jobs and trainings at once."""
+        for _, job in self.active.values():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                controller = psutil.Process(int(job.job_id))
+                for process in [*controller.children(recursive=True), controller]:
+                    with contextlib.suppress(psutil.NoSuchProcess):
+                        process.kill()
+
+
+def require_data(data_dir: Path) -> None:
+    """UserError where the data set is not staged: said once, and not by every job."""
+    if not (data_dir / "mnist.h5").is_file():
+        raise UserError(
+            f"{data_dir / 'mnist.h5'}: not found; stage it with `python -m diffuse.prepare"
+            f" --data-dir {data_dir}`, or name another folder by --data-dir"
+        )
+
+
+@contextlib.contextmanager
+def _ignoring(*numbers: signal.Signals) -> Iterator[None]:
+    """Processes started in this block ignore these signals: a terminal sends them to all.
+
+    One that arrives during the block is remembered by nobody; it lasts a millisecond or two.
+    """
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _notice_evaluation(outcome: Outcome) -> None:
+    logs = outcome.planned.dir.logs.glob("evaluate-*.log")
+    if outcome.state == "training" and any(p.stat().st_mtime >= outcome.started for p in logs):
+        outcome.state = "evaluating"
+
+
+def _conclude(outcome: Outcome, job: submitit.Job[Any], stopping: bool) -> None:
+    """Take down how a job ended."""
+    try:
+        result = job.result() if job.paths.result_pickle.exists() else {}
+    except submitit.core.utils.UncompletedJobError as error:
+        result, outcome.reason = {}, str(error).strip().splitlines()[-1]
+    outcome.code = result.get("code")
+    outcome.log = Path(result["log"]) if result.get("log") else None
+    if outcome.code == 0:
+        outcome.state = "done"
+    elif outcome.code in (75, 130) or (stopping and outcome.code is None):
+        outcome.state = "interrupted"
+    else:
+        outcome.state = "failed"
+        if outcome.log is not None:
+            outcome.reason = last_error(outcome.log)
+        else:
+            outcome.log = job.paths.stderr
+            outcome.reason = outcome.reason or "the job was killed"
+        if outcome.code is not None and outcome.code < 0:
+            outcome.reason = killed(outcome.code)

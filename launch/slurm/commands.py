@@ -1,0 +1,219 @@
+"""The one file that asks Slurm: what the site allows, and what has become of jobs.
+
+Every question is one call for all jobs together. submit.py is what hands jobs in.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import subprocess
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from diffuse.runtime.errors import EnvironmentFailed, UserError
+from launch.jobs.cluster import Cluster
+
+TIMEOUT_S = 60
+NO_ANSWER = f"no answer for {TIMEOUT_S} s; is Slurm's controller up?"
+# The states that a job leaves only by being submitted again. Slurm has many others.
+FINAL = {
+    *("BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY"),
+    *("PREEMPTED", "REVOKED", "TIMEOUT"),
+}
+
+# What tells a process of a job about that job; a job submitted from within would believe it.
+OF_A_JOB = re.compile(
+    r"S(LURM|BATCH|RUN)_(?!(CONF|CONF_SERVER|CLUSTERS|JWT)$).*"
+    r"|SUBMITIT_.*|MASTER_(ADDR|PORT)|(LOCAL_)?(RANK|WORLD_SIZE)"
+)
+
+
+@dataclass(frozen=True)
+class Job:
+    """What Slurm says of one job, an array's task counting as one."""
+
+    id: str  # 12, or 12_3
+    state: str  # PENDING, RUNNING, TIMEOUT, ...
+    reason: str = ""  # why it waits
+    node: str = ""
+    name: str = ""
+    folder: str = ""  # that it was submitted to start in
+
+    @property
+    def is_live(self) -> bool:
+        return self.state not in FINAL
+
+    @property
+    def task(self) -> int:
+        """Its place in its array; 0 of a job that is none."""
+        return int(self.id.partition("_")[2] or 0)
+
+    def __str__(self) -> str:
+        if self.state == "PENDING":
+            return f"queued as {self.id} ({self.reason})"
+        return f"{self.state.lower()} as {self.id}" + (f" on {self.node}" if self.node else "")
+
+
+@dataclass(frozen=True)
+class Partition:
+    name: str
+    is_default: bool
+    max_minutes: float  # infinite where the site sets no limit
+
+
+@dataclass(frozen=True)
+class Site:
+    """What this cluster allows."""
+
+    partitions: tuple[Partition, ...]
+    max_array_size: int
+    max_jobs: int = 10_000  # that Slurm keeps, of all users, each task of an array counting
+
+    def check(self, settings: Cluster, source: str) -> None:
+        """Refuse, before anything is submitted, an unknown partition or too long a time limit."""
+        known = {partition.name: partition for partition in self.partitions}
+        if settings.partition is None:
+            chosen = [partition for partition in self.partitions if partition.is_default]
+        else:
+            names = [name.strip() for name in settings.partition.split(",")]
+            for name in names:
+                if name not in known:
+                    raise UserError(
+                        f"{source}: unknown partition {name!r}; allowed here: {', '.join(known)}"
+                    )
+            chosen = [known[name] for name in names]
+        for partition in chosen:
+            if settings.time is not None and settings.time > partition.max_minutes:
+                raise UserError(
+                    f"{source}: time: {settings.time} minutes is more than partition"
+                    f" {partition.name} allows ({partition.max_minutes:.0f})"
+                )
+
+
+def site() -> Site:
+    """Ask the controller for partitions and limits."""
+    partitions = [
+        Partition(facts["PartitionName"], facts.get("Default") == "YES", _minutes(facts["MaxTime"]))
+        for facts in map(_pairs, _ask("scontrol", "show", "partition", "--oneliner").splitlines())
+        if "PartitionName" in facts
+    ]
+    config = _ask("scontrol", "show", "config")
+    limits = {
+        name: re.search(rf"^{name}\s*=\s*(\d+)", config, re.MULTILINE)
+        for name in ("MaxArraySize", "MaxJobCount")
+    }
+    size, count = (int(found.group(1)) if found else None for found in limits.values())
+    return Site(tuple(partitions), size or 1001, count or 10_000)
+
+
+def queue() -> dict[str, Job]:
+    """This user's jobs that wait or run, by id; one squeue call."""
+    user = f"--user={os.getuid()}"  # who may have no name here
+    fields = ("%i", "%T", "%r", "%N", "%j", "%Z")
+    text = _ask("squeue", "--noheader", "--array", user, f"--format={'|'.join(fields)}")
+    jobs = (Job(*line.split("|", 5)) for line in text.splitlines() if line.count("|") >= 5)
+    return {job.id: job for job in jobs}
+
+
+def identify(records: Iterable[dict[str, Any]], queue: Mapping[str, Job]) -> None:
+    """Fill in the `job_id` of a ledger's records whose launcher did not live to hear it."""
+    by_place = {(job.folder, job.task): job.id for job in queue.values()}
+    for record in records:
+        if not record["job_id"]:
+            record["job_id"] = by_place.get((record.get("folder", ""), record.get("task", 0)), "")
+
+
+def kept() -> int:
+    """How many jobs of all users Slurm keeps, those included that have ended not long ago."""
+    return _ask("squeue", "--noheader", "--array", "--states=all", "--format=%i").count("\n")
+
+
+def accounting(ids: Iterable[str]) -> dict[str, Job]:
+    """What accounting remembers of jobs, by id; {} on a site without it. One sacct call.
+
+    Args:
+        ids: of jobs or whole arrays; the answer has an array's tasks one by one.
+    """
+    wanted = sorted({job_id.partition("_")[0] for job_id in ids})
+    if not wanted:
+        return {}
+    try:
+        text = _ask(
+            "sacct",
+            "--noheader",
+            "--parsable2",
+            "--allocations",
+            f"--jobs={','.join(wanted)}",
+            "--format=JobID,State,NodeList,JobName",
+        )
+    except EnvironmentFailed:
+        return {}
+    jobs = {}
+    for line in text.splitlines():
+        job_id, state, node, name = (line.split("|", 3) + [""] * 4)[:4]
+        node = "" if node == "None assigned" else node
+        jobs[job_id] = Job(job_id, state.split()[0] if state else "", "", node, name)
+    return jobs
+
+
+def explained(job: Job | None) -> str:
+    """How accounting says that a job ended; "" where it does not say, or the job ended well."""
+    if job is None or job.state in ("COMPLETED", "RUNNING", "PENDING", ""):
+        return ""
+    return f"{job.state} (cluster: memory_gb)" if job.state == "OUT_OF_MEMORY" else job.state
+
+
+def cancel(ids: Sequence[str]) -> None:
+    """End these jobs."""
+    for start in range(0, len(ids), 500):
+        _ask("scancel", *ids[start : start + 500])
+
+
+@contextlib.contextmanager
+def outside_any_job(settings: Cluster) -> Iterator[None]:
+    """An environment for sbatch without what an enclosing job (salloc, srun) has set in it.
+
+    SBATCH_* go, too, since they win over a batch script's options; but SBATCH_ACCOUNT, which many
+    a site has its users set, stays where the cluster file names no account.
+    """
+    kept = set() if settings.account else {"SBATCH_ACCOUNT"}
+    names = [name for name in os.environ if OF_A_JOB.fullmatch(name) and name not in kept]
+    hidden = {name: os.environ.pop(name) for name in names}
+    try:
+        yield
+    finally:
+        os.environ.update(hidden)
+
+
+def _ask(*command: str) -> str:
+    """The output of a Slurm command; EnvironmentFailed where it fails or hangs."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S)
+    except FileNotFoundError:
+        raise EnvironmentFailed(
+            f"{command[0]} is not here; on a machine without Slurm use --cluster local"
+        ) from None
+    except subprocess.TimeoutExpired:
+        raise EnvironmentFailed(f"{command[0]}: {NO_ANSWER}") from None
+    if done.returncode:
+        said = (done.stderr.strip() or done.stdout.strip() or "no message").splitlines()[-1]
+        raise EnvironmentFailed(
+            f"Slurm does not answer ({said}); without a cluster use --cluster local"
+        )
+    return done.stdout
+
+
+def _pairs(line: str) -> dict[str, str]:
+    return dict(re.findall(r"(\w+)=(\S*)", line))
+
+
+def _minutes(text: str) -> float:
+    """Slurm's [days-]hours:minutes:seconds in minutes."""
+    if text in ("UNLIMITED", "INFINITE", "NONE"):
+        return float("inf")
+    days, _, clock = text.rpartition("-")
+    hours, minutes, seconds = (int(part) for part in clock.split(":"))
+    return int(days or 0) * 1440 + hours * 60 + minutes + seconds / 60

@@ -1,0 +1,200 @@
+"""Hand jobs to Slurm as arrays, through submitit.
+
+The batch script runs on the host: it starts one Python per rank with srun, inside the image where
+there is one, and afterwards requeues its own array task where the work was interrupted (there is
+no scontrol in an image).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import shlex
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from subprocess import CalledProcessError
+from typing import Any
+
+import psutil
+import submitit
+from submitit.core.utils import FailedJobError, FailedSubmissionError
+
+from diffuse.runtime.errors import EnvironmentFailed
+from launch.jobs.cluster import Cluster
+from launch.jobs.snapshot import Snapshot
+from launch.slurm import commands, image
+
+# Rank 0 says by a file that the work was interrupted: of several ranks srun ends some by a signal
+# once the first has ended, and then reports that instead.
+NAME = """\
+job=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}
+job=${job:-$SLURM_JOB_ID}
+export DIFFUSE_INTERRUPTED=%s/interrupted-$job-r${SLURM_RESTART_COUNT:-0}"""
+
+# Where the work was interrupted and Slurm has not ended the job (scancel, say), do it again. What
+# outlived a dead node must not requeue the attempt that has taken its place under the same id.
+REQUEUE = """\
+code=$?
+rm "$DIFFUSE_INTERRUPTED" 2>/dev/null && code=75
+mine="JobState=RUNNING .* Restarts=${SLURM_RESTART_COUNT:-0} "
+if [ $code -eq 75 ] && scontrol show job "$job" --oneliner | grep -q "$mine"; then
+  if scontrol requeue "$job"; then
+    sleep 60 # Slurm ends this script
+  else
+    echo "error: Slurm did not requeue $job; the next sweep goes on from its checkpoint" >&2
+  fi
+fi
+exit $code"""
+
+
+@dataclass(frozen=True)
+class Submitter:
+    """Submits arrays of calls of one function of launch.jobs.worker.
+
+    Args:
+        folder: for submitit's files: scripts, pickles, the output of jobs before their programs
+            start; each array has a folder in it.
+        binds: folders that the image must see.
+    """
+
+    folder: Path
+    grid: str
+    snapshot: Snapshot
+    binds: tuple[Path, ...]
+
+    def array(
+        self,
+        program: str,
+        folder: Path,
+        function: Callable[..., Any],
+        calls: Sequence[tuple[Any, ...]],
+        settings: Cluster,
+        throttle: int,
+        after: str | None = None,
+    ) -> list[str]:
+        """Submit one array with a task for each call; the ids of its tasks.
+
+        Args:
+            folder: of this array alone; its jobs start there, and so can be found by it.
+            after: what it depends on, as sbatch has it; a dependency that can never be met ends it.
+
+        Raises EnvironmentFailed with Slurm's own words where it refuses.
+        """
+        executor = self._executor(program, folder, settings, throttle, after)
+        try:
+            quiet = contextlib.redirect_stderr(io.StringIO())  # submitit prints what it raises
+            with _limited(), quiet, commands.outside_any_job(settings):
+                jobs = executor.map_array(function, *zip(*calls, strict=True))
+        except (FailedJobError, FailedSubmissionError) as error:
+            lines = [line for line in str(error).splitlines() if line.strip()]
+            said = (lines or ["no message"])[-1].removeprefix("sbatch: ").removeprefix("error: ")
+            if _code(error.__cause__) == -signal.SIGTERM:
+                said = commands.NO_ANSWER
+            raise EnvironmentFailed(f"sbatch refused: {said}") from None
+        return [str(job.job_id) for job in jobs]
+
+    def _executor(
+        self, program: str, folder: Path, settings: Cluster, throttle: int, after: str | None
+    ) -> submitit.SlurmExecutor:
+        executor = submitit.SlurmExecutor(folder, python=self._python(settings))
+        options: dict[str, Any] = {
+            "requeue": "no-requeue" not in settings.extra,  # also after a node's death
+            "signal": f"USR2@{_notice_s(settings.time)}",
+            "chdir": str(folder),
+            "propagate": "NONE",  # of the login node's limits (CPU time, memory, open files)
+        }
+        if after:
+            options |= {"dependency": after, "kill_on_invalid_dep": "yes"}
+        options |= {key.replace("-", "_"): value for key, value in settings.extra.items()}
+        name = (NAME % shlex.quote(str(folder))).splitlines()
+        executor.update_parameters(
+            job_name=f"{program}-{self.grid}",
+            partition=settings.partition,
+            account=settings.account,
+            qos=settings.qos,
+            constraint=settings.constraint,
+            time=settings.time,  # None leaves it to the partition
+            nodes=settings.nodes,
+            ntasks_per_node=max(1, settings.gpus_per_node),
+            gpus_per_node=settings.gpus,
+            cpus_per_task=settings.cpus_per_task,
+            mem=None if settings.memory_gb is None else f"{round(settings.memory_gb * 1024)}M",
+            array_parallelism=throttle,
+            wckey=None,
+            stderr_to_stdout=True,
+            # A preempting SIGTERM is for the ranks: this script is to requeue them.
+            setup=["trap : TERM", *name, *settings.setup, *self._exports(settings)],
+            srun_args=["--kill-on-bad-exit=1", f"--cpus-per-task={settings.cpus_per_task}"],
+            teardown=REQUEUE.splitlines(),
+            additional_parameters={k: v for k, v in options.items() if v is not False},
+        )
+        return executor
+
+    def _exports(self, settings: Cluster) -> list[str]:
+        variables = {
+            "PYTHONPATH": str(self.snapshot.path),
+            "PYTHONSAFEPATH": "1",  # the folder a job starts in is no code
+            "DIFFUSE_CODE": self.snapshot.hash,
+            "DIFFUSE_GRID": self.grid,
+            "OMP_NUM_THREADS": str(settings.cpus_per_task),
+            # submitit would requeue by itself, from inside the image: give it a signal nobody sends
+            "SUBMITIT_PREEMPT_SIGNAL": "WINCH",
+        }
+        if self.snapshot.commit:
+            variables["DIFFUSE_COMMIT"] = self.snapshot.commit
+        if settings.image:
+            path = Path(settings.image).expanduser().absolute()
+            variables["DIFFUSE_IMAGE"] = str(path)
+            variables["DIFFUSE_IMAGE_SHA256"] = image.sha256(path)
+        lines = [f"export {name}={shlex.quote(value)}" for name, value in variables.items()]
+        if settings.image:
+            lines.append(
+                "APPTAINER=$(command -v apptainer || command -v singularity)"
+                ' || { echo "error: no apptainer on $SLURMD_NODENAME; load it in the cluster'
+                " file's setup\" >&2; exit 1; }"
+            )
+        return lines
+
+    def _python(self, settings: Cluster) -> str:
+        """The shell command that is python in a job, up to its arguments.
+
+        A signal during Python's start must not end it; the job takes it up once it can.
+        """
+        start = """bash -c 'trap "" USR2 TERM; exec "$@"' diffuse-job"""
+        if settings.image is None:
+            return f"{start} {shlex.quote(sys.executable)}"
+        binds = dict.fromkeys((*map(str, self.binds), *settings.binds))
+        options = [f"--bind={shlex.quote(bind)}" for bind in binds]
+        if settings.gpus_per_node:
+            options.append("--nv")
+        image = shlex.quote(str(Path(settings.image).expanduser().absolute()))
+        return " ".join([start, '"$APPTAINER" exec', *options, image, "python"])
+
+
+def _code(cause: BaseException | None) -> int | None:
+    return cause.returncode if isinstance(cause, CalledProcessError) else None
+
+
+@contextlib.contextmanager
+def _limited() -> Iterator[None]:
+    """Ends sbatch, the only child of the launcher, where it hangs with Slurm's controller."""
+
+    def end() -> None:
+        for child in psutil.Process().children():
+            child.terminate()
+
+    timer = threading.Timer(commands.TIMEOUT_S, end)
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+def _notice_s(minutes: int | None) -> int:
+    """Seconds between the signal and the time limit; Slurm may send it up to 60 s earlier."""
+    return 90 if minutes is None else min(90, max(15, minutes * 60 // 6))

@@ -1,0 +1,189 @@
+"""A sweep on a Slurm cluster: submit what is missing, say so, return."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+import time
+from collections.abc import Collection, Sequence
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+from rich.console import Console
+
+from diffuse.config.presets import Layer
+from diffuse.runtime.errors import EnvironmentFailed, UserError
+from launch.jobs import snapshot
+from launch.jobs.cluster import ClusterFile
+from launch.jobs.grid import Grid
+from launch.jobs.ledger import Ledger, Submission, submissions
+from launch.jobs.plan import Planned, plan, summary
+from launch.slurm import commands, pipeline
+from launch.slurm.executor import Submitter
+from launch.slurm.live_jobs import live_jobs
+from launch.slurm.pipeline import Request
+
+LOCK_WAIT_S = 120
+
+
+def submit(
+    grid: Grid,
+    file: ClusterFile,
+    typed: Sequence[Layer],
+    runs_dir: Path,
+    data_dir: Path,
+    evaluate: bool,
+    out: Console,
+    again: str,
+) -> int:
+    """Submit the grid's missing jobs; 0 also where there is nothing to do.
+
+    Args:
+        again: what goes on from here, for people: `the same command`.
+    """
+    ledger = Ledger(runs_dir.absolute(), grid.name)
+    _require_writable_in_a_script(ledger.path, data_dir)
+    settings = file.resolve([grid.cluster, *typed])
+    site = commands.site()
+    by_run = {run.name: file.resolve([*run.cluster, *typed]) for run in grid.runs}
+    for chosen in {s.model_dump_json(): s for s in by_run.values()}.values():
+        site.check(chosen, file.source)
+        if chosen.image is not None and not Path(chosen.image).expanduser().exists():
+            raise UserError(f"{file.source}: image {chosen.image}: not found (make image)")
+        if chosen.image is None and importlib.util.find_spec("torch") is None:
+            raise UserError(
+                f"{file.source}: image: none, and the Python here, which jobs would run with, has"
+                " no torch; make image and name it, or pip install -e '.[train]'"
+            )
+    with ledger.locked(LOCK_WAIT_S), ledger.submitting(LOCK_WAIT_S):
+        ledger.note_runs(run.name for run in grid.runs)
+        planned = plan(grid, ledger.runs_dir)
+        live = live_jobs(ledger.runs_dir, runs=[p.dir for p in planned])
+        lacking = [p for p in planned if p.is_todo or (evaluate and p.unevaluated)]
+        waiting = {p.name: live[p.name] for p in lacking if p.name in live}
+        todo = [p for p in lacking if p.name not in waiting and p.state != "running"]
+        title = f"grid {grid.name} in {runs_dir}"
+        out.print(f"{title}: {summary(planned)}", soft_wrap=True)
+        for name, jobs in waiting.items():
+            out.print(f"  {name}: {', '.join(map(str, jobs))}", soft_wrap=True)
+        if not todo:
+            hint = f"; what these runs lack after them, {again} submits then"
+            out.print("nothing to submit" + (hint if waiting else ""), soft_wrap=True)
+            return 0
+        todo, left = _within_limit(todo, evaluate, site.max_jobs - commands.kept())
+        code = snapshot.take(ledger.code_dir)
+        submission = Submission(
+            name=f"{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}-{time.time_ns() % 10**6:06d}",
+            grid=grid.name,
+            cluster=file.name,
+            code=code.hash,
+            commit=code.commit,
+            command=sys.argv,
+            code_changed=_changed_code(todo, ledger, code.hash),
+        )
+        for name, before in submission.code_changed.items():
+            out.print(
+                f"  {name}: the code changed since its last jobs ({before} -> {code.hash})",
+                soft_wrap=True,
+            )
+        folder = ledger.path / f"jobs-{submission.name}"
+        binds = (ledger.runs_dir, data_dir)
+        try:
+            refused = pipeline.submit_all(
+                [Request(p, by_run[p.name], evaluate) for p in todo],
+                Submitter(folder, grid.name, code, binds),
+                ledger,
+                submission,
+                data_dir,
+                site,
+                settings.without_gpus() if evaluate else None,
+            )
+        finally:  # where Slurm refuses one array, those before it are there
+            _announce(submission, out, runs_dir)
+    if refused:
+        out.print(
+            f"no job for the report ({refused}); when all have ended: python launch/compare.py"
+            f" --grid {grid.name} --runs-dir {runs_dir}",
+            soft_wrap=True,
+        )
+    if left:
+        out.print(
+            f"{left} run{'s are' if left > 1 else ' is'} left: Slurm keeps at most {site.max_jobs}"
+            f" jobs here (MaxJobCount); {again} submits them once others are gone",
+            soft_wrap=True,
+        )
+    return 0
+
+
+def _require_writable_in_a_script(*paths: Path) -> None:
+    """UserError for what sbatch cannot read in its #SBATCH lines, however it is quoted."""
+    for path in paths:
+        if set("\n\r%\\") & set(str(path)):
+            raise UserError(
+                f"{str(path)!r}: Slurm takes no path with %, \\ or a line break; rename it"
+            )
+
+
+def cancel(runs_dir: Path, grid: str, only: str | None, out: Console) -> int:
+    """End the grid's jobs that wait or run; their trainings save first where Slurm lets them.
+
+    Args:
+        only: a glob that the names of runs must match; None: all of the grid, its report too.
+    """
+    jobs = live_jobs(runs_dir.absolute(), grid)
+    if only is not None:
+        jobs = {run: listed for run, listed in jobs.items() if fnmatchcase(run, only)}
+    ids = [job.id for listed in jobs.values() for job in listed]
+    if not ids:
+        out.print(f"grid {grid} in {runs_dir}: no job waits or runs")
+        return 0
+    if only is None:  # an array of thousands is ended by its own id at once
+        commands.cancel(list(dict.fromkeys(job_id.partition("_")[0] for job_id in ids)))
+    else:
+        commands.cancel(ids)
+    out.print(f"grid {grid} in {runs_dir}: cancelled {len(ids)} jobs, {_names(jobs)}")
+    return 0
+
+
+def _names(names: Collection[str]) -> str:
+    shown = ", ".join(list(names)[:4])
+    return f"of {shown}" + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+
+
+def _within_limit(todo: list[Planned], evaluate: bool, room: int) -> tuple[list[Planned], int]:
+    """As many of `todo` as Slurm has room for the jobs of, and how many runs are left."""
+    room -= 1  # the report's
+    for n, p in enumerate(todo):
+        room -= p.is_todo + bool(evaluate and p.unevaluated)
+        if room < 0:
+            if n == 0:
+                raise EnvironmentFailed(
+                    "Slurm keeps no more jobs just now (MaxJobCount); try again once it has"
+                    " forgotten some of those that ended"
+                )
+            return todo[:n], len(todo) - n
+    return todo, 0
+
+
+def _changed_code(todo: Sequence[Planned], ledger: Ledger, code: str) -> dict[str, str]:
+    """Runs whose last jobs ran other code, and that code."""
+    names = {p.name for p in todo if p.state != "new"}
+    last: dict[str, str] = {}
+    for submission in submissions(ledger.runs_dir):
+        jobs = [j for j in submission.jobs if j["job_id"] and j["run"] in names]
+        last.update({j["run"]: submission.code for j in jobs})
+    return {name: before for name, before in last.items() if before != code}
+
+
+def _announce(submission: Submission, out: Console, runs_dir: Path) -> None:
+    jobs = [record for record in submission.jobs if record["job_id"]]
+    if not jobs:
+        return
+    by_array: dict[tuple[str, str], int] = {}
+    for record in jobs:
+        key = (record["program"], record["job_id"].partition("_")[0])
+        by_array[key] = by_array.get(key, 0) + 1
+    for (program, array), n in by_array.items():
+        out.print(f"  {program}: job {array}" + (f", {n} tasks" if n > 1 else ""), soft_wrap=True)
+    where = f"--grid {submission.grid} --runs-dir {runs_dir}"
+    out.print(f"submitted; watch: python launch/status.py {where} --follow", soft_wrap=True)

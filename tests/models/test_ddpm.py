@@ -1,0 +1,130 @@
+"""The DDPM against its definition and against diffusers."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from diffuse.config.sampler_spec import SamplerSpec
+from diffuse.config.schema import DdpmConfig
+from diffuse.models.ddpm import Ddpm, per_example_loss
+from diffuse.runtime.rng import Stream, generator
+from diffuse.sampling import samplers
+
+T = 50
+
+
+@pytest.fixture
+def process() -> Ddpm:
+    return Ddpm.from_config(DdpmConfig(kind="ddpm", timesteps=T))
+
+
+def test_the_schedule_is_linear_over_0_to_T_and_alpha_bar_its_product(process: Ddpm) -> None:
+    product = 1.0
+    for t in range(T + 1):
+        beta = (0.02 - 1e-4) * t / T + 1e-4
+        product *= 1 - beta
+        assert float(process.beta[t]) == pytest.approx(beta, rel=1e-6)
+        assert float(process.alpha_bar[t]) == pytest.approx(product, rel=1e-6)
+    assert float(process.alpha_bar[0]) == pytest.approx(0.9999)
+
+
+def test_the_schedule_equals_that_of_diffusers() -> None:
+    from diffusers import DDPMScheduler
+
+    theirs = DDPMScheduler(num_train_timesteps=1001, beta_start=1e-4, beta_end=0.02)
+    ours = Ddpm.from_config(DdpmConfig(kind="ddpm", timesteps=1000))
+    torch.testing.assert_close(ours.alpha_bar, theirs.alphas_cumprod, rtol=1e-5, atol=1e-8)
+
+
+def test_degrading_at_once_has_the_moments_of_noising_step_by_step(process: Ddpm) -> None:
+    rng = generator(0, Stream.STEP)
+    x0 = torch.full((4000, 1, 28, 28), 0.3)
+    x = x0
+    for s in range(T + 1):  # equation 2 of Ho et al., t = 0..T
+        noise = torch.randn(x.shape, generator=rng)
+        x = (1 - process.beta[s]).sqrt() * x + process.beta[s].sqrt() * noise
+    t = torch.full((4000,), T)
+    at_once = process.degrade(x0, t, torch.randn(x.shape, generator=rng))
+    assert float(at_once.mean()) == pytest.approx(float(x.mean()), abs=2e-3)
+    assert float(at_once.std()) == pytest.approx(float(x.std()), abs=2e-3)
+
+
+def test_timesteps_are_drawn_from_1_to_T_uniformly(process: Ddpm) -> None:
+    t, eps = process.draw(20_000, generator(0, Stream.STEP))
+    counts = torch.bincount(t, minlength=T + 1)
+    assert counts[0] == 0
+    assert (counts[1:] - 20_000 / T).abs().max() < 5 * math.sqrt(20_000 / T)
+    assert eps.shape == (20_000, 1, 28, 28)
+
+
+def test_a_network_that_knows_the_noise_has_no_loss(process: Ddpm) -> None:
+    x0 = torch.zeros(8, 1, 28, 28)
+    t, eps = process.draw(8, generator(1, Stream.STEP))
+
+    def knows(x_t: Tensor, time: Tensor) -> Tensor:
+        alpha_bar = process.alpha_bar[(time * T).round().long()][:, None, None, None]
+        return x_t / (1 - alpha_bar).sqrt()  # x0 is 0
+
+    assert float(process.losses(knows, x0, t, eps).max()) < 1e-10
+
+
+@pytest.mark.parametrize("kind", ["mse", "l1", "huber"])
+def test_the_loss_is_the_mean_over_pixels_of_each_example(kind: str) -> None:
+    a, b = torch.randn(3, 1, 28, 28), torch.randn(3, 1, 28, 28)
+    d = (a - b).abs().double()
+    by_hand = {"mse": d**2, "l1": d, "huber": torch.where(d < 1, d**2 / 2, d - 0.5)}[kind]
+    wanted = [float(image.sum()) / 784 for image in by_hand]
+    torch.testing.assert_close(
+        per_example_loss(kind, a, b).double(),  # type: ignore[arg-type]
+        torch.tensor(wanted, dtype=torch.float64),
+        rtol=1e-5,
+        atol=1e-7,
+    )
+
+
+def test_min_snr_weights_are_the_papers_formula() -> None:
+    process = Ddpm.from_config(DdpmConfig(kind="ddpm", min_snr=5.0))
+    for t in (1, 50, 130, 500, 1000):
+        snr = float(process.alpha_bar[t] / (1 - process.alpha_bar[t]))
+        found = float(process.weight(torch.tensor([t]))[0])
+        assert found == pytest.approx(min(snr, 5.0) / snr, rel=1e-5)
+    plain = Ddpm.from_config(DdpmConfig(kind="ddpm"))
+    assert torch.equal(plain.weight(torch.arange(1, 9)), torch.ones(8))
+
+
+def test_min_snr_weights_enter_the_loss_of_each_example() -> None:
+    plain = Ddpm.from_config(DdpmConfig(kind="ddpm"))
+    weighted = Ddpm.from_config(DdpmConfig(kind="ddpm", min_snr=5.0))
+    t, eps = plain.draw(8, generator(2, Stream.STEP))
+    t[0], t[1] = 1, 1000
+    x0 = torch.randn(8, 1, 28, 28)
+    losses = [process.losses(lambda x, time: x, x0, t, eps) for process in (plain, weighted)]
+    snr = plain.alpha_bar[t] / (1 - plain.alpha_bar[t])
+    torch.testing.assert_close(losses[1], losses[0] * snr.clamp(max=5) / snr)
+    assert float(losses[1][0]) < 1e-2 * float(losses[0][0])
+    assert float(losses[1][1]) == float(losses[0][1])
+
+
+@pytest.mark.parametrize(
+    ("timesteps", "beta_1", "beta_2"),
+    [(8600, 1e-4, 0.02), (100_000, 1e-6, 1e-3), (10, 0.01, 0.999), (1, 1e-6, 1e-6)],
+)
+def test_what_the_settings_allow_gives_finite_weights_losses_and_samples(
+    timesteps: int, beta_1: float, beta_2: float
+) -> None:
+    config = DdpmConfig(kind="ddpm", timesteps=timesteps, beta_1=beta_1, beta_2=beta_2, min_snr=5.0)
+    process = Ddpm.from_config(config)
+    t = torch.tensor([1, timesteps])
+    assert torch.isfinite(process.weight(t)).all()
+    x, eps = torch.randn(2, 1, 28, 28), torch.randn(2, 1, 28, 28)
+    assert torch.isfinite(process.losses(lambda x, time: x, x, t, eps)).all()
+    steps = min(4, timesteps)
+    long = ["ancestral"] if timesteps <= 10 else []  # its steps are those of a long schedule
+    for text in (*long, f"ddim-{steps}", f"ddim-{steps}-eta1-clip", f"dpm-{steps}"):
+        spec = SamplerSpec.parse(text, process)
+        sampled = samplers.run(spec, lambda x, time: 0.9 * x, process, x, lambda: eps, 1.0)
+        assert torch.isfinite(sampled).all(), text

@@ -1,0 +1,56 @@
+"""The moving average against its formula, and what it asks of the device."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from diffuse.models.ema import MovingAverage
+
+
+def test_the_average_is_that_of_its_formula() -> None:
+    network = nn.Linear(3, 2)
+    ema = MovingAverage(network, 0.9)
+    wanted = 0.0
+    for n in range(200):
+        with torch.no_grad():
+            network.weight.fill_(n**0.5)
+        ema.update_parameters(network)
+        decay = min(0.9, (1 + n) / (10 + n)) if n else 0.0  # the first are taken as they are
+        wanted = decay * wanted + (1 - decay) * n**0.5
+        assert float(ema.module.weight.detach()[0, 0]) == pytest.approx(wanted, rel=1e-5)
+    assert int(ema.n_averaged) == 200
+
+
+def test_buffers_are_taken_as_they_are() -> None:
+    network = nn.BatchNorm1d(2)
+    ema = MovingAverage(network, 0.9)
+    network(torch.randn(5, 2))
+    ema.update_parameters(network)
+    assert torch.equal(ema.module.running_mean, network.running_mean)
+
+
+def test_an_update_does_not_wait_for_the_device() -> None:
+    """No tensor comes from another device, and no value of one is read: either would wait."""
+    waits: list[str] = []
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None):
+            out = func(*args, **(kwargs or {}))
+            leaves = [x for x in tree_leaves((args, kwargs, out)) if isinstance(x, Tensor)]
+            devices = {x.device.type for x in leaves}
+            if len(devices) > 1 or (devices == {"meta"} and "_local_scalar" in str(func)):
+                waits.append(str(func))
+            return out
+
+    network = nn.BatchNorm1d(2).to("meta")  # stands for a GPU
+    ema = MovingAverage(network, 0.9)
+    with Watch():
+        for _ in range(3):
+            ema.update_parameters(network)
+    assert not waits

@@ -1,0 +1,152 @@
+"""`python -m diffuse.sample`, as a user runs it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+import torch
+
+import diffuse
+from diffuse.rundir.directory import RunDir
+from diffuse.runtime.errors import UserError
+from tests import programs
+from tests.programs import TINY
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory, data_dir: Path) -> dict[str, RunDir]:
+    made = {}
+    for name, more in (
+        ("ddpm", ("--preset=ddpm/default",)),
+        ("cold", ("--preset=cold/default_7", "--orientation=col")),
+    ):
+        runs_dir = tmp_path_factory.mktemp(name)
+        done = programs.run(
+            "diffuse.train",
+            *more,
+            *TINY,
+            "--epochs=2",
+            f"--runs-dir={runs_dir}",
+            f"--data-dir={data_dir}",
+        )
+        assert done.returncode == 0, done.stderr
+        made[name] = programs.only_run(runs_dir)
+    return made
+
+
+def sample(source: Path, data_dir: Path, *arguments: str) -> tuple[Path, Path]:
+    done = programs.run("diffuse.sample", source, f"--data-dir={data_dir}", *arguments)
+    assert done.returncode == 0, done.stderr
+    png, h5 = map(Path, done.stdout.split())
+    return png, h5
+
+
+def images(path: Path) -> np.ndarray:
+    with h5py.File(path) as file:
+        return file["images"][:]
+
+
+def test_the_files_hold_the_images_and_how_they_were_made(
+    runs: dict[str, RunDir], data_dir: Path
+) -> None:
+    png, h5 = sample(
+        runs["ddpm"].path, data_dir, "--sampler=ddim", "--steps=7", "-n", "5", "--seed=3"
+    )
+    assert png.read_bytes()[:4] == b"\x89PNG"
+    assert png.parent == runs["ddpm"].samples
+    with h5py.File(h5) as file:
+        assert file["images"].shape == (5, 28, 28)
+        assert file["images"].dtype == np.uint8
+        facts = dict(file.attrs)
+    assert facts["sampler"] == "ddim-7"
+    assert (facts["steps"], facts["seed"], facts["epoch"]) == (7, 3, 2)
+    assert facts["model"] == runs["ddpm"].name
+
+
+def test_an_image_is_the_same_whatever_the_batch(
+    runs: dict[str, RunDir], data_dir: Path, tmp_path: Path
+) -> None:
+    def made(name: str, *arguments: str) -> np.ndarray:
+        output = f"--output={tmp_path / name}"
+        return images(sample(runs["ddpm"].path, data_dir, "--steps=5", output, *arguments)[1])
+
+    whole = made("a", "-n", "9", "--batch=9")
+    assert np.array_equal(made("b", "-n", "9", "--batch=9"), whole), "equal bits for an equal batch"
+    apart = np.abs(made("c", "-n", "4", "--batch=3").astype(int) - whole[:4])
+    assert apart.max() <= 1, "one grey value of 255 for another batch"
+
+
+@pytest.mark.parametrize("sampler", ["algorithm1", "algorithm2", "direct", "unconditional"])
+def test_cold_samplers_restore_test_images_or_start_from_the_prior(
+    sampler: str, runs: dict[str, RunDir], data_dir: Path, tmp_path: Path
+) -> None:
+    output = f"--output={tmp_path}"
+    _, h5 = sample(runs["cold"].path, data_dir, f"--sampler={sampler}", "-n", "6", output)
+    with h5py.File(h5) as file:
+        assert ("original" in file) == (sampler != "unconditional")
+    assert images(h5).shape == (6, 28, 28)
+
+
+def test_load_takes_a_run_an_epoch_and_a_checkpoint(runs: dict[str, RunDir]) -> None:
+    run = runs["ddpm"]
+    last = diffuse.load(run.path)
+    assert last.epoch == 2
+    assert diffuse.load(run.path, epoch=1).epoch == 1
+    same = diffuse.load(run.checkpoint_path(2))
+    assert torch.equal(last.sample(2, sampler="ddim-3"), same.sample(2, sampler="ddim-3"))
+
+
+def test_samples_are_drawn_with_the_averaged_weights(runs: dict[str, RunDir]) -> None:
+    from diffuse.rundir import checkpoints
+
+    content = checkpoints.read(runs["ddpm"].checkpoint_path(2))
+    loaded = diffuse.load(runs["ddpm"].path).network.state_dict()
+    name = "head.weight"
+    assert torch.equal(loaded[name], content["ema"][name])
+    assert not torch.equal(loaded[name], content["model"][name])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--sampler=algorithm2",), "for DDPM the samplers are"),
+        (("--sampler=ddim", "--steps=1001"), "from 1 to T = 1000"),
+        (("--epoch=7",), "there are 1, 2"),
+        (
+            (
+                "-n",
+                "0",
+            ),
+            "Invalid value for '-n'",
+        ),
+        (("--device=tpu",), "allowed are auto, cpu, cuda"),
+        (("--steps=0",), "from 1 to T = 1000"),
+        (("--sampler=ddim-5", "--steps=3"), "other steps or another eta"),
+        (("--sampler=ancestral", "--eta=7"), "eta is for ddim"),
+        (("--seed=99999999999999999999999",), "Invalid value for '--seed'"),
+    ],
+)
+def test_bad_input_gets_one_line(
+    arguments: tuple[str, ...], said: str, runs: dict[str, RunDir], tmp_path: Path
+) -> None:
+    done = programs.run("diffuse.sample", runs["ddpm"].path, *arguments, f"--output={tmp_path}")
+    assert done.returncode == 2, done.stderr
+    assert said in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_epoch_of_a_single_checkpoint_is_refused(runs: dict[str, RunDir]) -> None:
+    with pytest.raises(UserError, match=r"an epoch is chosen of a run directory, .*0002\.pt"):
+        diffuse.load(runs["ddpm"].checkpoint_path(2), epoch=1)
+
+
+@pytest.mark.parametrize("source", ["nowhere", ".", "README.md"])
+def test_what_is_no_model_is_refused(source: str, tmp_path: Path) -> None:
+    done = programs.run("diffuse.sample", source, f"--output={tmp_path}")
+    assert done.returncode == 2, done.stderr
+    assert source in done.stderr
+    assert len(done.stderr.splitlines()) == 1

@@ -1,0 +1,267 @@
+"""The samplers against diffusers' schedulers and against the papers' algorithms as loops."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from diffuse.config.sampler_spec import NAMES, SamplerSpec
+from diffuse.config.schema import AveragingConfig, CnnConfig, DdpmConfig, UNetConfig
+from diffuse.models import build
+from diffuse.models.averaging import Averaging
+from diffuse.models.ddpm import Ddpm
+from diffuse.runtime.errors import UserError
+from diffuse.sampling.generate import generate
+from diffuse.sampling.noise import CHUNK, ImageNoise
+from diffuse.sampling.samplers import SAMPLERS, run, timesteps
+
+T = 40
+CPU = torch.device("cpu")
+
+
+def network(x: Tensor, time: Tensor) -> Tensor:
+    """Cheap, and different at each pixel and time."""
+    return torch.tanh(x * (1 + time[:, None, None, None]) + 0.1)
+
+
+@pytest.fixture
+def ddpm() -> Ddpm:
+    return Ddpm.from_config(DdpmConfig(kind="ddpm", timesteps=T, beta_1=1e-3, beta_2=0.2))
+
+
+def theirs(name: str, **settings: Any) -> Any:
+    """A scheduler of diffusers with the same T + 1 values and the same end."""
+    import diffusers
+
+    return getattr(diffusers, name)(
+        num_train_timesteps=T + 1, beta_start=1e-3, beta_end=0.2, **settings
+    )
+
+
+class Recorded:
+    """The same noise for both sides."""
+
+    def __init__(self) -> None:
+        self.drawn: list[Tensor] = []
+        self.rng = torch.Generator().manual_seed(0)
+
+    def __call__(self) -> Tensor:
+        self.drawn.append(torch.randn(3, 1, 28, 28, generator=self.rng))
+        return self.drawn[-1]
+
+
+def test_ancestral_equals_diffusers_ddpm_step_for_step(
+    ddpm: Ddpm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from diffusers.schedulers import scheduling_ddpm
+
+    x_T, noise = torch.randn(3, 1, 28, 28), Recorded()
+    ours = run(SamplerSpec.parse("ancestral", ddpm), network, ddpm, x_T, noise, 1.0)
+    scheduler = theirs("DDPMScheduler", variance_type="fixed_large", clip_sample=False)
+    replay = iter(noise.drawn)
+    monkeypatch.setattr(scheduling_ddpm, "randn_tensor", lambda *a, **k: next(replay))
+    x = x_T
+    for t in range(T, 0, -1):
+        eps_hat = network(x, torch.full((3,), t / T))
+        if t == 1:
+            # our last step adds no noise; theirs adds it down to their last index, 0
+            beta, alpha_bar = ddpm.beta[1], ddpm.alpha_bar[1]
+            x = (x - beta / (1 - alpha_bar).sqrt() * eps_hat) / (1 - beta).sqrt()
+        else:
+            x = scheduler.step(eps_hat, t, x).prev_sample
+    torch.testing.assert_close(ours, x, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("clip", [False, True])
+@pytest.mark.parametrize(("steps", "eta"), [(T, 0.0), (10, 0.0), (8, 1.0), (T, 1.0)])
+def test_ddim_equals_diffusers_ddim(ddpm: Ddpm, steps: int, eta: float, clip: bool) -> None:
+    x_T, noise = torch.randn(3, 1, 28, 28), Recorded()
+    ours = run(SamplerSpec("ddim", steps, eta, clip), network, ddpm, x_T, noise, 1.0)
+    scheduler = theirs("DDIMScheduler", clip_sample=clip, set_alpha_to_one=False)
+    scheduler.num_inference_steps = steps
+    x, replay = x_T, iter(noise.drawn)
+    for t, s in zip(timesteps(T, steps)[:-1], timesteps(T, steps)[1:], strict=True):
+        # diffusers finds the step before as t - (T + 1) // steps: make that s
+        scheduler.config.num_train_timesteps = (t - s) * steps
+        fresh = next(replay, torch.zeros(3, 1, 28, 28))
+        eps_hat = network(x, torch.full((3,), t / T))
+        x = scheduler.step(
+            eps_hat, t, x, eta=eta, variance_noise=fresh, use_clipped_model_output=clip
+        ).prev_sample
+        if s == 0 and eta > 0:
+            # theirs adds noise in the last step too; with none, the direction term is the same
+            assert not fresh.any()
+    torch.testing.assert_close(ours, x, rtol=1e-4, atol=1e-4)
+
+
+def test_dpm_equals_diffusers_dpm_solver(ddpm: Ddpm) -> None:
+    steps = 8
+    taus = timesteps(T, steps)
+    scheduler = theirs("DPMSolverMultistepScheduler", solver_order=2, algorithm_type="dpmsolver++")
+    scheduler.set_timesteps(steps)
+    scheduler.timesteps = torch.tensor(taus[:-1])
+    alpha_bar = ddpm.alpha_bar[taus].double()
+    scheduler.sigmas = ((1 - alpha_bar) / alpha_bar).sqrt().float()
+    scheduler.config.lower_order_final = True
+    scheduler.config.euler_at_final = True
+    x_T = torch.randn(3, 1, 28, 28)
+    x = x_T
+    for t in scheduler.timesteps:
+        eps_hat = network(x, torch.full((3,), float(t) / T))
+        x = scheduler.step(eps_hat, t, x).prev_sample
+    ours = run(SamplerSpec.parse("dpm", ddpm, steps=steps), network, ddpm, x_T, Recorded(), 1.0)
+    torch.testing.assert_close(ours, x, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("group", [1, 4])
+@pytest.mark.parametrize("orientation", ["row", "col"])
+def test_cold_algorithms_equal_the_papers_loops(orientation: str, group: int) -> None:
+    config = AveragingConfig.model_validate(
+        {"kind": "averaging", "orientation": orientation, "group": group}
+    )
+    process = Averaging.from_config(config, seed=1)
+    D, steps = process.degrade, process.T
+    x_T = D(torch.randn(2, 1, 28, 28), torch.full((2,), steps))
+
+    def restored(x: Tensor, s: int) -> Tensor:
+        return network(x, torch.full((2,), s / steps))
+
+    one = two = x_T
+    for s in range(steps, 0, -1):
+        now, then = torch.full((2,), s), torch.full((2,), s - 1)
+        one = D(restored(one, s), then)
+        x0_hat = restored(two, s)
+        two = two - D(x0_hat, now) + D(x0_hat, then)
+    for name, wanted in (
+        ("algorithm1", one),
+        ("algorithm2", two),
+        ("direct", restored(x_T, steps)),
+    ):
+        ours = run(SamplerSpec.parse(name, process), network, process, x_T, Recorded(), 1.0)
+        torch.testing.assert_close(ours, wanted)
+
+
+@pytest.mark.parametrize("name", ["algorithm1", "algorithm2", "direct"])
+def test_cold_algorithms_with_a_perfect_restorer_return_the_image(name: str) -> None:
+    process = Averaging.from_config(AveragingConfig(kind="averaging", orientation="row"), seed=1)
+    x0 = torch.randn(2, 1, 28, 28)
+    x_T = process.degrade(x0, torch.full((2,), 28))
+    x = run(SamplerSpec.parse(name, process), lambda x, t: x0, process, x_T, Recorded(), 1.0)
+    torch.testing.assert_close(x, x0, rtol=1e-5, atol=1e-5)
+
+
+def test_ddim_with_the_true_noise_returns_the_image(ddpm: Ddpm) -> None:
+    x0, eps = torch.randn(2, 1, 28, 28), torch.randn(2, 1, 28, 28)
+    x_T = ddpm.degrade(x0, torch.full((2,), T), eps)
+    x = run(SamplerSpec.parse("ddim-7", ddpm), lambda x, t: eps, ddpm, x_T, Recorded(), 1.0)
+    wanted = ddpm.degrade(x0, torch.zeros(2, dtype=torch.int64), eps)  # x at t = 0
+    torch.testing.assert_close(x, wanted, rtol=1e-4, atol=1e-4)
+
+
+def test_noise_of_an_image_depends_on_its_index_alone() -> None:
+    together, alone = ImageNoise(3, range(5), CPU), ImageNoise(3, [4], CPU)
+    for _ in range(2 * CHUNK + 1):
+        assert torch.equal(together()[4:], alone())
+    assert not torch.equal(ImageNoise(3, [4], CPU)(), ImageNoise(4, [4], CPU)())
+
+
+@pytest.mark.parametrize("sampler", ["ddim-5", "ancestral", "dpm-5"])
+@pytest.mark.parametrize(
+    "model",
+    [
+        CnnConfig(kind="cnn", channels=(4, 4)),
+        UNetConfig(kind="unet", channels=(8, 16), patch=2, attention=True, dropout=0.1),
+    ],
+    ids=["cnn", "unet"],
+)
+def test_an_image_is_the_same_in_any_batch_and_bits_repeat(
+    sampler: str, model: CnnConfig | UNetConfig, ddpm: Ddpm
+) -> None:
+    torch.manual_seed(0)
+    net = build(model)
+    with torch.no_grad():  # a U-Net begins as zero
+        for p in net.parameters():
+            p.add_(0.05 * torch.randn_like(p))
+    spec = SamplerSpec.parse(sampler, ddpm)
+
+    def made(batch: int, numbers: range) -> Tensor:
+        return generate(
+            net, ddpm, spec, seed=7, indices=numbers, amplitude=0.5, device=CPU, batch=batch
+        )
+
+    whole = made(6, range(6))
+    assert torch.equal(made(6, range(6)), whole)
+    torch.testing.assert_close(made(4, range(6)), whole, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(made(1, range(5, 6)), whole[5:], rtol=1e-3, atol=1e-4)
+    assert net.training, "generate left the network as it found it"
+
+
+def test_every_name_has_a_sampler_and_every_sampler_a_name() -> None:
+    assert [name for names in NAMES.values() for name in names] == list(SAMPLERS)
+
+
+@pytest.mark.parametrize(
+    ("text", "steps", "eta", "said"),
+    [
+        ("ddpm", None, 0.0, "the samplers are ancestral, ddim, dpm"),
+        ("algorithm2", None, 0.0, "the samplers are ancestral, ddim, dpm"),
+        ("ddim-0", None, 0.0, "from 1 to T = 40"),
+        ("ddim", 41, 0.0, "from 1 to T = 40"),
+        ("ancestral", 50, 0.0, "takes 40 steps"),
+        ("ddim", 10, 1.5, "eta must be"),
+        ("dpm", 10, 0.5, "eta is for ddim"),
+        ("ancestral-clip", None, 0.0, "clip is for ddim and dpm"),
+        ("ancestral", None, 0.5, "eta is for ddim"),
+        ("ddim-5-eta1.2.3", None, None, "as in ddim-50-eta0.5-clip"),
+        ("ddim-5-eta.", None, None, "as in ddim-50-eta0.5-clip"),
+        ("ddim-" + "9" * 5000, None, None, "as in ddim-50-eta0.5-clip"),
+        ("ddim-5", 3, None, "other steps or another eta"),
+        ("ddim-5-eta1", None, 0.5, "other steps or another eta"),
+    ],
+)
+def test_a_sampler_that_does_not_fit_is_refused(
+    ddpm: Ddpm, text: str, steps: int | None, eta: float | None, said: str
+) -> None:
+    with pytest.raises(UserError, match=said):
+        SamplerSpec.parse(text, ddpm, steps=steps, eta=eta)
+
+
+@pytest.mark.parametrize("text", ["ancestral", "ddim-7", "dpm-3-clip", "ddim-5-eta0.25-clip"])
+def test_a_sampler_is_read_as_it_is_written(ddpm: Ddpm, text: str) -> None:
+    assert str(SamplerSpec.parse(text, ddpm)) == text
+    tiny = SamplerSpec("ddim", 5, eta=1e-5)
+    assert SamplerSpec.parse(str(tiny), ddpm) == tiny
+
+
+def test_the_mixture_finds_components_and_each_draw_belongs_to_its_index(data_dir: Path) -> None:
+    from diffuse.data.tensors import load_split
+    from diffuse.sampling import prior
+
+    process = Averaging.from_config(
+        AveragingConfig(kind="averaging", orientation="row", group=7), seed=0
+    )
+    images = load_split(data_dir, "train", 3000).images
+    fitted = prior.fit(images, process, seed=0)
+    assert len(fitted.weights) == max(fitted.held_out, key=lambda k: fitted.held_out[k]) > 1
+    drawn = fitted.sample(0, range(2000), 0.5)  # [2000, 1, 4]
+    assert torch.equal(fitted.sample(0, [7], 0.5), drawn[7:8])
+    assert drawn.min() >= -0.5
+    assert drawn.max() <= 0.5
+    real = process.means(images[:, None].float() / 255 - 0.5)[:, 0]
+    assert (drawn[:, 0].mean(0) - real.mean(0)).abs().max() < 0.02
+    assert (torch.corrcoef(drawn[:, 0].T) - torch.corrcoef(real.T)).abs().max() < 0.1
+
+
+def test_too_few_images_have_no_distribution(data_dir: Path) -> None:
+    from diffuse.data.tensors import load_split
+    from diffuse.sampling import prior
+
+    process = Averaging.from_config(AveragingConfig(kind="averaging", orientation="row"), seed=0)
+    fewest = load_split(data_dir, "train", prior.FEWEST_IMAGES).images
+    assert torch.isfinite(prior.fit(fewest, process, seed=0).sample(0, [0], 0.5)).all()
+    with pytest.raises(UserError, match=r"12 training images or more; this run has 11"):
+        prior.fit(fewest[1:], process, seed=0)

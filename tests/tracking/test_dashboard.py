@@ -1,0 +1,93 @@
+"""The W&B workspace: built by W&B's own library, and one clear line where there is no network."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+
+import pytest
+
+from diffuse.tracking.rows import figure_row
+from tests import programs
+from tests.test_tracking import FIGURE
+from tests.wandb_server import KEY, server
+
+
+def dashboard(*arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "launch/dashboard.py", *arguments],
+        cwd=programs.ROOT,
+        env=programs.environment(**env),
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+
+
+def test_the_workspace_shows_losses_figures_and_grids_by_preset_and_orientation() -> None:
+    done = dashboard("--json", "--entity=team", "--project=mnist")
+    assert done.returncode == 0, done.stderr
+    view = json.loads(done.stdout)
+    assert (view["entity"], view["project"]) == ("team", "mnist")
+    section = view["spec"]["section"]
+    grouping = json.dumps(section["runSets"][0]["grouping"])
+    assert "preset" in grouping
+    assert "orientation" in grouping
+    panels = [p for s in section["panelBankConfig"]["sections"] for p in s["panels"]]
+    configs = [panel["config"] for panel in panels]
+    named = {name for config in configs for name in config.get("metrics", [])}
+    assert {"epoch/loss", "train/loss", "train/lr", "train/images_per_s"} <= named
+    assert any("samples" in config.get("mediaKeys", []) for config in configs)
+    # the patterns find the names under which figures are logged
+    patterns = [config["metricRegex"] for config in configs if "metricRegex" in config]
+    for wanted in ("eval/fid/", "eval/is/", "eval/fid_floor/", "eval/kid/"):
+        (name,) = [name for name in figure_row(FIGURE) if name.startswith(wanted)]
+        assert sum(bool(re.search(pattern, name)) for pattern in patterns) == 1
+
+
+def test_a_dry_run_lists_the_panels() -> None:
+    done = dashboard("--dry-run")
+    assert done.returncode == 0, done.stderr
+    assert "FID (lower is better)" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("env", "text"),
+    [
+        ({}, "no API key"),
+        ({"WANDB_API_KEY": KEY, "WANDB_BASE_URL": "http://127.0.0.1:9"}, "does not answer"),
+    ],
+)
+def test_without_key_or_network_it_says_so_in_one_line(env: dict[str, str], text: str) -> None:
+    done = dashboard(**env)
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert text in line
+
+
+def test_the_workspace_is_saved_and_renewed_in_its_place() -> None:
+    with server() as it:
+        made = dashboard("--project=mnist", **it.environment())
+        assert made.returncode == 0, made.stderr
+        (url,) = made.stdout.splitlines()
+        again = dashboard(f"--update={url}", "--name=Renewed", **it.environment())
+        assert again.returncode == 0, again.stderr
+        assert again.stdout.splitlines() == [url]
+        (view,) = it.views.values()
+        assert (view["entityName"], view["projectName"]) == ("me", "mnist")
+        assert view["displayName"] == "Renewed"
+        sections = json.loads(view["spec"])["section"]["panelBankConfig"]["sections"]
+        assert [s["name"] for s in sections][:4] == ["Loss", "FID and IS", "Samples", "Training"]
+        gone = dashboard(f"--update={url}x", **it.environment())
+    assert gone.returncode == 1
+    assert "not found" in gone.stderr.splitlines()[-1]
+
+
+def test_a_refused_key_is_one_line_without_the_key() -> None:
+    with server("refused key") as it:
+        done = dashboard(**it.environment())
+    assert done.returncode == 1
+    assert "error: W&B" in done.stderr.splitlines()[-1]
+    assert KEY not in done.stdout + done.stderr
