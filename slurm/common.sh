@@ -1,6 +1,6 @@
 # shellcheck shell=bash
-# What the batch scripts beside this file share: python in or out of the image, one rank per GPU
-# through srun, the log in the run directory, and the requeue of what was interrupted.
+# Shared by the batch scripts in this folder: python in or out of the image, one rank per GPU
+# through srun, the log in the run directory, and the requeue of an interrupted job.
 #
 #   DIFFUSE_IMAGE   an Apptainer image; without it python is that of the active environment or .venv
 #   DIFFUSE_BINDS   more folders for the image, with commas between
@@ -34,7 +34,7 @@ job=${job:-${SLURM_JOB_ID:-}}
 attempt=${SLURM_RESTART_COUNT:-0}
 MAX_STARTS=4 # in a row from one and the same checkpoint
 
-folders_named() { # the folders that the arguments name, or files in them: the image must see them
+folders_named() { # folders of the files and folders in the arguments: the image must see them
   local word before=
   for word in "$@"; do
     case $before in --runs-dir | --data-dir | --output) mkdir -p "$word" ;; esac
@@ -90,7 +90,7 @@ train() { # train ARGUMENTS OF diffuse.train; in an array the task's number is t
   [ -z "${SLURM_ARRAY_TASK_ID:-}" ] || set -- --set "seed=$SLURM_ARRAY_TASK_ID" "$@"
   find_python "$@"
   local run
-  run=$("${python[@]}" -m diffuse.train --where "$@") || exit # it has said what is wrong
+  run=$("${python[@]}" -m diffuse.train --where "$@") || exit # diffuse.train has printed the error
   work "$run" train "$@"
 }
 
@@ -102,8 +102,8 @@ work() { # work RUN PROGRAM ARGUMENTS: diffuse.PROGRAM on all ranks, its output 
   require_progress "$run" "$program"
   echo "$(date -u +%FT%TZ) $job on ${SLURM_JOB_NODELIST:-?}, $((ranks * SLURM_NNODES)) ranks: $log"
   # A preempting SIGTERM is for the ranks. Neither signal must end a Python that is still starting.
-  # Rank 0 says by a file that the work was interrupted: of several ranks srun ends some by a signal
-  # once the first has ended, and then reports that instead.
+  # Rank 0 marks an interruption by a file: once one rank has ended, srun kills the others and then
+  # reports their signal instead of exit code 75.
   trap : TERM
   export DIFFUSE_INTERRUPTED=$run/logs/interrupted-$job-r$attempt
   # shellcheck disable=SC2016 # for the shell of each rank
@@ -120,19 +120,19 @@ work() { # work RUN PROGRAM ARGUMENTS: diffuse.PROGRAM on all ranks, its output 
   exit $code
 }
 
-require_progress() { # RUN PROGRAM: an end, not a circle, where requeues bring nothing new
-  local starts=$1/logs/$2-$job.starts folders=("$1/checkpoints") what=checkpoint newest
-  [ "$2" = train ] || { folders=("$1/samples" "$1/evaluations") && what=image; }
+require_progress() { # RUN PROGRAM: ends a job that is requeued again and again without a new file
+  local starts=$1/logs/$2-$job.starts folders=("$1/checkpoints") product=checkpoint newest
+  [ "$2" = train ] || { folders=("$1/samples" "$1/evaluations") && product=image; }
   newest=$(find "${folders[@]}" -type f ! -name '.*' -printf '%T@ %p\n' 2>/dev/null | sort -n | tail -n 1)
   echo "${newest:-none}" >>"$starts"
   if [ "$(tail -n $MAX_STARTS "$starts" | grep -cxF "${newest:-none}")" -eq $MAX_STARTS ] &&
     [ "$attempt" -ge $((MAX_STARTS - 1)) ]; then
-    fail 1 "$1: $MAX_STARTS starts in a row without a new $what; is --time too short?"
+    fail 1 "$1: $MAX_STARTS starts in a row without a new $product; is --time too short?"
   fi
 }
 
 requeue() { # this task alone, from the host (no image has scontrol); resumes from its checkpoint
-  # An attempt left over from a dead node must not disturb the newer one that has the same id.
+  # An orphan on a dead node must not requeue the newer attempt, which has the same job id.
   if scontrol show job "$job" --oneliner | grep -q "JobState=RUNNING .* Restarts=$attempt "; then
     if scontrol requeue "$job"; then
       sleep 60 # Slurm ends this script

@@ -11,7 +11,7 @@
 #SBATCH --signal=USR2@90
 #SBATCH --requeue
 #SBATCH --open-mode=append
-# Slurm runs a copy of this file from its spool folder; it knows where the original is.
+# Slurm runs a copy of this file from its spool folder; scontrol tells the path of the original.
 here=$(scontrol show job "${SLURM_JOB_ID:?submit it with sbatch}" | sed -n '/^ *Command=/{s|.*=\(.*/slurm\)/evaluate.sh.*|\1|p;q}')
 # shellcheck source=slurm/common.sh
 . "$here/common.sh" || exit 1

@@ -7,7 +7,7 @@
 #SBATCH --propagate=NONE
 #SBATCH --ntasks=1
 here=$(dirname "$0")
-if [ -n "${SLURM_JOB_ID:-}" ]; then # a copy in Slurm's spool folder; Slurm knows the original's
+if [ -n "${SLURM_JOB_ID:-}" ]; then # a copy in Slurm's spool folder; scontrol tells the original
   here=$(scontrol show job "$SLURM_JOB_ID" | sed -n '/^ *Command=/{s|.*=\(.*/slurm\)/prepare.sh.*|\1|p;q}')
 fi
 # shellcheck source=slurm/common.sh
