@@ -12,7 +12,8 @@ import torch
 
 from diffuse.config.schema import Config
 from diffuse.data.tensors import load_split, to_x0
-from diffuse.rundir.directory import Attempt, RunDir
+from diffuse.rundir.attempt import Attempt
+from diffuse.rundir.directory import RunDir
 from diffuse.runtime import files
 from diffuse.runtime.distributed import Precision, World
 from diffuse.tracking.mirror import Mirror

@@ -118,7 +118,7 @@ def _upload(run: RunDir, timeout: float) -> str | None:
 
     from diffuse.tracking import mirror
 
-    job: mirror.Job = "evaluate" if any(run.evaluations.glob("*.json")) else "train"
+    job: mirror.Job = "evaluate" if run.evaluated_epochs() else "train"
     process = subprocess.Popen(
         [*mirror.command(run, job, "online", timeout), "strict"],
         stdin=subprocess.DEVNULL,

@@ -43,12 +43,11 @@ def evaluate_checkpoint(
     model = load(path, device=world.device)
     sha256 = files.sha256(path)
     is_cold = isinstance(model.process, Averaging)
-    if model.run is not None:
-        home, stem = model.run.path, f"epoch_{model.epoch:04d}"
-        target = model.run.evaluations / f"{stem}.json"
-    else:
-        home, stem = output, path.stem
-        target = output / f"{stem}.evaluation.json"
+    # A run has results of its epochs; any other checkpoint, also within an epoch, has its own.
+    run = model.run
+    if run is not None and path.name != run.checkpoint_path(model.epoch).name:
+        run = None
+    target = run.evaluation_path(model.epoch) if run else output / f"{path.stem}.evaluation.json"
     is_new = False
     for spec in specs:
         protocol = judge.protocol(n, spec, seed, is_cold)
@@ -57,12 +56,16 @@ def evaluate_checkpoint(
             if world.is_main:
                 print(f"{target}: {spec} with {n} images is there already")
             continue
-        samples = Path("samples" if model.run else "") / f"{stem}_{spec}_seed_{seed}.h5"
-        generated = Generated(model, sha256, spec, seed, home / samples)
+        if run is not None:
+            images_path = run.evaluated_samples_path(model.epoch, str(spec), seed)
+        else:
+            images_path = output / f"{path.stem}_{spec}_seed_{seed}.h5"
+        generated = Generated(model, sha256, spec, seed, images_path)
         title = f"{path.name}: {n} images, {spec}"
         with Meter(title, spec.steps, shown=world.is_main) as meter:
             drawn = generated.images(n, judge.data_dir, world, _watched(meter, stop))
-        figure = judge.figure(drawn, spec, seed=seed, is_cold=is_cold, samples=str(samples))
+        samples = str(images_path.relative_to(run.path if run else output))
+        figure = judge.figure(drawn, spec, seed=seed, is_cold=is_cold, samples=samples)
         if world.is_main:
             about: dict[str, Any] = {
                 "epoch": model.epoch,
@@ -73,12 +76,12 @@ def evaluate_checkpoint(
             evaluations.add(target, about, figure)
             is_new = True
             print(f"{target}: {evaluations.summary(figure)}", flush=True)
-    if world.is_main and model.run is not None:
+    if world.is_main and run is not None:
         content = evaluations.read(target)
-        told = [e for e in model.run.metrics("evaluation") if e["epoch"] == model.epoch]
+        told = [e for e in run.metrics("evaluation") if e["epoch"] == model.epoch]
         # once for all samplers; also where an earlier evaluation died before it told
         if is_new or not told or told[-1].get("figures") != len(content["figures"]):
-            _tell(model.run, model.config, content)
+            _tell(run, model.config, content)
 
 
 def _tell(run: RunDir, config: Config, content: dict[str, Any]) -> None:

@@ -71,16 +71,12 @@ def latest(
 
     `warn` is told of each damaged file that was passed over.
     """
-    found: list[tuple[int, Path]] = []
-    for path in run.checkpoints.glob("*.pt"):
-        kind, _, number = path.stem.partition("_")
-        if number.isdigit() and kind in ("epoch", "step"):
-            found.append((int(number) * (steps_per_epoch if kind == "epoch" else 1), path))
-    for step, path in sorted(found, reverse=True):
-        if until_step is not None and step > until_step:
+    found = sorted(run.checkpoint_files(), key=lambda file: file.at(steps_per_epoch), reverse=True)
+    for file in found:
+        if until_step is not None and file.at(steps_per_epoch) > until_step:
             continue
         try:
-            return read(path)
+            return read(file.path)
         except UserError as error:
             warn(f"{error}; trying the one before")
     return None

@@ -5,39 +5,45 @@
       metrics.jsonl    one event a line           status.json    state, epoch, step, heartbeat
       attempts/0001.json ...  checkpoints/  samples/  evaluations/  plots/  logs/
 
-Attempts are fenced: each start claims the next number by creating its file exclusively; whoever is
-no longer the highest publishes nothing more.
+The files of an epoch or a step bear its number, and only here are such names known. Files of other
+names are a person's own: no program reads, counts or removes them.
 """
 
 from __future__ import annotations
 
-import datetime
-import json
+import math
 import os
+import re
 import socket
 import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import psutil
 
 from diffuse.config.presets import read_config
 from diffuse.config.schema import Config
 from diffuse.runtime import files
-from diffuse.runtime.errors import DiffuseError, EnvironmentFailed, UserError
+from diffuse.runtime.errors import UserError
 
 _SEAL = "# written by diffuse.train, checksum"
-State = Literal["running", "interrupted", "failed", "done"]
+SILENT_AFTER_S = 180.0  # a training that lives writes its heartbeat more often than this
 
 
-class Superseded(DiffuseError):
-    """A newer attempt has taken the run over; this one must publish nothing more.
+@dataclass(frozen=True)
+class CheckpointFile:
+    """`epoch_0020.pt`, at the end of an epoch, or `step_00000123.pt`, at a step within one."""
 
-    It ends for good: two jobs of one run that were both requeued would take it from each other.
-    """
+    path: Path
+    epoch: int | None = None
+    step: int | None = None
+
+    def at(self, steps_per_epoch: int) -> int:
+        """The step after which it was written."""
+        return self.step if self.step is not None else (self.epoch or 0) * steps_per_epoch
 
 
 @dataclass(frozen=True)
@@ -67,6 +73,10 @@ class RunDir:
         return self.path / "status.json"
 
     @property
+    def attempts(self) -> Path:
+        return self.path / "attempts"
+
+    @property
     def checkpoints(self) -> Path:
         return self.path / "checkpoints"
 
@@ -90,14 +100,57 @@ class RunDir:
         """The checkpoint at the end of `epoch` (1-based)."""
         return self.checkpoints / f"epoch_{epoch:04d}.pt"
 
+    def step_checkpoint_path(self, step: int) -> Path:
+        """The checkpoint after `step` (1-based), within an epoch."""
+        return self.checkpoints / f"step_{step:08d}.pt"
+
+    def evaluation_path(self, epoch: int) -> Path:
+        """The results of the checkpoint of `epoch`."""
+        return self.evaluations / f"epoch_{epoch:04d}.json"
+
+    def samples_path(self, epoch: int) -> Path:
+        """The images that training draws at the end of `epoch`."""
+        return self.samples / f"epoch_{epoch:04d}.h5"
+
+    def picture_path(self, epoch: int) -> Path:
+        """The same images as a picture."""
+        return self.samples / f"epoch_{epoch:04d}.png"
+
+    def evaluated_samples_path(self, epoch: int, sampler: str, seed: int) -> Path:
+        """The images by which the checkpoint of `epoch` is evaluated."""
+        return self.samples / f"epoch_{epoch:04d}_{sampler}_seed_{seed}.h5"
+
+    def checkpoint_files(self) -> list[CheckpointFile]:
+        """All checkpoints: those of epochs in order, then those of steps in order."""
+        epochs = _numbered(self.checkpoints, "epoch_", 4, ".pt")
+        steps = _numbered(self.checkpoints, "step_", 8, ".pt")
+        return [CheckpointFile(self.checkpoint_path(epoch), epoch=epoch) for epoch in epochs] + [
+            CheckpointFile(self.step_checkpoint_path(step), step=step) for step in steps
+        ]
+
+    def trained_epochs(self) -> list[int]:
+        """The epochs whose checkpoint is kept, in order."""
+        return _numbered(self.checkpoints, "epoch_", 4, ".pt")
+
+    def evaluated_epochs(self) -> list[int]:
+        """The epochs that have results, in order."""
+        return _numbered(self.evaluations, "epoch_", 4, ".json")
+
+    def sampled_epochs(self) -> list[int]:
+        """The epochs at whose end images were drawn, in order."""
+        return _numbered(self.samples, "epoch_", 4, ".h5")
+
+    def pictured_epochs(self) -> list[int]:
+        """The epochs that have a picture of such images, in order."""
+        return _numbered(self.samples, "epoch_", 4, ".png")
+
     def has_epoch(self, epoch: int) -> bool:
         """Whether the checkpoint at the end of `epoch` is there (it is not opened)."""
         return self.checkpoint_path(epoch).is_file()
 
     def has_samples(self, epoch: int) -> bool:
-        """Whether what training draws at the end of `epoch` is there, as picture and as data."""
-        stem = self.samples / f"epoch_{epoch:04d}"
-        return stem.with_suffix(".png").is_file() and stem.with_suffix(".h5").is_file()
+        """Whether the images drawn at the end of `epoch` are there, as picture and as data."""
+        return self.picture_path(epoch).is_file() and self.samples_path(epoch).is_file()
 
     def config(self) -> Config:
         """The config this directory belongs to; UserError where it is missing or damaged."""
@@ -137,16 +190,15 @@ class RunDir:
 
     def attempt_number(self) -> int:
         """The highest attempt claimed so far; 0 where none was."""
-        try:
-            there = list((self.path / "attempts").iterdir())
-        except FileNotFoundError:
-            return 0
-        numbers = (path.stem for path in there if path.suffix == ".json")
-        return max((int(number) for number in numbers if number.isdecimal()), default=0)
+        return max(_numbered(self.attempts, "", 4, ".json"), default=0)
+
+    def attempt_path(self, number: int) -> Path:
+        """The record of attempt `number` (1-based)."""
+        return self.attempts / f"{number:04d}.json"
 
     def attempt(self, number: int) -> dict[str, Any]:
-        """What attempt `number` said of itself: host, pid, start time, job."""
-        return files.read_json(self.path / "attempts" / f"{number:04d}.json")
+        """The record of attempt `number`: host, pid, start time, job; {} where there is none."""
+        return files.read_json(self.attempt_path(number))
 
     def running_process(self) -> int | None:
         """The process on this machine that trains this run now, other than the caller's own.
@@ -171,91 +223,6 @@ class RunDir:
         return process.pid if alive and process.pid != os.getpid() else None
 
 
-class Attempt:
-    """One start of a run: the right to publish into its directory until a newer attempt begins."""
-
-    def __init__(self, run: RunDir, number: int) -> None:
-        self.run = run
-        self.number = number
-
-    @classmethod
-    def claim(cls, run: RunDir) -> Attempt:
-        """Take the next attempt number.
-
-        Raises UserError where an attempt on this host is still alive, EnvironmentFailed where the
-        folder cannot be written.
-        """
-        try:
-            (run.path / "attempts").mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise EnvironmentFailed(f"{run.path}: cannot be written: {error.strerror}") from None
-        current = run.attempt_number()
-        if pid := run.running_process():
-            raise UserError(
-                f"{run.name} is being trained by process {pid} on this machine; stop it first"
-            )
-        me = psutil.Process()
-        record = {
-            "host": socket.gethostname(),
-            "pid": me.pid,
-            "created": me.create_time(),
-            "started": now(),
-            "job_id": os.environ.get("SLURM_JOB_ID"),
-            "array_job_id": os.environ.get("SLURM_ARRAY_JOB_ID"),
-            "array_task_id": os.environ.get("SLURM_ARRAY_TASK_ID"),
-            "node": os.environ.get("SLURMD_NODENAME"),
-        }
-        while True:
-            current += 1
-            path = run.path / "attempts" / f"{current:04d}.json"
-            try:
-                with path.open("x", encoding="utf-8") as file:
-                    json.dump(files.sealed(record), file)
-                return cls(run, current)
-            except FileExistsError:
-                continue
-
-    def remove_leftovers(self) -> None:
-        """Remove temporary files of earlier attempts, and of other programs, that were killed."""
-        for folder in (self.run.path, self.run.checkpoints):
-            files.remove_leftovers(folder, others_write=False)
-        for folder in (self.run.samples, self.run.evaluations, self.run.plots, self.run.logs):
-            files.remove_leftovers(folder, others_write=True)
-
-    @property
-    def is_current(self) -> bool:
-        """Whether no newer attempt has begun."""
-        return self.run.attempt_number() == self.number
-
-    def check(self) -> None:
-        """Raise Superseded where a newer attempt has begun: call before publishing anything."""
-        if not self.is_current:
-            newer = self.run.attempt_number()
-            why = f"attempt {newer} took over" if newer else f"{self.run.path} was removed"
-            raise Superseded(
-                f"{self.run.name}: {why}; attempt {self.number} stops and publishes nothing more"
-            )
-
-    def publish_status(self, state: State, **facts: Any) -> None:
-        """Replace status.json."""
-        self.check()
-        status = {"state": state, "attempt": self.number, "heartbeat": time.time(), **facts}
-        files.write_json(self.run.status_path, status)
-
-    def append_metrics(self, events: list[dict[str, Any]]) -> None:
-        """Append events to metrics.jsonl, each marked with this attempt."""
-        if not events:
-            return
-        self.check()
-        marked = [{"event": e["event"], "attempt": self.number, **e} for e in events]
-        files.append_lines(self.run.metrics_path, [json.dumps(files.sealed(e)) for e in marked])
-
-
-def now() -> str:
-    """The time in UTC, ISO 8601, to the second."""
-    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-
-
 def default_data_dir() -> Path:
     """Where the data is unless --data-dir says otherwise: $DIFFUSE_DATA, or ./data."""
     return Path(os.environ.get("DIFFUSE_DATA") or "data")
@@ -272,6 +239,23 @@ def open_run(runs_dir: Path, config: Config) -> RunDir:
                 f" {config.signature}); rename it or use another --runs-dir"
             )
     return run
+
+
+def silence_s(status: Mapping[str, Any]) -> float:
+    """Seconds since the heartbeat in a status; infinite where it has none."""
+    heartbeat = status.get("heartbeat")
+    return time.time() - heartbeat if isinstance(heartbeat, int | float) else math.inf
+
+
+def _numbered(folder: Path, prefix: str, digits: int, suffix: str) -> list[int]:
+    """The numbers of the files in `folder` that bear one, as we write it, in order."""
+    name = re.compile(rf"{prefix}([0-9]{{{digits}}}|[1-9][0-9]{{{digits},}}){re.escape(suffix)}")
+    try:
+        with os.scandir(folder) as entries:
+            found = [(name.fullmatch(entry.name), entry) for entry in entries]
+            return sorted(int(match[1]) for match, entry in found if match and entry.is_file())
+    except (FileNotFoundError, NotADirectoryError):
+        return []
 
 
 def _seal(text: str) -> str:

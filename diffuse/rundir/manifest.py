@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from diffuse import ROOT
-from diffuse.rundir.directory import RunDir, now
+from diffuse.rundir.directory import RunDir
 from diffuse.runtime import console, distributed, files
 from diffuse.runtime.distributed import World
 
@@ -38,7 +38,7 @@ def write(run: RunDir, world: World, precision: str, data_sha256: str) -> None:
         {
             "run": run.name,
             "grid": os.environ.get("DIFFUSE_GRID"),  # set by the launcher
-            "written": now(),
+            "written": files.now(),
             "precision": precision,
             "environment": environment(world, precision),
             "data_sha256": data_sha256,

@@ -34,6 +34,13 @@ class TrainingFailed(DiffuseError):
     """Training cannot go on (a loss that is not finite, say); the run's files are intact."""
 
 
+class Superseded(DiffuseError):
+    """A newer attempt has taken the run over; this one must publish nothing more.
+
+    It ends for good: two jobs of one run that were both requeued would take it from each other.
+    """
+
+
 class UserError(DiffuseError):
     """What was typed or named is wrong; the message says what is allowed or what to do."""
 

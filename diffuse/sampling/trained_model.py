@@ -148,18 +148,16 @@ def config_of(path: Path) -> Config:
 
 
 def _checkpoint_of(run: RunDir, epoch: int | None) -> dict[str, Any]:
-    there = sorted(
-        int(p.stem[6:]) for p in run.checkpoints.glob("epoch_*.pt") if p.stem[6:].isdigit()
-    )
-    if not there:
+    trained = run.trained_epochs()
+    if not trained:
         raise UserError(f"{run.path}: no checkpoints/epoch_*.pt here; is it a run directory?")
-    if epoch is not None and epoch not in there:
-        known = ", ".join(map(str, there))
+    if epoch is not None and epoch not in trained:
+        known = ", ".join(map(str, trained))
         raise UserError(
             f"{run.path}: no checkpoint of epoch {epoch}; there are {known}"
             f" (train it with --set eval.at_epochs={epoch})"
         )
-    return checkpoints.read(run.checkpoint_path(there[-1] if epoch is None else epoch))
+    return checkpoints.read(run.checkpoint_path(trained[-1] if epoch is None else epoch))
 
 
 def _from_checkpoint(

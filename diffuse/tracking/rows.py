@@ -45,12 +45,11 @@ def row_of(run: RunDir, line: dict[str, Any]) -> dict[str, Any]:
             row = {f"epoch/loss_t_quartile_{k}": q for k, q in quartiles if q is not None}
             return {"epoch": line["epoch"], "epoch/loss": line["loss"], **row}
         case "samples":
-            path = run.samples / f"epoch_{line['epoch']:04d}.png"
+            path = run.picture_path(line["epoch"])
             if path.is_file():
                 return {"epoch": line["epoch"], "samples": path}
         case "evaluation":
-            name = f"epoch_{line['epoch']:04d}.json"
-            figures = files.read_json(run.evaluations / name).get("figures", [])
+            figures = files.read_json(run.evaluation_path(line["epoch"])).get("figures", [])
             row = {k: v for figure in figures for k, v in figure_row(figure).items()}
             return {"epoch": line["epoch"], **row} if row else {}
     return {}

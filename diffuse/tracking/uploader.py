@@ -26,7 +26,7 @@ import psutil
 from filelock import FileLock, Timeout
 
 from diffuse.config.schema import Config
-from diffuse.rundir.directory import RunDir, now
+from diffuse.rundir.directory import RunDir
 from diffuse.runtime import files
 from diffuse.runtime.errors import UserError
 from diffuse.tracking.connection import reason, settle
@@ -116,7 +116,7 @@ def mirror(
         client.finish(exit_code=int(failed))
         if mode == "online" and last >= 0 and not arrived(client.path, last):
             return say("did not confirm the last rows; `python launch/sync.py` sends what it lacks")
-        files.write_json(state_path, {"line": tail.number, "sent": sent, "written": now()})
+        files.write_json(state_path, {"line": tail.number, "sent": sent, "written": files.now()})
         if mode == "online":
             for log in folder.glob("offline-run-*/run-*.wandb"):
                 log.with_name(f"{log.name}.synced").touch()  # so that `wandb sync` leaves it

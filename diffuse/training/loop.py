@@ -21,10 +21,11 @@ from torch import nn
 from diffuse.config.schema import Config
 from diffuse.data.tensors import load_split, to_x0
 from diffuse.rundir import checkpoints, manifest
-from diffuse.rundir.directory import Attempt, RunDir, Superseded, open_run
+from diffuse.rundir.attempt import Attempt
+from diffuse.rundir.directory import RunDir, open_run
 from diffuse.runtime import console
 from diffuse.runtime.distributed import World, join
-from diffuse.runtime.errors import DiffuseError, Interrupted
+from diffuse.runtime.errors import DiffuseError, Interrupted, Superseded
 from diffuse.runtime.preemption import StopRequest
 from diffuse.runtime.rng import Stream, derive_seed, generator
 from diffuse.tracking.mirror import Mirror
@@ -212,7 +213,7 @@ def _train(
                     write_metrics(epoch)
                 if request >= Request.SAVE and state.step != saved_step:
                     save(
-                        run.checkpoints / f"step_{state.step:08d}.pt"
+                        run.step_checkpoint_path(state.step)
                         if position
                         else run.checkpoint_path(epoch - 1)
                     )

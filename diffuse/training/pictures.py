@@ -30,16 +30,15 @@ def draw_epoch(
     config: Config, run: RunDir, process: Process, network: nn.Module, epoch: int, data_dir: Path
 ) -> None:
     """samples/epoch_NNNN.png and .h5, plots/degradation.png once, and plots/loss.png anew."""
-    path = run.samples / f"epoch_{epoch:04d}.png"
     if not run.has_samples(epoch):
         panels, made_by = sample_panels(config, process, network, data_dir)
         hdf5.write(
-            path.with_suffix(".h5"),
+            run.samples_path(epoch),
             panels[-1][1],
             {"run": run.name, "epoch": epoch, "sampler": made_by, "seed": config.seed},
             **{name.split(" ")[0].lower(): images for name, images in panels[:-1]},
         )
-        plots.image_panels(path, panels, title=f"{run.name}, epoch {epoch}")
+        plots.image_panels(run.picture_path(epoch), panels, title=f"{run.name}, epoch {epoch}")
     if not (run.plots / "degradation.png").exists():
         draw_degradation(config, run, process, data_dir)
     plots.loss_curve(run.plots / "loss.png", run.metrics(), title=run.name)

@@ -98,13 +98,7 @@ def retire(config: Config, run: RunDir, step: int, steps_per_epoch: int) -> None
     """Delete rolling checkpoints that nothing asked for, all but the last before this one."""
     if config.checkpoint.keep == "all":
         return
-    rolling = []
-    for path in run.checkpoints.glob("*.pt"):
-        kind, _, number = path.stem.partition("_")
-        if not number.isdigit() or (kind == "epoch" and int(number) in config.evaluated_epochs):
-            continue
-        at = int(number) * (steps_per_epoch if kind == "epoch" else 1)
-        if at < step:
-            rolling.append((at, path))
-    for _, path in sorted(rolling)[:-1]:
-        path.unlink(missing_ok=True)
+    rolling = [f for f in run.checkpoint_files() if f.epoch not in config.evaluated_epochs]
+    earlier = [file for file in rolling if file.at(steps_per_epoch) < step]
+    for file in sorted(earlier, key=lambda file: file.at(steps_per_epoch))[:-1]:
+        file.path.unlink(missing_ok=True)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 import statistics
-import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,13 +15,12 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from diffuse.config.schema import Config
-from diffuse.rundir.directory import RunDir
+from diffuse.rundir.directory import SILENT_AFTER_S, RunDir, silence_s
 from diffuse.runtime import files
 from diffuse.runtime.errors import DiffuseError, UserError
 
 SCORES = ("fid", "kid", "is")
 Figure = dict[str, Any]
-SILENT_S = 900.0  # a training says more often than this that it is alive
 FILES_OF_A_RUN = ("config.yaml", "status.json", "metrics.jsonl")
 
 
@@ -144,7 +142,7 @@ def read(path: Path, name: str = "") -> Result:
         }
     except (KeyError, TypeError, ValueError, OSError):
         result.problems.append(f"{run.metrics_path}: damaged; its losses are left out")
-    for file in sorted(run.evaluations.glob("epoch_*.json")):
+    for file in map(run.evaluation_path, run.evaluated_epochs()):
         content = files.read_json(file)
         try:
             epoch = _Evaluation.model_validate(content).epoch
@@ -184,11 +182,10 @@ def _epochs(epochs: Sequence[int]) -> str:
 
 
 def _silence(status: Mapping[str, Any]) -> str:
-    beat = status.get("heartbeat")
-    if status.get("state") != "running" or not isinstance(beat, int | float):
+    silent = silence_s(status)
+    if status.get("state") != "running" or not SILENT_AFTER_S < silent < math.inf:
         return ""
-    silent = time.time() - beat
-    return f", but silent for {silent / 60:.0f} minutes: killed?" if silent > SILENT_S else ""
+    return f", but silent for {silent / 60:.0f} minutes: killed?"
 
 
 def find(runs_dir: Path, names: Sequence[str]) -> list[Path]:

@@ -11,6 +11,7 @@ import h5py
 import numpy as np
 from PIL import Image
 
+from diffuse.rundir.directory import RunDir
 from diffuse.rundir.plots import Images, tile
 from launch.comparison.results import Result
 
@@ -42,7 +43,7 @@ def album(result: Result, most: int) -> Album:
     """
     grids: list[Picture] = []
     strips: list[Picture] = []
-    for epoch, path in _spread(_by_epoch(result.dir.samples), most):
+    for epoch, path in _spread(_drawn(result.dir), most):
         try:
             sets = _read(path)
         except (OSError, KeyError, TypeError, ValueError):
@@ -71,9 +72,8 @@ def album(result: Result, most: int) -> Album:
     return Album(grids, strips, _process(result) if most > 1 else "")
 
 
-def _by_epoch(folder: Path) -> list[tuple[int, Path]]:
-    found = [p for p in folder.glob("epoch_????.h5") if p.stem[6:].isdigit()]
-    return sorted((int(p.stem[6:]), p) for p in found)
+def _drawn(run: RunDir) -> list[tuple[int, Path]]:
+    return [(epoch, run.samples_path(epoch)) for epoch in run.sampled_epochs()]
 
 
 def _spread(found: list[tuple[int, Path]], most: int) -> list[tuple[int, Path]]:

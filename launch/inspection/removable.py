@@ -24,7 +24,10 @@ from launch.slurm.live_jobs import job_id, live_jobs
 
 LOCK_WAIT_S = 120
 KINDS = ("old code", "ended jobs' files", "intermediate checkpoints", "dead attempts' logs")
-ATTEMPT = re.compile(r"(?P<job>.+-\d+(?:_\d+)?)-r(?P<number>\d+)")
+ATTEMPT = re.compile(
+    r"(?P<job>(?:train|evaluate)-\d+(?:_\d+)?)-r(?P<number>\d{2,})(?:-rank\d+)?\.(?:log|json|yaml)",
+    re.ASCII,
+)
 
 
 @dataclass(frozen=True)
@@ -147,14 +150,15 @@ def _checkpoints(run: RunDir) -> Iterator[Item]:
     except DiffuseError:
         return
     kept_all = run.config().checkpoint.keep == "all"
-    there = sorted(run.checkpoints.glob("[!.]*.pt"), key=lambda path: path.stat().st_mtime)
-    evaluated = {path.stem for path in run.evaluations.glob("epoch_*.json")}
-    keep = 1 if run.status().get("state") == "done" else 2
-    for path in there[:-keep]:
-        number = int(path.stem.partition("_")[2] or 0)
-        is_result = path.stem.startswith("epoch_") and (kept_all or number in asked)
-        if not is_result and path.stem not in evaluated:
-            yield Item("intermediate checkpoints", path, "a newer one is there", _size(path))
+    results = asked.union(run.trained_epochs() if kept_all else (), run.evaluated_epochs())
+    status = run.status()
+    steps = status.get("steps_per_epoch")
+    kept = 1 if status.get("state") == "done" else 2
+    if isinstance(steps, int):  # else their order is not known, and all stay
+        for file in sorted(run.checkpoint_files(), key=lambda file: file.at(steps))[:-kept]:
+            if file.epoch not in results:
+                why = "a newer one is there"
+                yield Item("intermediate checkpoints", file.path, why, _size(file.path))
     for path in sorted(run.checkpoints.glob(".*.tmp")):
         yield Item("intermediate checkpoints", path, "never finished", _size(path))
 
@@ -164,7 +168,7 @@ def _logs(run: RunDir) -> Iterator[Item]:
     latest: dict[str, int] = {}
     matches = []
     for path in sorted(run.logs.glob("*")):
-        if match := ATTEMPT.match(path.name):
+        if match := ATTEMPT.fullmatch(path.name):
             matches.append((path, match["job"], int(match["number"])))
             latest[match["job"]] = max(latest.get(match["job"], 0), int(match["number"]))
     if run.status().get("state") != "done":

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from diffuse.rundir.directory import RunDir
+from diffuse.rundir.directory import SILENT_AFTER_S, RunDir, silence_s
 from launch.jobs.logs import gave_up, last_error, newest_log, unheard
 from launch.slurm.commands import Job, explained
-
-LOST_AFTER_S = 180.0  # without a heartbeat, a job or a process
 
 
 @dataclass(frozen=True)
@@ -63,7 +60,7 @@ def run_state(
             return "evaluating", "", job
         if said == "done":
             return "queued", f"evaluation: {job.reason}", job
-    beats = time.time() - float(status.get("heartbeat", 0)) < LOST_AFTER_S
+    beats = silence_s(status) < SILENT_AFTER_S
     if said == "running" and (run.running_process() or (slurm.silent and beats)):
         return "running", "", None
     program = "evaluate" if said == "done" else "train"

@@ -110,7 +110,7 @@ def _standing(
     own = own_job(status, attempt, said.queue)
     if own is not None:
         live.setdefault("train", own)
-    evaluated = {int(path.stem[6:]) for path in run.evaluations.glob("epoch_[0-9]*.json")}
+    evaluated = set(run.evaluated_epochs())
     state, reason, job = run_state(run, status, submitted, job_id(attempt), evaluated, live, said)
     return Standing(
         run=run.name,

@@ -18,7 +18,6 @@ from typing import Any
 import psutil
 from filelock import FileLock, Timeout
 
-from diffuse.rundir.directory import now
 from diffuse.runtime import files
 from diffuse.runtime.errors import EnvironmentFailed
 
@@ -106,7 +105,7 @@ class Ledger:
                 f"{self.runs_dir}: cannot be written: {error.strerror}; use another --runs-dir"
             ) from None
         try:
-            holder = {"pid": os.getpid(), "host": socket.gethostname(), "since": now()}
+            holder = {"pid": os.getpid(), "host": socket.gethostname(), "since": files.now()}
             files.write_json(holder_path, holder)
             yield
         finally:

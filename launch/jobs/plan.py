@@ -50,9 +50,9 @@ def look_at(run: GridRun, directory: RunDir) -> Planned:
     """The state of one run: what a sweep would do about it."""
     if not directory.path.is_dir():
         return Planned(run, directory, "new", "new", frozenset(), frozenset())
-    kept = _epochs(directory.checkpoints, ".pt")
+    kept = frozenset(directory.trained_epochs())
     have = frozenset(run.epochs) & kept
-    judged = have & _epochs(directory.evaluations, ".json")
+    judged = have.intersection(directory.evaluated_epochs())
     evaluated = frozenset(epoch for epoch in judged if _is_evaluated(run, directory, epoch))
     missing = [epoch for epoch in run.epochs if epoch not in kept]
     status = directory.status()
@@ -130,18 +130,8 @@ def as_plain(planned: Iterable[Planned]) -> dict[str, list[dict[str, Any]]]:
 
 
 def _is_evaluated(run: GridRun, directory: RunDir, epoch: int) -> bool:
-    content = files.read_json(directory.evaluations / f"epoch_{epoch:04d}.json")
+    content = files.read_json(directory.evaluation_path(epoch))
     try:
         return run.is_evaluated(content["figures"])
     except (KeyError, TypeError):
         return False  # damaged: the evaluation says so
-
-
-def _epochs(folder: Path, suffix: str) -> frozenset[int]:
-    """The epochs of the files `epoch_0020.pt` and the like."""
-    try:
-        names = [path.name for path in folder.iterdir()]
-    except FileNotFoundError:
-        return frozenset()
-    numbers = (n.removeprefix("epoch_").removesuffix(suffix) for n in names if n.endswith(suffix))
-    return frozenset(int(number) for number in numbers if number.isdigit())

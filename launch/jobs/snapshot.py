@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from diffuse import ROOT
-from diffuse.rundir.directory import now
+from diffuse.runtime.files import now
 
 FOLDERS = ("diffuse", "launch", "configs")
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from diffuse.rundir.directory import RunDir, now
+from diffuse.rundir.directory import RunDir
 from diffuse.runtime import files
 
 INTERRUPTED = 75
@@ -118,14 +118,14 @@ def _run(
 ) -> dict[str, Any]:
     """Run `python -m module`, its output in `logs`, and beside that a record of how it ended."""
     name = job_name(module.rpartition(".")[2])
-    facts = {"program": module, "started": now(), **(record or {})}
+    facts = {"program": module, "started": files.now(), **(record or {})}
     log_path = logs / f"{name}{f'-rank{_rank()}' if _rank() else ''}.log"
     logs.mkdir(parents=True, exist_ok=True)
     if _rank() == 0:
         files.write_json(logs / f"{name}.json", facts)
     code = _child(module, arguments, environment, log_path)
     if _rank() == 0:
-        files.write_json(logs / f"{name}.json", {**facts, "ended": now(), "code": code})
+        files.write_json(logs / f"{name}.json", {**facts, "ended": files.now(), "code": code})
     if code and _in_batch_job():
         if code == INTERRUPTED and _rank() == 0:
             Path(os.environ["DIFFUSE_INTERRUPTED"]).touch()
@@ -190,7 +190,7 @@ def _require_progress(run: RunDir, program: str, what: str, most: int) -> dict[s
             f"error: {run.name}: {most} requeue{'s' * (most != 1)} in a row without a {what}; the"
             " time limit, or the notice before it, is too short (cluster: time, max_requeues)"
         )
-        at = now()
+        at = files.now()
         record = {"program": program, "progress": progress, "started": at, "ended": at, "code": 1}
         files.write_json(run.logs / f"{name}.json", record)
         files.write_text(run.logs / f"{name}.log", f"{said}\n")
@@ -201,10 +201,10 @@ def _require_progress(run: RunDir, program: str, what: str, most: int) -> dict[s
 def _newest(run: RunDir, program: str) -> str | None:
     """The newest file that `program` has made, and when."""
     if program == "train":
-        paths = list(run.checkpoints.glob("[!.]*.pt"))
+        paths = [file.path for file in run.checkpoint_files()]
     else:  # parts of a set of images, whole sets, figures
         paths = [*run.samples.rglob("*.npz"), *run.samples.glob("[!.]*.h5")]
-        paths += run.evaluations.glob("[!.]*.json")
+        paths += map(run.evaluation_path, run.evaluated_epochs())
     newest = max(paths, key=lambda path: path.stat().st_mtime_ns, default=None)
     return None if newest is None else f"{newest.relative_to(run.path)} {newest.stat().st_mtime_ns}"
 

@@ -149,8 +149,8 @@ def ending(
 
 def pictures(target: Console, planned: Sequence[Planned], most: int = 12) -> None:
     """The newest picture of each run."""
-    newest = [max(p.dir.samples.glob("epoch_*.png"), default=None) for p in planned]
-    found = [path for path in newest if path is not None]
+    drawn = [(p.dir, p.dir.pictured_epochs()) for p in planned]
+    found = [run.picture_path(epochs[-1]) for run, epochs in drawn if epochs]
     if found:
         target.print("pictures:")
     for path in found[:most]:

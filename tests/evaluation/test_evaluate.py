@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 
+from diffuse.rundir import checkpoints
 from diffuse.rundir.directory import RunDir
 from tests import programs
 from tests.programs import TINY
@@ -191,6 +192,22 @@ def test_a_checkpoint_stands_for_its_run_and_metrics_come_back_without_sampling(
     assert path.stat().st_mtime_ns == before
     (again,) = figures(run, 1)
     assert {**first, "seconds": 0} == {**again, "seconds": 0}
+
+
+def test_a_checkpoint_that_is_no_epochs_leaves_the_epochs_results_alone(
+    copy: dict[str, RunDir], data_dir: Path, tmp_path: Path
+) -> None:
+    run = copy["ddpm"]
+    arguments = ("-n", "20", "--samplers=ddim-2", f"--output={tmp_path}")
+    assert evaluate(run.checkpoint_path(1), data_dir, *arguments).returncode == 0
+    before = run.evaluation_path(1).read_bytes()
+    content = checkpoints.read(run.checkpoint_path(1))
+    for path in (run.step_checkpoint_path(9), run.checkpoints / "mine.pt"):
+        checkpoints.write(path, {**content, "step": 9})  # of epoch 1, as one within epoch 2 is
+        assert evaluate(path, data_dir, *arguments).returncode == 0
+        assert run.evaluation_path(1).read_bytes() == before
+        (figure,) = programs.read_json(tmp_path / f"{path.stem}.evaluation.json")["figures"]
+        assert (tmp_path / figure["samples"]).is_file()
 
 
 def test_the_floor_is_a_fair_sample_of_the_test_set(data_dir: Path) -> None:

@@ -57,7 +57,7 @@ def run(tmp_path: Path) -> RunDir:
     )
     run = RunDir(tmp_path / config.run_name)
     run.write_config(config)
-    files.write_json(run.status_path, {"state": "done"})
+    files.write_json(run.status_path, {"state": "done", "steps_per_epoch": 400})
     for age, name in enumerate(("epoch_0002", "step_00000900", "epoch_0003", "epoch_0004")):
         path = run.checkpoints / f"{name}.pt"
         files.write_text(path, "weights")
@@ -101,7 +101,7 @@ def test_a_run_that_trains_or_is_to_go_on_keeps_what_it_needs(run: RunDir) -> No
     runs = run.path.parent
     files.write_json(run.status_path, {"state": "running"})
     assert names(clean(runs), runs) == set()
-    files.write_json(run.status_path, {"state": "interrupted"})
+    files.write_json(run.status_path, {"state": "interrupted", "steps_per_epoch": 400})
     # the two newest stay, and the logs, which may tell why
     assert names(clean(runs), runs) == {f"{run.name}/checkpoints/step_00000900.pt"}
 
@@ -111,12 +111,12 @@ def test_old_code_goes_and_that_of_a_job_in_the_queue_stays(run: RunDir, slurm: 
     submitted(run, "aaa")
     submitted(run, "bbb")
     assert names(clean(runs, env=slurm.env), runs) >= {".launch/code/aaa", ".launch/code/bbb"}
-    files.write_json(run.status_path, {"state": "interrupted"})
+    files.write_json(run.status_path, {"state": "interrupted", "steps_per_epoch": 400})
     kept = names(clean(runs, env=slurm.env), runs)
     assert ".launch/code/bbb" not in kept
     assert ".launch/code/aaa" in kept
 
-    files.write_json(run.status_path, {"state": "done"})
+    files.write_json(run.status_path, {"state": "done", "steps_per_epoch": 400})
     job = slurm.slurm("sbatch", "--parsable", "--hold", "--wrap=true").strip()
     submitted(run, "ccc", job)
     assert names(clean(runs, env=slurm.env), runs) == {".launch/code/aaa", ".launch/code/bbb"}

@@ -14,7 +14,8 @@ from typing import Any
 
 import pytest
 
-from diffuse.rundir.directory import Attempt, RunDir
+from diffuse.rundir.attempt import Attempt
+from diffuse.rundir.directory import RunDir
 from diffuse.runtime import files
 from launch.inspection.run_status import standings
 from launch.jobs.ledger import Ledger, Submission
