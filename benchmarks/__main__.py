@@ -25,17 +25,15 @@ from benchmarks.in_turn import in_turn
 from benchmarks.judging import cached_fid, classifier_features, inception_features
 from benchmarks.logging_cost import logging_cost
 from diffuse.config.presets import load_config
-from diffuse.config.sampler_spec import SamplerSpec
 from diffuse.config.schema import AveragingConfig, Config
 from diffuse.data.tensors import load_split, to_x0
 from diffuse.models import build, build_process
 from diffuse.models.averaging import Averaging
-from diffuse.models.ddpm import Ddpm
 from diffuse.prepare import stage_mnist
 from diffuse.rundir.directory import RunDir
 from diffuse.runtime import errors
 from diffuse.runtime.distributed import DTYPES, resolve_precision
-from diffuse.sampling.generate import generate
+from diffuse.sampling.trained_model import Trained
 
 ROOT = Path(__file__).resolve().parent.parent
 BATCH = 128
@@ -129,21 +127,11 @@ def averaging(config: Config, data_dir: Path, precision: str, rounds: int) -> tu
 def sampling(config: Config, data_dir: Path, precision: str, rounds: int) -> tuple[str, ...]:
     """Images per second of DDIM-50 and of the ancestral sampler's 1000 steps, same network."""
     process, network = build_process(config), build(config.model)
-    assert isinstance(process, Ddpm)
+    model = Trained("untrained", config, process, network, epoch=0, device=torch.device("cpu"))
 
     def seconds(name: str, n: int) -> float:
-        spec = SamplerSpec.parse(name, process)
         start = time.perf_counter()
-        generate(
-            network,
-            process,
-            spec,
-            seed=0,
-            indices=range(n),
-            amplitude=config.data.amplitude,
-            device=torch.device("cpu"),
-            batch=n,
-        )
+        model.sample(n, sampler=name, batch=n)
         return time.perf_counter() - start
 
     n = 8
@@ -215,7 +203,6 @@ def plain_loop_rate(config: Config, data_dir: Path, precision: str) -> float:
     """Images per second of the usual loop: torchvision transforms, DataLoader, loss.item()."""
     network, process = build(config.model), build_process(config)
     optimizer = torch.optim.Adam(network.parameters(), lr=config.train.lr)
-    assert isinstance(process, Ddpm)
     start = time.perf_counter()
     for step, (x0, _) in enumerate(plain_loader(data_dir)):
         if step == 5:  # after a warm-up

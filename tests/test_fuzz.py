@@ -32,8 +32,8 @@ from tests.cluster.cluster import Cluster
 from tests.drill import program
 from tests.drill.specimen import Specimen
 from tests.lab import DDPM, Lab
+from tests.models.test_networks import ReportNetwork, ddpm_buffers
 from tests.programs import ROOT
-from tests.test_networks import ReportNetwork, ddpm_buffers
 
 CODES = (0, 1, 2, 75, 130)
 PROGRAMS = {  # with the words by which each comes to look at the rest

@@ -11,8 +11,8 @@ from nbclient import NotebookClient
 from torch import nn
 
 from tests import programs
+from tests.models.test_networks import ReportNetwork, ddpm_buffers, weight_file
 from tests.programs import ROOT, TINY
-from tests.test_networks import ReportNetwork, ddpm_buffers, weight_file
 
 NOTEBOOK = ROOT / "notebooks" / "load_and_play.ipynb"
 

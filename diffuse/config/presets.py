@@ -9,13 +9,13 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
 from diffuse import ROOT
-from diffuse.config.schema import AveragingConfig, CnnConfig, Config, DdpmConfig, UNetConfig
+from diffuse.config.schema import Config
 from diffuse.runtime.errors import UserError
 
 CONFIGS = ROOT / "configs"
@@ -172,7 +172,7 @@ def _explain(
     lines = []
     for problem in error.errors()[:3]:
         # A discriminated union puts its tag into the location: process.ddpm.timesteps.
-        tags = {"ddpm", "averaging", "cnn", "unet"}
+        tags = {*kinds("process"), *kinds("model")}
         place = tuple(
             str(part)
             for position, part in enumerate(problem["loc"])
@@ -198,8 +198,7 @@ def _explain(
             case "value_error":
                 text = f"{key}: {problem['ctx']['error']}" if key else str(problem["ctx"]["error"])
             case "union_tag_invalid" | "union_tag_not_found":
-                tags_allowed = "ddpm, averaging" if key == "process" else "cnn, unet"
-                text = f"{key}.kind: must be one of {tags_allowed}"
+                text = f"{key}.kind: must be one of {', '.join(kinds(key))}"
             case _:
                 shown = repr(problem["input"])
                 shown = shown if len(shown) <= 60 else shown[:57] + "..."
@@ -216,12 +215,7 @@ def _hint(place: tuple[str, ...]) -> str:
 
 def _fields_at(location: tuple[int | str, ...]) -> list[str]:
     """The keys allowed beside an unknown one."""
-    sections: dict[str, type[BaseModel]] = {
-        "ddpm": DdpmConfig,
-        "averaging": AveragingConfig,
-        "cnn": CnnConfig,
-        "unet": UNetConfig,
-    }
+    sections = kinds("process") | kinds("model")
     model: type[BaseModel] = Config
     for part in location[:-1]:
         if part in sections:
@@ -231,6 +225,12 @@ def _fields_at(location: tuple[int | str, ...]) -> list[str]:
             if isinstance(annotation, type) and issubclass(annotation, BaseModel):
                 model = annotation
     return sorted(model.model_fields)
+
+
+def kinds(section: str) -> dict[str, type[BaseModel]]:
+    """The branches of the section `process` or `model` by their `kind`."""
+    branches = get_args(Config.model_fields[section].annotation)
+    return {get_args(b.model_fields["kind"].annotation)[0]: b for b in branches}
 
 
 def shown(path: Path) -> str:

@@ -1,33 +1,38 @@
 """Samplers by name, as people write them: `ddim-50-clip`, `ancestral`, `algorithm2`.
 
-Without torch, so that settings are checked where nothing is sampled; samplers.py has what they do.
+Without torch, so that settings are checked where nothing is sampled. Each process declares its
+samplers in schema.py; the functions stand beside the process in diffuse/models/.
 """
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
 
 from diffuse.runtime.errors import UserError
 
-NAMES = {
-    "ddpm": ("ancestral", "ddim", "dpm"),
-    "averaging": ("algorithm1", "algorithm2", "direct", "unconditional"),
-}
-DEFAULT_STEPS = {"ddim": 50, "dpm": 20}
+if TYPE_CHECKING:
+    from diffuse.config.schema import ProcessConfig
+
 # name, steps, eta, clip: as `str` of a SamplerSpec writes them
-WRITTEN = re.compile(r"([a-z]+[12]?)(?:-(\d{1,9}))?(?:-eta(\d+(?:\.\d+)?(?:e-\d\d)?))?(-clip)?")
+WRITTEN = re.compile(r"([a-z]+\d?)(?:-(\d{1,9}))?(?:-eta(\d+(?:\.\d+)?(?:e-\d\d)?))?(-clip)?")
+
+# x_T: noise (or all that a process without a prior starts from), drawn from a distribution fitted
+# to the training images, or degraded test images, which the sampler restores
+Source = Literal["noise", "prior", "test images"]
 
 
-class Sampled(Protocol):
-    """What is asked of a process, or of its settings."""
+@dataclass(frozen=True)
+class Method:
+    """A sampler as its process declares it: where it starts, and the settings that it takes."""
 
-    @property
-    def kind(self) -> str: ...
-
-    @property
-    def T(self) -> int: ...
+    title: str
+    source: Source
+    steps: int | None = None  # network evaluations, the usual number of them; None: T
+    any_steps: bool = False  # whether another number can be chosen
+    eta: bool = False
+    clip: bool = False
 
 
 @dataclass(frozen=True)
@@ -40,65 +45,78 @@ class SamplerSpec:
 
     name: str
     steps: int
+    method: Method = field(repr=False)
     eta: float = 0.0
     clip: bool = False
 
     def __str__(self) -> str:
-        text = f"{self.name}-{self.steps}" if self.name in DEFAULT_STEPS else self.name
+        text = f"{self.name}-{self.steps}" if self.method.any_steps else self.name
         text += f"-eta{self.eta:g}" if self.eta else ""
         return f"{text}-clip" if self.clip else text
 
     @property
+    def title(self) -> str:
+        """For a picture's heading: `Algorithm 2`, `DDIM, 50 steps, eta 1, clipped`."""
+        text = self.method.title
+        text += f", {self.steps} steps" if self.method.any_steps else ""
+        text += f", eta {self.eta:g}" if self.eta else ""
+        return f"{text}, clipped" if self.clip else text
+
+    @property
     def is_conditional(self) -> bool:
         """Whether it starts from degraded real images."""
-        return self.name in ("algorithm1", "algorithm2", "direct")
+        return self.method.source == "test images"
 
     @classmethod
     def parse(
-        cls, text: str, process: Sampled, *, steps: int | None = None, eta: float | None = None
+        cls,
+        text: str,
+        process: ProcessConfig,
+        *,
+        steps: int | None = None,
+        eta: float | None = None,
     ) -> SamplerSpec:
         """`ddim-50` or `ddim` with `steps` beside it.
 
         Raises UserError: unknown, not for this process, more steps than T, or two that disagree.
         """
-        is_ddpm = process.kind == "ddpm"
-        allowed = NAMES[process.kind]
+        methods = process.samplers
         found = WRITTEN.fullmatch(text)
-        if not found or found[1] not in allowed:
-            kind = "DDPM" if is_ddpm else "cold diffusion"
-            example = " (with settings as in ddim-50-eta0.5-clip)" if is_ddpm else ""
+        if not found or found[1] not in methods:
             raise UserError(
-                f"sampler {text!r}: for {kind} the samplers are {', '.join(allowed)}{example}"
+                f"sampler {text!r}: for {process.title} the samplers are"
+                f" {', '.join(methods)}{_example(process)}"
             )
         name, clip = found[1], found[4] is not None
+        method = methods[name]
         chosen = steps if found[2] is None else int(found[2])
         chosen_eta = eta if found[3] is None else float(found[3])
         if steps not in (None, chosen) or eta not in (None, chosen_eta):
             raise UserError(f"sampler {text}: other steps or another eta stand beside it")
         eta = chosen_eta or 0.0
-        if eta and name != "ddim":
-            raise UserError(f"eta is for ddim, not for {name}")
-        if name not in DEFAULT_STEPS:
-            natural = 1 if name == "direct" else process.T
-            if chosen not in (None, natural):
-                raise UserError(f"sampler {name} takes {natural} steps here, not {chosen}")
-            if clip:
-                raise UserError(f"clip is for {' and '.join(DEFAULT_STEPS)}, not for {name}")
-            return cls(name, natural)
-        chosen = min(DEFAULT_STEPS[name], process.T) if chosen is None else chosen
+        if eta and not method.eta:
+            fitting = " and ".join(n for n, m in methods.items() if m.eta)
+            raise UserError(f"eta is for {fitting or 'samplers of DDPM'}, not for {name}")
+        usual = process.T if method.steps is None else min(method.steps, process.T)
+        if not method.any_steps and chosen not in (None, usual):
+            raise UserError(f"sampler {name} takes {usual} steps here, not {chosen}")
+        if clip and not method.clip:
+            fitting = " and ".join(n for n, m in methods.items() if m.clip)
+            raise UserError(f"clip is for {fitting or 'samplers of DDPM'}, not for {name}")
+        chosen = usual if chosen is None else chosen
         if not 1 <= chosen <= process.T:
             raise UserError(
                 f"sampler {name}: steps must be from 1 to T = {process.T}, not {chosen}"
             )
         if not 0 <= eta <= 1:
             raise UserError(f"eta must be from 0 (deterministic) to 1 (ancestral), not {eta}")
-        return cls(name, chosen, eta, clip)
+        return cls(name, chosen, method, eta, clip)
 
 
-def default_specs(process: Sampled) -> tuple[SamplerSpec, ...]:
-    """The samplers by which a process is judged unless others are asked for."""
-    if process.kind == "ddpm":
-        return (SamplerSpec("ddim", min(50, process.T), eta=1, clip=True),)
-    return tuple(
-        SamplerSpec.parse(name, process) for name in ("algorithm2", "direct", "unconditional")
-    )
+def _example(process: ProcessConfig) -> str:
+    """How settings are written, where a sampler of the process takes any."""
+    for name, method in process.samplers.items():
+        if method.any_steps:
+            settings = ("-eta0.5" if method.eta else "") + ("-clip" if method.clip else "")
+            return f" (with settings as in {name}-{method.steps}{settings})"
+    return ""

@@ -9,8 +9,9 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Sequence
-from typing import Annotated, Any, Literal, Self
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import yaml
 from pydantic import (
@@ -23,7 +24,7 @@ from pydantic import (
     model_validator,
 )
 
-from diffuse.config.sampler_spec import SamplerSpec, default_specs
+from diffuse.config.sampler_spec import Method, SamplerSpec
 from diffuse.runtime.errors import UserError
 
 IMAGE_SIZE = 28
@@ -52,9 +53,38 @@ class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
-class DdpmConfig(Section):
+class ProcessConfig(Section):
+    """The settings of a process and its samplers: all that is known of it without torch."""
+
+    title: ClassVar[str]  # for messages
+    samplers: ClassVar[Mapping[str, Method]]
+    evaluated: ClassVar[tuple[str, ...]]  # the samplers of its figures, unless others are asked for
+    pictured: ClassVar[
+        tuple[str, ...]
+    ]  # the samplers of training's pictures; `samples` is the last
+    kind: str
+
+    @property
+    def T(self) -> int:
+        """The last timestep."""
+        raise NotImplementedError
+
+    @property
+    def variant(self) -> str | None:
+        """A word for the run's name that tells variants of one preset apart."""
+        return None
+
+
+class DdpmConfig(ProcessConfig):
     """Gaussian noise on the linear schedule of Ho et al. 2020, section 4."""
 
+    title = "DDPM"
+    samplers = {
+        "ancestral": Method("Ancestral", "noise"),
+        "ddim": Method("DDIM", "noise", 50, any_steps=True, eta=True, clip=True),
+        "dpm": Method("DPM-Solver++", "noise", 20, any_steps=True, clip=True),
+    }
+    evaluated = pictured = ("ddim-eta1-clip",)
     kind: Literal["ddpm"]
     timesteps: int = Field(
         1000, ge=1, le=100_000, description="T; beta and alpha_bar have T + 1 values"
@@ -92,9 +122,18 @@ class DdpmConfig(Section):
         return self.timesteps
 
 
-class AveragingConfig(Section):
+class AveragingConfig(ProcessConfig):
     """Cold diffusion (Bansal et al. 2022) whose degradation averages rows or columns one by one."""
 
+    title = "cold diffusion"
+    samplers = {
+        "algorithm1": Method("Algorithm 1", "test images"),
+        "algorithm2": Method("Algorithm 2", "test images"),
+        "direct": Method("Direct prediction", "test images", 1),
+        "unconditional": Method("Algorithm 2 from the prior", "prior"),
+    }
+    evaluated = ("algorithm2", "direct", "unconditional")
+    pictured = ("direct", "algorithm2")
     kind: Literal["averaging"]
     orientation: Orientation
     group: int = Field(1, ge=1, description="adjacent lines replaced by one mean at each step")
@@ -113,6 +152,10 @@ class AveragingConfig(Section):
     def T(self) -> int:
         """After T steps every line is averaged."""
         return IMAGE_SIZE // self.group
+
+    @property
+    def variant(self) -> str:
+        return self.orientation
 
 
 class CnnConfig(Section):
@@ -283,8 +326,14 @@ class Config(Section):
 
         Raises UserError where one does not fit the process.
         """
-        specs = tuple(SamplerSpec.parse(name, self.process) for name in names or ())
-        return specs or default_specs(self.process)
+        names = names or self.process.evaluated
+        return tuple(SamplerSpec.parse(name, self.process) for name in names)
+
+    def picture_specs(self) -> tuple[SamplerSpec, ...]:
+        """The samplers of training's pictures, with `samples.steps` where steps can be chosen."""
+        steps = min(self.samples.steps, self.process.T)
+        specs = (SamplerSpec.parse(name, self.process) for name in self.process.pictured)
+        return tuple(replace(s, steps=steps) if s.method.any_steps else s for s in specs)
 
     @property
     def signature(self) -> str:
@@ -314,9 +363,7 @@ class Config(Section):
     def run_name(self) -> str:
         """`ddpm-default-1a2b3c4d`, `cold-default_28-row-5e6f7a8b`: the run directory's name."""
         slug = re.sub(r"[^A-Za-z0-9_.]+", "-", self.preset).strip("-.") or "run"
-        if isinstance(self.process, AveragingConfig):
-            slug += f"-{self.process.orientation}"
-        return f"{slug}-{self.signature}"
+        return "-".join(filter(None, (slug, self.process.variant, self.signature)))
 
     @property
     def evaluated_epochs(self) -> tuple[int, ...]:

@@ -70,7 +70,7 @@ class Judge:
                 )
 
     def figure(
-        self, images: Tensor, spec: SamplerSpec, *, seed: int, is_cold: bool, samples: str | None
+        self, images: Tensor, spec: SamplerSpec, *, seed: int, samples: str | None
     ) -> Figure:
         """Judge generated uint8 images [n, 28, 28]. Called on all ranks, which share the work.
 
@@ -85,7 +85,7 @@ class Judge:
         features, logits = self._extract(images)
         judged = self._scores(features, logits)
         return {
-            "protocol": self.protocol(n, spec, seed, is_cold),
+            "protocol": self.protocol(n, spec, seed),
             **judged,
             "floor": self.floor(n, spec),
             "reconstruction": self._reconstruction(images) if spec.is_conditional else None,
@@ -94,11 +94,8 @@ class Judge:
             "seconds": round(time.monotonic() - started, 2),
         }
 
-    def protocol(self, n: int, spec: SamplerSpec, seed: int, is_cold: bool) -> dict[str, Any]:
+    def protocol(self, n: int, spec: SamplerSpec, seed: int) -> dict[str, Any]:
         """All that a figure depends on beside the images' quality."""
-        source = "noise"
-        if is_cold:
-            source = "test images" if spec.is_conditional else "prior"
         return {
             "extractor": self.extractor.name,
             "extractor_sha256": self.extractor.sha256,
@@ -111,7 +108,7 @@ class Judge:
             "resize": self.extractor.resize,
             "sampler": str(spec),
             "seed": seed,
-            "source": source,
+            "source": spec.method.source,
             "kid_subset_size": metrics.kid_subset_size(n),
             "kid_subsets": metrics.KID_SUBSETS,
             "is_splits": IS_SPLITS,

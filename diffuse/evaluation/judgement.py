@@ -11,7 +11,6 @@ from diffuse.config.sampler_spec import SamplerSpec
 from diffuse.config.schema import Config
 from diffuse.evaluation.evaluator import Judge
 from diffuse.evaluation.sample_set import Generated
-from diffuse.models.averaging import Averaging
 from diffuse.rundir import evaluations
 from diffuse.rundir.directory import RunDir
 from diffuse.runtime import files
@@ -42,7 +41,6 @@ def evaluate_checkpoint(
     """
     model = load(path, device=world.device)
     sha256 = files.sha256(path)
-    is_cold = isinstance(model.process, Averaging)
     # A run has results of its epochs; any other checkpoint, also within an epoch, has its own.
     run = model.run
     if run is not None and path.name != run.checkpoint_path(model.epoch).name:
@@ -50,7 +48,7 @@ def evaluate_checkpoint(
     target = run.evaluation_path(model.epoch) if run else output / f"{path.stem}.evaluation.json"
     is_new = False
     for spec in specs:
-        protocol = judge.protocol(n, spec, seed, is_cold)
+        protocol = judge.protocol(n, spec, seed)
         known = evaluations.find(target, sha256, protocol) if world.is_main else None
         if world.from_main(known):
             if world.is_main:
@@ -65,7 +63,7 @@ def evaluate_checkpoint(
         with Meter(title, spec.steps, shown=world.is_main) as meter:
             drawn = generated.images(n, judge.data_dir, world, _watched(meter, stop))
         samples = str(images_path.relative_to(run.path if run else output))
-        figure = judge.figure(drawn, spec, seed=seed, is_cold=is_cold, samples=samples)
+        figure = judge.figure(drawn, spec, seed=seed, samples=samples)
         if world.is_main:
             about: dict[str, Any] = {
                 "epoch": model.epoch,

@@ -19,8 +19,7 @@ import torch
 from torch import Tensor
 
 from diffuse.config.sampler_spec import SamplerSpec
-from diffuse.data.tensors import load_split, to_uint8, to_x0
-from diffuse.models.averaging import Averaging
+from diffuse.data.tensors import to_uint8
 from diffuse.runtime import hdf5
 from diffuse.runtime.distributed import World
 from diffuse.runtime.errors import UserError
@@ -81,25 +80,18 @@ class Generated:
     def _drawing(self, n: int, data_dir: Path) -> Callable[[range, OnStep], Tensor]:
         """A function that draws the images of some numbers."""
         model, amplitude = self.model, self.model.config.data.amplitude
-        x0 = prior = None
-        if isinstance(model.process, Averaging):
-            if self.spec.is_conditional:
-                model.originals([n - 1], data_dir)  # refuses more than there are
-                x0 = to_x0(load_split(data_dir, "test", n).images, amplitude)
-            else:
-                prior = model.fit_prior(data_dir)
+        start = model.start(self.spec, self.seed, range(n), data_dir)
 
         def draw(indices: range, on_step: OnStep) -> Tensor:
             x = generate(
                 model.network,
                 model.process,
                 self.spec,
+                start,
                 seed=self.seed,
                 indices=indices,
                 amplitude=amplitude,
                 device=model.device,
-                originals=None if x0 is None else x0[indices.start : indices.stop],
-                prior=prior,
                 batch=PART,
                 on_step=on_step,
             )

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from torch import nn
 
-from diffuse.config.schema import AveragingConfig, CnnConfig, Config, UNetConfig
+from diffuse.config.schema import AveragingConfig, CnnConfig, Config, DdpmConfig, UNetConfig
 from diffuse.models.averaging import Averaging
 from diffuse.models.cnn import Cnn
 from diffuse.models.ddpm import Ddpm
+from diffuse.models.process import Process
 from diffuse.models.unet import UNet
 
 
@@ -23,8 +24,10 @@ def build(config: CnnConfig | UNetConfig) -> nn.Module:
             return UNet(config)
 
 
-def build_process(config: Config) -> Ddpm | Averaging:
+def build_process(config: Config) -> Process:
     """The process that `config` describes, on the CPU."""
-    if isinstance(config.process, AveragingConfig):
-        return Averaging.from_config(config.process, config.seed)
-    return Ddpm.from_config(config.process)
+    match config.process:
+        case DdpmConfig() as settings:
+            return Ddpm.from_config(settings)
+        case AveragingConfig() as settings:
+            return Averaging.from_config(settings, config.seed)

@@ -10,14 +10,19 @@ import torch
 from torch import Tensor
 
 from diffuse.config.schema import IMAGE_SIZE, AveragingConfig, Loss, Orientation
-from diffuse.models.ddpm import Network, per_example_loss
+from diffuse.models.process import (
+    Network,
+    Sampler,
+    Sampling,
+    per_example_loss,
+    predict,
+    timestep,
+)
 from diffuse.runtime.rng import Stream, generator
 
 
 class Averaging:
     """The degradation D(x0, t), whose inverse the network learns as a prediction of x0."""
-
-    kind = "averaging"
 
     def __init__(self, orientation: Orientation, order: Tensor, loss: Loss = "mse") -> None:
         """order: int64 [T, group], the line numbers (from 0) that step t = 1..T averages.
@@ -53,32 +58,37 @@ class Averaging:
         self.step_of = self.step_of.to(device)
         return self
 
-    def draw(self, n: int, generator: torch.Generator) -> tuple[Tensor, None]:
-        """Timesteps [n] in 1..T, on the generator's device; there is no noise."""
+    def draw(self, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Timesteps [n] in 1..T, on the generator's device, and no noise [n, 0]."""
         device = generator.device
-        return torch.randint(1, self.T + 1, (n,), generator=generator, device=device), None
+        t = torch.randint(1, self.T + 1, (n,), generator=generator, device=device)
+        return t, torch.empty(n, 0, device=device)
 
-    def degrade(self, x0: Tensor, t: Tensor) -> Tensor:
-        """D(x0, t) [B, 1, 28, 28] for x0 [B, 1, 28, 28] at t [B]."""
+    def degrade(self, x0: Tensor, t: Tensor, eps: Tensor | None = None) -> Tensor:
+        """D(x0, t) [B, 1, 28, 28] for x0 [B, 1, 28, 28] at t [B]; there is no noise in it."""
         x = x0 if self.orientation == "row" else x0.transpose(2, 3)
-        means = self.means(x0)[..., self.step_of]  # [B, 1, 28]
+        means = self.summary(x0)[..., self.step_of]  # [B, 1, 28]
         flat = torch.where(self.mask[t][:, None, :, None], means[..., None], x)
         return flat if self.orientation == "row" else flat.transpose(2, 3)
 
-    def means(self, x0: Tensor) -> Tensor:
-        """The mean of each entry of the order [B, 1, T]: all that D(x0, T) still knows of x0."""
+    def summary(self, x0: Tensor) -> Tensor:
+        """The mean of each entry of the order [B, 1, T]: all that D(x0, T) still holds of x0."""
         lines = x0.mean(dim=3 if self.orientation == "row" else 2)  # [B, 1, 28]
         return lines[..., self.order].mean(dim=-1)
 
-    def fully_degraded(self, means: Tensor) -> Tensor:
+    def fully_degraded(self, summary: Tensor, eps: Tensor | None = None) -> Tensor:
         """x_T [B, 1, 28, 28] from the means [B, 1, T] of the entries of the order."""
-        flat = means[..., self.step_of][..., None].expand(-1, -1, -1, IMAGE_SIZE)
+        flat = summary[..., self.step_of][..., None].expand(-1, -1, -1, IMAGE_SIZE)
         return flat if self.orientation == "row" else flat.transpose(2, 3)
 
-    def losses(self, network: Network, x0: Tensor, t: Tensor, eps: Tensor | None) -> Tensor:
+    def losses(self, network: Network, x0: Tensor, t: Tensor, eps: Tensor) -> Tensor:
         """The loss of each example [B] between x0 and its prediction from D(x0, t)."""
         x0_hat = network(self.degrade(x0, t), t / self.T)
         return per_example_loss(self.loss, x0_hat, x0)
+
+    def sample(self, name: str, network: Network, x: Tensor, sampling: Sampling) -> Tensor:
+        """x_0 [B, 1, 28, 28] from x_T [B, 1, 28, 28] by a sampler of SAMPLERS, below."""
+        return SAMPLERS[name](network, self, x, sampling)
 
     def state_dict(self) -> dict[str, Tensor]:
         """The order, which a random one's reader cannot know otherwise."""
@@ -100,3 +110,40 @@ def group_order(name: str, n: int, seed: int) -> Tensor:
     middle = (n - 1) // 2
     # the nearest to the middle first, the lower one of two equals before the upper
     return torch.tensor(sorted(range(n), key=lambda k: (abs(2 * k - (n - 1)), k > middle)))
+
+
+def algorithm1(network: Network, process: Averaging, x: Tensor, sampling: Sampling) -> Tensor:
+    """Algorithm 1 of Bansal et al. 2022: restore, degrade one step less, repeat."""
+    for s in range(process.T, 0, -1):
+        x0_hat = predict(network, process, x, s)
+        x = process.degrade(x0_hat, timestep(x, s - 1))
+        sampling.on_step(process.T - s + 1, process.T)
+    return x
+
+
+def algorithm2(network: Network, process: Averaging, x: Tensor, sampling: Sampling) -> Tensor:
+    """Algorithm 2 of Bansal et al. 2022: x_{s-1} = x_s - D(x0_hat, s) + D(x0_hat, s - 1)."""
+    for s in range(process.T, 0, -1):
+        x0_hat = predict(network, process, x, s)
+        x = (
+            x
+            - process.degrade(x0_hat, timestep(x, s))
+            + process.degrade(x0_hat, timestep(x, s - 1))
+        )
+        sampling.on_step(process.T - s + 1, process.T)
+    return x
+
+
+def direct(network: Network, process: Averaging, x: Tensor, sampling: Sampling) -> Tensor:
+    """The prediction of x0 from x_T in one evaluation."""
+    x0_hat = predict(network, process, x, process.T)
+    sampling.on_step(1, 1)
+    return x0_hat
+
+
+SAMPLERS: dict[str, Sampler[Averaging]] = {
+    "algorithm1": algorithm1,
+    "algorithm2": algorithm2,
+    "direct": direct,
+    "unconditional": algorithm2,  # from line means that are drawn, not taken from an image
+}

@@ -8,67 +8,96 @@ import torch
 from torch import Tensor, nn
 
 from diffuse.config.sampler_spec import SamplerSpec
-from diffuse.models.averaging import Averaging
-from diffuse.sampling import samplers
-from diffuse.sampling.noise import ImageNoise
-from diffuse.sampling.prior import LineMeans
-from diffuse.sampling.samplers import Process
+from diffuse.config.schema import IMAGE_SIZE
+from diffuse.models.process import Process, Sampling, timestep
+from diffuse.runtime.rng import Stream, generator
+from diffuse.sampling.prior import Prior
+
+CHUNK = 32  # calls drawn at once: a generator per image is slow to ask, so it is asked rarely
+
+Start = Callable[[Sequence[int], Tensor], Tensor]  # numbers of images, their noise -> x_T
+
+
+class ImageNoise:
+    """Each call gives the next standard normals [B, 1, 28, 28] of the images `indices`.
+
+    They depend on (seed, index) alone, never on the batch.
+    """
+
+    def __init__(self, seed: int, indices: Sequence[int], device: torch.device | str) -> None:
+        self.generators = [generator(seed, Stream.SAMPLE, i, device=device) for i in indices]
+        self.device = device
+        self.calls = 0
+        self.chunk = torch.empty(0)
+
+    def __call__(self) -> Tensor:
+        if self.calls % CHUNK == 0:
+            shape = (CHUNK, 1, IMAGE_SIZE, IMAGE_SIZE)
+            self.chunk = torch.stack(
+                [torch.randn(shape, generator=g, device=self.device) for g in self.generators],
+                dim=1,
+            )  # [CHUNK, B, 1, 28, 28]
+        noise = self.chunk[self.calls % CHUNK]
+        self.calls += 1
+        return noise
+
+
+def from_noise(process: Process) -> Start:
+    """x_T of a process of which nothing of x0 remains at T."""
+    return lambda indices, eps: process.fully_degraded(eps.new_empty(len(eps), 1, 0), eps)
+
+
+def from_prior(process: Process, prior: Prior, seed: int, amplitude: float) -> Start:
+    """x_T whose summaries are drawn, not taken from an image."""
+    return lambda indices, eps: process.fully_degraded(
+        prior.sample(seed, indices, amplitude).to(eps), eps
+    )
+
+
+def from_images(process: Process, x0: Tensor, first_index: int = 0) -> Start:
+    """x_T of originals x0 [n, 1, 28, 28], whose numbers begin with `first_index`."""
+
+    def start(indices: Sequence[int], eps: Tensor) -> Tensor:
+        mine = x0[[index - first_index for index in indices]].to(eps)
+        return process.degrade(mine, timestep(mine, process.T), eps)
+
+    return start
 
 
 def generate(
     network: nn.Module,
     process: Process,
     spec: SamplerSpec,
+    start: Start,
     *,
     seed: int,
     indices: Sequence[int],
     amplitude: float,
     device: torch.device,
-    originals: Tensor | None = None,
-    prior: LineMeans | None = None,
     batch: int = 256,
     on_step: Callable[[int, int], None] = lambda done, total: None,
 ) -> Tensor:
     """The images numbered `indices` [n, 1, 28, 28], on the CPU.
 
     Args:
-        originals: x0 [n, 1, 28, 28], which the conditional cold samplers degrade and restore.
-        prior: where the unconditional cold sampler draws its start from.
-        on_step: told of network evaluations done and in all.
+        amplitude: images lie in [-amplitude, amplitude], to which `spec.clip` clamps.
+        device: where the network and the process are.
+        on_step: called with the network evaluations done and in all.
     """
     was_training = network.training
     network.eval()
-    made = []
-    parts = [slice(k, k + batch) for k in range(0, len(indices), batch)]
+    batches = []
+    parts = [indices[k : k + batch] for k in range(0, len(indices), batch)]
     for number, part in enumerate(parts):
-        mine = indices[part]
-        noise = ImageNoise(seed, mine, device)
-        x = _start(process, mine, part, noise, originals, prior, seed, amplitude).to(device)
 
         def report(done: int, steps: int, before: int = number) -> None:
             on_step(before * steps + done, len(parts) * steps)
 
-        made.append(samplers.run(spec, network, process, x, noise, amplitude, report).cpu())
+        noise = ImageNoise(seed, part, device)
+        limit = amplitude if spec.clip else None
+        sampling = Sampling(noise, spec.steps, spec.eta, limit, report)
+        with torch.inference_mode():
+            x = process.sample(spec.name, network, start(part, noise()), sampling)
+        batches.append(x.cpu())
     network.train(was_training)
-    return torch.cat(made)
-
-
-def _start(
-    process: Process,
-    indices: Sequence[int],
-    part: slice,
-    noise: ImageNoise,
-    originals: Tensor | None,
-    prior: LineMeans | None,
-    seed: int,
-    amplitude: float,
-) -> Tensor:
-    """x_T [B, 1, 28, 28]."""
-    if not isinstance(process, Averaging):
-        return noise()
-    device = process.order.device
-    if prior is not None:
-        return process.fully_degraded(prior.sample(seed, indices, amplitude).to(device))
-    assert originals is not None, "a conditional sampler needs images to degrade"
-    x0 = originals[part].to(device)
-    return process.degrade(x0, torch.full((len(x0),), process.T, device=device))
+    return torch.cat(batches)

@@ -17,11 +17,12 @@ from typing import Any
 from torch import Tensor
 
 from diffuse.config.presets import Layer, resolve
-from diffuse.config.schema import Config
+from diffuse.config.schema import Config, Orientation
 from diffuse.models import build
 from diffuse.models.averaging import Averaging
 from diffuse.models.cnn import Cnn
 from diffuse.models.ddpm import Ddpm
+from diffuse.models.process import Process
 from diffuse.rundir.checkpoints import load_plain
 from diffuse.runtime.errors import UserError
 
@@ -29,7 +30,7 @@ NAME = re.compile(r"(?:ddpm|custom)_mnist_(?P<epoch>\d+)_(?:(?:row|col)_)?(?P<pr
 PRESETS = ("default", "light", "more_capacity", "testing", "testing2", "default_7", "default_28")
 
 
-def read(path: Path) -> tuple[Config, Ddpm | Averaging, Cnn, int]:
+def read(path: Path) -> tuple[Config, Process, Cnn, int]:
     """The config, process, network and epoch of a published weight file.
 
     Raises UserError where the file is missing, damaged or something else. Nothing in it is run.
@@ -38,8 +39,8 @@ def read(path: Path) -> tuple[Config, Ddpm | Averaging, Cnn, int]:
     if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
         raise UserError(f"{path}: not a state dict of tensors")
     try:
-        process = _process(state)
-        config = _config(path, state, process)
+        process, settings = _process(state)
+        config = _config(path, state, settings)
         network = build(config.model)
         network.load_state_dict(_renamed(state))
     except (LookupError, RuntimeError, ValueError, TypeError) as error:
@@ -56,19 +57,26 @@ def activation_is_guessed(path: Path) -> bool:
     return named is None or named["preset"] not in PRESETS
 
 
-def _process(state: Mapping[str, Tensor]) -> Ddpm | Averaging:
+def _process(state: Mapping[str, Tensor]) -> tuple[Process, dict[str, Any]]:
+    """The process with the file's schedule or order, and its settings."""
     if "beta_t" in state:
-        return Ddpm(state["beta_t"])
-    orientation = "row" if "rows_t" in state else "col"
-    order = state[f"{orientation}s_t"].long()
-    return Averaging("row" if orientation == "row" else "col", order.reshape(len(order), -1))
+        ddpm = Ddpm(state["beta_t"])
+        beta_1, beta_2 = float(ddpm.beta[0]), float(ddpm.beta[-1])
+        return ddpm, {"kind": "ddpm", "timesteps": ddpm.T, "beta_1": beta_1, "beta_2": beta_2}
+    orientation: Orientation = "row" if "rows_t" in state else "col"
+    lines = state[f"{orientation}s_t"].long()
+    order = lines.reshape(len(lines), -1)  # [T, group]
+    settings = {"kind": "averaging", "orientation": orientation, "group": order.shape[1]}
+    return Averaging(orientation, order), settings
 
 
-def _config(path: Path, state: Mapping[str, Tensor], process: Ddpm | Averaging) -> Config:
+def _config(path: Path, state: Mapping[str, Tensor], settings: dict[str, Any]) -> Config:
     named = NAME.search(path.stem)
     preset = named["preset"] if named else path.stem
     channels = [len(state[f"gt.blocks.{k}.net.0.weight"]) for k in range(_blocks(state))]
     values: dict[str, Any] = {
+        "preset": f"{'ddpm' if 'beta_t' in state else 'cold'}/{preset}",
+        "process": settings,
         "model": {
             "kind": "cnn",
             "channels": channels,
@@ -76,21 +84,6 @@ def _config(path: Path, state: Mapping[str, Tensor], process: Ddpm | Averaging) 
         },
         "data": {"amplitude": 0.5},
     }
-    if isinstance(process, Averaging):
-        values["preset"] = f"cold/{preset}"
-        values["process"] = {
-            "kind": "averaging",
-            "orientation": process.orientation,
-            "group": process.order.shape[1],
-        }
-    else:
-        values["preset"] = f"ddpm/{preset}"
-        values["process"] = {
-            "kind": "ddpm",
-            "timesteps": process.T,
-            "beta_1": float(process.beta[0]),
-            "beta_2": float(process.beta[-1]),
-        }
     return resolve([Layer(str(path), values)])
 
 

@@ -15,18 +15,17 @@ import torch
 from torch import Tensor, nn
 
 from diffuse.config.presets import Layer, resolve
-from diffuse.config.sampler_spec import SamplerSpec, default_specs
+from diffuse.config.sampler_spec import SamplerSpec
 from diffuse.config.schema import Config
 from diffuse.data.tensors import load_split, to_x0
 from diffuse.models import build, build_process
-from diffuse.models.averaging import Averaging
+from diffuse.models.process import Process
 from diffuse.rundir import checkpoints
 from diffuse.rundir.directory import RunDir, default_data_dir
 from diffuse.runtime import console
 from diffuse.runtime.errors import UserError
 from diffuse.sampling import prior, published_weights
-from diffuse.sampling.generate import generate
-from diffuse.sampling.samplers import Process
+from diffuse.sampling.generate import Start, from_images, from_noise, from_prior, generate
 
 
 @dataclass
@@ -45,11 +44,11 @@ class Trained:
     @property
     def sampler(self) -> SamplerSpec:
         """The process's usual sampler."""
-        return default_specs(self.process)[0]
+        return self.config.sampler_specs(None)[0]
 
     def spec(self, text: str, *, steps: int | None = None, eta: float | None = None) -> SamplerSpec:
         """A sampler by name, such as `ddim-50`; UserError where it does not fit the process."""
-        return SamplerSpec.parse(text, self.process, steps=steps, eta=eta)
+        return SamplerSpec.parse(text, self.config.process, steps=steps, eta=eta)
 
     def sample(
         self,
@@ -71,26 +70,35 @@ class Trained:
         spec = self.sampler if sampler is None else sampler
         spec = self.spec(spec) if isinstance(spec, str) else spec
         indices = range(first_index, first_index + n)
-        fitted = None
-        if isinstance(self.process, Averaging):
-            folder = data_dir or default_data_dir()
-            if not spec.is_conditional:
-                fitted = self.fit_prior(folder)
-            elif originals is None:
-                originals = self.originals(indices, folder)
+        if spec.is_conditional and originals is not None:
+            start = from_images(self.process, originals, first_index)
+        else:
+            start = self.start(spec, seed, indices, data_dir)
         return generate(
             self.network,
             self.process,
             spec,
+            start,
             seed=seed,
             indices=indices,
             device=self.device,
-            originals=originals,
-            prior=fitted,
             amplitude=self.config.data.amplitude,
             batch=batch,
             on_step=on_step,
         )
+
+    def start(
+        self, spec: SamplerSpec, seed: int, indices: range, data_dir: Path | None = None
+    ) -> Start:
+        """Where `spec` starts to sample the images `indices`: noise, the prior or test images."""
+        match spec.method.source:
+            case "noise":
+                return from_noise(self.process)
+            case "prior":
+                amplitude = self.config.data.amplitude
+                return from_prior(self.process, self.fit_prior(data_dir), seed, amplitude)
+            case "test images":
+                return from_images(self.process, self.originals(indices, data_dir), indices.start)
 
     def originals(self, indices: Sequence[int], data_dir: Path | None = None) -> Tensor:
         """The test images of these numbers [n, 1, 28, 28], in this model's range."""
@@ -102,9 +110,8 @@ class Trained:
             )
         return to_x0(images[list(indices)], self.config.data.amplitude)
 
-    def fit_prior(self, data_dir: Path | None = None) -> prior.LineMeans:
-        """The distribution of fully degraded training images, from which cold sampling starts."""
-        assert isinstance(self.process, Averaging)
+    def fit_prior(self, data_dir: Path | None = None) -> prior.Prior:
+        """The distribution of fully degraded training images."""
         images = load_split(data_dir or default_data_dir(), "train", self.config.data.limit).images
         return prior.fit(images, self.process, self.config.seed)
 

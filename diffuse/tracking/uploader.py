@@ -165,7 +165,7 @@ def begin(run: RunDir, config: Config, job: str, mode: Mode) -> Any:
 
     manifest = files.read_json(run.manifest_path)
     process = config.process
-    tags = [process.kind, config.preset, getattr(process, "orientation", None)]
+    tags = [process.kind, config.preset, process.variant]
     folder = run.path / "wandb"
     for name in ("CACHE", "DATA", "ARTIFACT"):
         os.environ[f"WANDB_{name}_DIR"] = str(folder / name.lower())

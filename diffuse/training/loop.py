@@ -236,7 +236,7 @@ def _train(
                 x0 = to_x0(images[indices], config.data.amplitude)  # [B / ranks, 1, 28, 28]
                 rng = generator(config.seed, Stream.STEP, state.step, device=device)
                 t, eps = state.process.draw(settings.global_batch, rng)
-                t, eps = t[mine], None if eps is None else eps[mine]
+                t, eps = t[mine], eps[mine]
                 if getattr(config.model, "dropout", 0):
                     torch.manual_seed(
                         derive_seed(config.seed, Stream.DROPOUT, state.step, world.rank)

@@ -5,6 +5,7 @@ Few steps and 16 images, so that pictures never dominate the training time.
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
 import numpy as np
@@ -12,16 +13,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from diffuse.config.sampler_spec import SamplerSpec
 from diffuse.config.schema import Config
 from diffuse.data.tensors import load_split, to_uint8, to_x0
-from diffuse.models.averaging import Averaging
+from diffuse.models.process import Process, timestep
 from diffuse.rundir import plots
 from diffuse.rundir.directory import RunDir
 from diffuse.runtime import hdf5
 from diffuse.runtime.rng import Stream, generator
-from diffuse.sampling.generate import generate
-from diffuse.sampling.samplers import Process
+from diffuse.sampling.generate import ImageNoise, from_images
+from diffuse.sampling.trained_model import Trained
 
 Images = NDArray[np.uint8]
 
@@ -49,65 +49,35 @@ def sample_panels(
 ) -> tuple[list[tuple[str, Images]], str]:
     """Headings and images, the samples last, and the sampler's name.
 
-    For cold diffusion, test images are degraded and restored: original, degraded with stretched
-    contrast, direct prediction, Algorithm 2.
+    Where test images are restored: original, degraded with stretched contrast, restorations.
     """
     n, amplitude = config.samples.images, config.data.amplitude
     device = next(network.parameters()).device
-    if not isinstance(process, Averaging):
-        spec = SamplerSpec("ddim", min(config.samples.steps, process.T), eta=1, clip=True)
-        x = generate(
-            network,
-            process,
-            spec,
-            seed=config.seed,
-            indices=range(n),
-            amplitude=amplitude,
-            device=device,
-        )
-        heading = f"DDIM, {spec.steps} steps, eta 1, clipped"
-        return [(heading, to_uint8(x, amplitude).numpy())], str(spec)
-
-    split = load_split(data_dir, "test", n)
-    x0 = to_x0(split.images, amplitude)  # [n, 1, 28, 28]
-    degraded = process.degrade(x0.to(device), torch.full((len(x0),), process.T, device=device))
-    panels = [
-        ("Original", split.images.numpy()),
-        ("Degraded (contrast stretched)", stretch(degraded.cpu())),
-    ]
-    for heading, name in (("Direct prediction", "direct"), ("Algorithm 2", "algorithm2")):
-        spec = SamplerSpec.parse(name, process)
-        x = generate(
-            network,
-            process,
-            spec,
-            seed=config.seed,
-            indices=range(len(x0)),
-            amplitude=amplitude,
-            device=device,
-            originals=x0,
-        )
-        panels.append((heading, to_uint8(x, amplitude).numpy()))
-    return panels, "algorithm2"
+    model = Trained("training", config, process, network, epoch=0, device=device)
+    panels, specs = [], config.picture_specs()
+    originals = None
+    if any(spec.is_conditional for spec in specs):
+        originals = model.originals(range(n), data_dir)
+        x_T = from_images(process, originals)(range(n), ImageNoise(config.seed, range(n), device)())
+        panels.append(("Original", to_uint8(originals, amplitude).numpy()))
+        panels.append(("Degraded (contrast stretched)", stretch(x_T.cpu())))
+    for spec in specs:
+        x = model.sample(n, sampler=spec, seed=config.seed, originals=originals, data_dir=data_dir)
+        panels.append((spec.title, to_uint8(x, amplitude).numpy()))
+    return panels, str(specs[-1])
 
 
 def draw_degradation(config: Config, run: RunDir, process: Process, data_dir: Path) -> None:
     """plots/degradation.png: four test images at eight timesteps from 0 to T."""
     amplitude = config.data.amplitude
     x0 = to_x0(load_split(data_dir, "test", 4).images, amplitude)  # [4, 1, 28, 28]
-    x0 = x0.to(process.order.device if isinstance(process, Averaging) else process.beta.device)
-    eps = torch.randn(x0.shape, generator=generator(config.seed, Stream.SAMPLE)).to(x0)
+    eps = torch.randn(x0.shape, generator=generator(config.seed, Stream.SAMPLE))
+    process = copy.deepcopy(process).to("cpu")
     times = sorted({round(k * process.T / 7) for k in range(8)})
-    columns = []
-    for time in times:
-        t = torch.full((len(x0),), time, device=x0.device)
-        x_t = (
-            process.degrade(x0, t)
-            if isinstance(process, Averaging)
-            else process.degrade(x0, t, eps)
-        )
-        columns.append(to_uint8(x_t, amplitude).cpu().numpy())
-    labels = [f"t = {time}" for time in times]
+    columns = [
+        to_uint8(process.degrade(x0, timestep(x0, t), eps), amplitude).numpy() for t in times
+    ]
+    labels = [f"t = {t}" for t in times]
     plots.strip(
         run.plots / "degradation.png", np.stack(columns, axis=1), labels, title=f"{run.name}: x_t"
     )

@@ -11,9 +11,8 @@ from torch import Tensor, nn
 
 from diffuse.config.schema import Config
 from diffuse.models import build, build_process
-from diffuse.models.averaging import Averaging
-from diffuse.models.ddpm import Ddpm
 from diffuse.models.ema import MovingAverage
+from diffuse.models.process import Process
 from diffuse.runtime.distributed import DTYPES, Precision
 from diffuse.runtime.errors import UserError
 from diffuse.runtime.rng import Stream, derive_seed
@@ -27,7 +26,7 @@ class TrainState:
     ema: MovingAverage | None
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
-    process: Ddpm | Averaging
+    process: Process
     step: int = 0
 
     @classmethod
@@ -55,7 +54,7 @@ class TrainState:
         forward: nn.Module,
         x0: Tensor,
         t: Tensor,
-        eps: Tensor | None,
+        eps: Tensor,
         precision: Precision,
         parts: int,
     ) -> Tensor:
@@ -63,7 +62,7 @@ class TrainState:
 
         Args:
             forward: the network, or what averages its gradients over ranks.
-            x0, t, eps: this rank's share of the batch; eps is None for a process without noise.
+            x0, t, eps: this rank's share of the batch.
             parts: micro-batches, which bound the memory.
         """
         losses = []
@@ -73,9 +72,7 @@ class TrainState:
             hold = nullcontext if k == parts - 1 else getattr(forward, "no_sync", nullcontext)
             with hold():
                 with torch.autocast(x0.device.type, DTYPES[precision], precision != "fp32"):
-                    loss = self.process.losses(
-                        forward, x0[part], t[part], None if eps is None else eps[part]
-                    )
+                    loss = self.process.losses(forward, x0[part], t[part], eps[part])
                 self.scaler.scale(loss.mean() / parts).backward()  # type: ignore[no-untyped-call]
             losses.append(loss.detach())
         return torch.cat(losses)

@@ -213,20 +213,22 @@ def test_a_checkpoint_that_is_no_epochs_leaves_the_epochs_results_alone(
 def test_the_floor_is_a_fair_sample_of_the_test_set(data_dir: Path) -> None:
     """Of the test set's first half, whose images are cleaner, it has no more than its share."""
     from diffuse.config.sampler_spec import SamplerSpec
+    from diffuse.config.schema import AveragingConfig, DdpmConfig
     from diffuse.evaluation.evaluator import Judge
     from diffuse.runtime.distributed import World
 
     judge = Judge.make("classifier", data_dir, World(0, 0, 1, torch.device("cpu")))
-    spec = SamplerSpec("ddim", 50)
+    spec = SamplerSpec.parse("ddim", DdpmConfig(kind="ddpm"))
+    cold = AveragingConfig(kind="averaging", orientation="row")
     name, numbers = judge.floor_images(1000, spec)
     assert name == "1000 test images drawn at random, seed 0"
     assert len(set(numbers.tolist())) == 1000
     assert 450 < int((numbers < 5000).sum()) < 550
-    first = judge.floor(1000, SamplerSpec("direct", 1))
+    first = judge.floor(1000, SamplerSpec.parse("direct", cold))
     assert judge.floor(1000, spec)["fid"] < 5 < 7 < first["fid"]
     name, numbers = judge.floor_images(20_000, spec)
     assert (name, len(numbers)) == ("all 10000 test images", 10_000)
-    assert judge.protocol(20_000, spec, 0, False)["floor"] == name
+    assert judge.protocol(20_000, spec, 0)["floor"] == name
 
 
 @pytest.mark.parametrize("ranks", [1, 2])

@@ -45,7 +45,7 @@ def test_nothing_happens_at_0_and_only_the_means_are_left_at_T(orientation: str)
     x0 = torch.randn(2, 1, 28, 28)
     assert torch.equal(process.degrade(x0, torch.zeros(2, dtype=torch.int64)), x0)
     flat = process.degrade(x0, torch.full((2,), 28))
-    torch.testing.assert_close(flat, process.fully_degraded(process.means(x0)))
+    torch.testing.assert_close(flat, process.fully_degraded(process.summary(x0)))
 
 
 def test_the_named_orders_are_the_reports() -> None:

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from diffuse.config.sampler_spec import SamplerSpec
 from diffuse.config.schema import DdpmConfig
-from diffuse.models.ddpm import Ddpm, per_example_loss
+from diffuse.models.ddpm import Ddpm
+from diffuse.models.process import Sampling, per_example_loss
 from diffuse.runtime.rng import Stream, generator
-from diffuse.sampling import samplers
 
 T = 50
 
@@ -125,6 +125,7 @@ def test_what_the_settings_allow_gives_finite_weights_losses_and_samples(
     steps = min(4, timesteps)
     long = ["ancestral"] if timesteps <= 10 else []  # its steps are those of a long schedule
     for text in (*long, f"ddim-{steps}", f"ddim-{steps}-eta1-clip", f"dpm-{steps}"):
-        spec = SamplerSpec.parse(text, process)
-        sampled = samplers.run(spec, lambda x, time: 0.9 * x, process, x, lambda: eps, 1.0)
+        spec = SamplerSpec.parse(text, config)
+        sampling = Sampling(lambda: eps, spec.steps, spec.eta, limit=1.0 if spec.clip else None)
+        sampled = process.sample(spec.name, lambda x, time: 0.9 * x, x, sampling)
         assert torch.isfinite(sampled).all(), text

@@ -9,18 +9,26 @@ import pytest
 import torch
 from torch import Tensor
 
-from diffuse.config.sampler_spec import NAMES, SamplerSpec
-from diffuse.config.schema import AveragingConfig, CnnConfig, DdpmConfig, UNetConfig
+from diffuse import models
+from diffuse.config.sampler_spec import SamplerSpec
+from diffuse.config.schema import (
+    AveragingConfig,
+    CnnConfig,
+    DdpmConfig,
+    ProcessConfig,
+    UNetConfig,
+)
 from diffuse.models import build
 from diffuse.models.averaging import Averaging
-from diffuse.models.ddpm import Ddpm
+from diffuse.models.ddpm import Ddpm, timesteps
+from diffuse.models.process import Network, Process, Sampling
 from diffuse.runtime.errors import UserError
-from diffuse.sampling.generate import generate
-from diffuse.sampling.noise import CHUNK, ImageNoise
-from diffuse.sampling.samplers import SAMPLERS, run, timesteps
+from diffuse.sampling.generate import CHUNK, ImageNoise, from_noise, generate
 
 T = 40
 CPU = torch.device("cpu")
+DDPM = DdpmConfig(kind="ddpm", timesteps=T, beta_1=1e-3, beta_2=0.2)
+COLD = AveragingConfig(kind="averaging", orientation="row")
 
 
 def network(x: Tensor, time: Tensor) -> Tensor:
@@ -30,7 +38,7 @@ def network(x: Tensor, time: Tensor) -> Tensor:
 
 @pytest.fixture
 def ddpm() -> Ddpm:
-    return Ddpm.from_config(DdpmConfig(kind="ddpm", timesteps=T, beta_1=1e-3, beta_2=0.2))
+    return Ddpm.from_config(DDPM)
 
 
 def theirs(name: str, **settings: Any) -> Any:
@@ -54,15 +62,25 @@ class Recorded:
         return self.drawn[-1]
 
 
+def sample(
+    text: str, settings: ProcessConfig, network: Network, process: Process, x_T: Tensor
+) -> tuple[Tensor, list[Tensor]]:
+    """x_0 by the sampler written `text`, where it clips to [-1, 1], and the noise that it drew."""
+    spec, noise = SamplerSpec.parse(text, settings), Recorded()
+    limit = 1.0 if spec.clip else None
+    sampling = Sampling(noise, spec.steps, spec.eta, limit)
+    return process.sample(spec.name, network, x_T, sampling), noise.drawn
+
+
 def test_ancestral_equals_diffusers_ddpm_step_for_step(
     ddpm: Ddpm, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from diffusers.schedulers import scheduling_ddpm
 
-    x_T, noise = torch.randn(3, 1, 28, 28), Recorded()
-    ours = run(SamplerSpec.parse("ancestral", ddpm), network, ddpm, x_T, noise, 1.0)
+    x_T = torch.randn(3, 1, 28, 28)
+    ours, noise = sample("ancestral", DDPM, network, ddpm, x_T)
     scheduler = theirs("DDPMScheduler", variance_type="fixed_large", clip_sample=False)
-    replay = iter(noise.drawn)
+    replay = iter(noise)
     monkeypatch.setattr(scheduling_ddpm, "randn_tensor", lambda *a, **k: next(replay))
     x = x_T
     for t in range(T, 0, -1):
@@ -79,11 +97,12 @@ def test_ancestral_equals_diffusers_ddpm_step_for_step(
 @pytest.mark.parametrize("clip", [False, True])
 @pytest.mark.parametrize(("steps", "eta"), [(T, 0.0), (10, 0.0), (8, 1.0), (T, 1.0)])
 def test_ddim_equals_diffusers_ddim(ddpm: Ddpm, steps: int, eta: float, clip: bool) -> None:
-    x_T, noise = torch.randn(3, 1, 28, 28), Recorded()
-    ours = run(SamplerSpec("ddim", steps, eta, clip), network, ddpm, x_T, noise, 1.0)
+    x_T = torch.randn(3, 1, 28, 28)
+    text = f"ddim-{steps}-eta{eta:g}" + ("-clip" if clip else "")
+    ours, noise = sample(text, DDPM, network, ddpm, x_T)
     scheduler = theirs("DDIMScheduler", clip_sample=clip, set_alpha_to_one=False)
     scheduler.num_inference_steps = steps
-    x, replay = x_T, iter(noise.drawn)
+    x, replay = x_T, iter(noise)
     for t, s in zip(timesteps(T, steps)[:-1], timesteps(T, steps)[1:], strict=True):
         # diffusers finds the step before as t - (T + 1) // steps: make that s
         scheduler.config.num_train_timesteps = (t - s) * steps
@@ -113,7 +132,7 @@ def test_dpm_equals_diffusers_dpm_solver(ddpm: Ddpm) -> None:
     for t in scheduler.timesteps:
         eps_hat = network(x, torch.full((3,), float(t) / T))
         x = scheduler.step(eps_hat, t, x).prev_sample
-    ours = run(SamplerSpec.parse("dpm", ddpm, steps=steps), network, ddpm, x_T, Recorded(), 1.0)
+    ours = sample(f"dpm-{steps}", DDPM, network, ddpm, x_T)[0]
     torch.testing.assert_close(ours, x, rtol=1e-4, atol=1e-4)
 
 
@@ -141,23 +160,23 @@ def test_cold_algorithms_equal_the_papers_loops(orientation: str, group: int) ->
         ("algorithm2", two),
         ("direct", restored(x_T, steps)),
     ):
-        ours = run(SamplerSpec.parse(name, process), network, process, x_T, Recorded(), 1.0)
+        ours = sample(name, config, network, process, x_T)[0]
         torch.testing.assert_close(ours, wanted)
 
 
 @pytest.mark.parametrize("name", ["algorithm1", "algorithm2", "direct"])
 def test_cold_algorithms_with_a_perfect_restorer_return_the_image(name: str) -> None:
-    process = Averaging.from_config(AveragingConfig(kind="averaging", orientation="row"), seed=1)
+    process = Averaging.from_config(COLD, seed=1)
     x0 = torch.randn(2, 1, 28, 28)
     x_T = process.degrade(x0, torch.full((2,), 28))
-    x = run(SamplerSpec.parse(name, process), lambda x, t: x0, process, x_T, Recorded(), 1.0)
+    x = sample(name, COLD, lambda x, t: x0, process, x_T)[0]
     torch.testing.assert_close(x, x0, rtol=1e-5, atol=1e-5)
 
 
 def test_ddim_with_the_true_noise_returns_the_image(ddpm: Ddpm) -> None:
     x0, eps = torch.randn(2, 1, 28, 28), torch.randn(2, 1, 28, 28)
     x_T = ddpm.degrade(x0, torch.full((2,), T), eps)
-    x = run(SamplerSpec.parse("ddim-7", ddpm), lambda x, t: eps, ddpm, x_T, Recorded(), 1.0)
+    x = sample("ddim-7", DDPM, lambda x, t: eps, ddpm, x_T)[0]
     wanted = ddpm.degrade(x0, torch.zeros(2, dtype=torch.int64), eps)  # x at t = 0
     torch.testing.assert_close(x, wanted, rtol=1e-4, atol=1e-4)
 
@@ -186,11 +205,13 @@ def test_an_image_is_the_same_in_any_batch_and_bits_repeat(
     with torch.no_grad():  # a U-Net begins as zero
         for p in net.parameters():
             p.add_(0.05 * torch.randn_like(p))
-    spec = SamplerSpec.parse(sampler, ddpm)
+    spec = SamplerSpec.parse(sampler, DDPM)
+
+    start = from_noise(ddpm)
 
     def made(batch: int, numbers: range) -> Tensor:
         return generate(
-            net, ddpm, spec, seed=7, indices=numbers, amplitude=0.5, device=CPU, batch=batch
+            net, ddpm, spec, start, seed=7, indices=numbers, amplitude=0.5, device=CPU, batch=batch
         )
 
     whole = made(6, range(6))
@@ -201,7 +222,8 @@ def test_an_image_is_the_same_in_any_batch_and_bits_repeat(
 
 
 def test_every_name_has_a_sampler_and_every_sampler_a_name() -> None:
-    assert [name for names in NAMES.values() for name in names] == list(SAMPLERS)
+    assert list(DdpmConfig.samplers) == list(models.ddpm.SAMPLERS)
+    assert list(AveragingConfig.samplers) == list(models.averaging.SAMPLERS)
 
 
 @pytest.mark.parametrize(
@@ -224,17 +246,17 @@ def test_every_name_has_a_sampler_and_every_sampler_a_name() -> None:
     ],
 )
 def test_a_sampler_that_does_not_fit_is_refused(
-    ddpm: Ddpm, text: str, steps: int | None, eta: float | None, said: str
+    text: str, steps: int | None, eta: float | None, said: str
 ) -> None:
     with pytest.raises(UserError, match=said):
-        SamplerSpec.parse(text, ddpm, steps=steps, eta=eta)
+        SamplerSpec.parse(text, DDPM, steps=steps, eta=eta)
 
 
 @pytest.mark.parametrize("text", ["ancestral", "ddim-7", "dpm-3-clip", "ddim-5-eta0.25-clip"])
-def test_a_sampler_is_read_as_it_is_written(ddpm: Ddpm, text: str) -> None:
-    assert str(SamplerSpec.parse(text, ddpm)) == text
-    tiny = SamplerSpec("ddim", 5, eta=1e-5)
-    assert SamplerSpec.parse(str(tiny), ddpm) == tiny
+def test_a_sampler_is_read_as_it_is_written(text: str) -> None:
+    assert str(SamplerSpec.parse(text, DDPM)) == text
+    tiny = SamplerSpec.parse("ddim-5", DDPM, eta=1e-5)
+    assert SamplerSpec.parse(str(tiny), DDPM) == tiny
 
 
 def test_the_mixture_finds_components_and_each_draw_belongs_to_its_index(data_dir: Path) -> None:
@@ -251,7 +273,7 @@ def test_the_mixture_finds_components_and_each_draw_belongs_to_its_index(data_di
     assert torch.equal(fitted.sample(0, [7], 0.5), drawn[7:8])
     assert drawn.min() >= -0.5
     assert drawn.max() <= 0.5
-    real = process.means(images[:, None].float() / 255 - 0.5)[:, 0]
+    real = process.summary(images[:, None].float() / 255 - 0.5)[:, 0]
     assert (drawn[:, 0].mean(0) - real.mean(0)).abs().max() < 0.02
     assert (torch.corrcoef(drawn[:, 0].T) - torch.corrcoef(real.T)).abs().max() < 0.1
 
@@ -260,7 +282,7 @@ def test_too_few_images_have_no_distribution(data_dir: Path) -> None:
     from diffuse.data.tensors import load_split
     from diffuse.sampling import prior
 
-    process = Averaging.from_config(AveragingConfig(kind="averaging", orientation="row"), seed=0)
+    process = Averaging.from_config(COLD, seed=0)
     fewest = load_split(data_dir, "train", prior.FEWEST_IMAGES).images
     assert torch.isfinite(prior.fit(fewest, process, seed=0).sample(0, [0], 0.5)).all()
     with pytest.raises(UserError, match=r"12 training images or more; this run has 11"):
