@@ -25,7 +25,8 @@ from benchmarks.in_turn import in_turn
 from benchmarks.judging import cached_fid, classifier_features, inception_features
 from benchmarks.logging_cost import logging_cost
 from diffuse.config.presets import load_config
-from diffuse.config.schema import AveragingConfig, Config
+from diffuse.config.processes import AveragingConfig
+from diffuse.config.schema import Config
 from diffuse.data.tensors import load_split, to_x0
 from diffuse.models import build, build_process
 from diffuse.models.averaging import Averaging

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Literal
 from diffuse.runtime.errors import UserError
 
 if TYPE_CHECKING:
-    from diffuse.config.schema import ProcessConfig
+    from diffuse.config.processes import ProcessConfig
 
 # name, steps, eta, clip: as `str` of a SamplerSpec writes them
 WRITTEN = re.compile(r"([a-z]+\d?)(?:-(\d{1,9}))?(?:-eta(\d+(?:\.\d+)?(?:e-\d\d)?))?(-clip)?")

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from torch import nn
 
-from diffuse.config.schema import AveragingConfig, CnnConfig, Config, DdpmConfig, UNetConfig
+from diffuse.config.processes import AveragingConfig, DdpmConfig
+from diffuse.config.schema import CnnConfig, Config, UNetConfig
 from diffuse.models.averaging import Averaging
 from diffuse.models.cnn import Cnn
 from diffuse.models.ddpm import Ddpm

@@ -9,7 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from diffuse.config.schema import IMAGE_SIZE, AveragingConfig, Loss, Orientation
+from diffuse.config.processes import AveragingConfig, Loss, Orientation
+from diffuse.config.section import IMAGE_SIZE
 from diffuse.models.process import (
     Network,
     Sampler,

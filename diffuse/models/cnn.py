@@ -7,7 +7,8 @@ import math
 import torch
 from torch import Tensor, nn
 
-from diffuse.config.schema import IMAGE_SIZE, CnnConfig
+from diffuse.config.schema import CnnConfig
+from diffuse.config.section import IMAGE_SIZE
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {
     "gelu": nn.GELU,

@@ -11,7 +11,8 @@ import itertools
 import torch
 from torch import Tensor
 
-from diffuse.config.schema import IMAGE_SIZE, DdpmConfig, Loss
+from diffuse.config.processes import DdpmConfig, Loss
+from diffuse.config.section import IMAGE_SIZE
 from diffuse.models.process import Network, Sampler, Sampling, per_example_loss, predict
 
 

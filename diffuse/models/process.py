@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from diffuse.config.schema import Loss
+from diffuse.config.processes import Loss
 
 Network = Callable[[Tensor, Tensor], Tensor]  # (x_t [B, 1, 28, 28], t / T [B]) -> [B, 1, 28, 28]
 

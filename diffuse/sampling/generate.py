@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from diffuse.config.sampler_spec import SamplerSpec
-from diffuse.config.schema import IMAGE_SIZE
+from diffuse.config.section import IMAGE_SIZE
 from diffuse.models.process import Process, Sampling, timestep
 from diffuse.runtime.rng import Stream, generator
 from diffuse.sampling.prior import Prior

@@ -17,7 +17,8 @@ from typing import Any
 from torch import Tensor
 
 from diffuse.config.presets import Layer, resolve
-from diffuse.config.schema import Config, Orientation
+from diffuse.config.processes import Orientation
+from diffuse.config.schema import Config
 from diffuse.models import build
 from diffuse.models.averaging import Averaging
 from diffuse.models.cnn import Cnn

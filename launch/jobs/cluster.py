@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BeforeValidator, Field
 
 from diffuse.config.presets import Layer, find_yaml, read_yaml, shown
-from diffuse.config.schema import Section
+from diffuse.config.section import Section
 from diffuse.config.validation import validated
 from diffuse.runtime.errors import UserError
 

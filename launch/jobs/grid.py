@@ -15,7 +15,9 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, Field
 
 from diffuse.config.presets import Layer, find_yaml, preset_layer, read_yaml, resolve, shown
-from diffuse.config.schema import CommaSeparated, Config, Epochs, Orientation, Section
+from diffuse.config.processes import Orientation
+from diffuse.config.schema import Config, Epochs
+from diffuse.config.section import CommaSeparated, Section
 from diffuse.config.validation import validated
 from diffuse.runtime.errors import UserError
 

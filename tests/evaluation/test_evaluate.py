@@ -212,8 +212,8 @@ def test_a_checkpoint_that_is_no_epochs_leaves_the_epochs_results_alone(
 
 def test_the_floor_is_a_fair_sample_of_the_test_set(data_dir: Path) -> None:
     """Of the test set's first half, whose images are cleaner, it has no more than its share."""
+    from diffuse.config.processes import AveragingConfig, DdpmConfig
     from diffuse.config.sampler_spec import SamplerSpec
-    from diffuse.config.schema import AveragingConfig, DdpmConfig
     from diffuse.evaluation.evaluator import Judge
     from diffuse.runtime.distributed import World
 

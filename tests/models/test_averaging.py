@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from diffuse.config.schema import AveragingConfig
+from diffuse.config.processes import AveragingConfig
 from diffuse.models.averaging import Averaging, group_order
 
 ORIENTATIONS = ("row", "col")

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from diffuse.config.processes import DdpmConfig
 from diffuse.config.sampler_spec import SamplerSpec
-from diffuse.config.schema import DdpmConfig
 from diffuse.models.ddpm import Ddpm
 from diffuse.models.process import Sampling, per_example_loss
 from diffuse.runtime.rng import Stream, generator

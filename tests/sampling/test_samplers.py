@@ -10,14 +10,9 @@ import torch
 from torch import Tensor
 
 from diffuse import models
+from diffuse.config.processes import AveragingConfig, DdpmConfig, ProcessConfig
 from diffuse.config.sampler_spec import SamplerSpec
-from diffuse.config.schema import (
-    AveragingConfig,
-    CnnConfig,
-    DdpmConfig,
-    ProcessConfig,
-    UNetConfig,
-)
+from diffuse.config.schema import CnnConfig, UNetConfig
 from diffuse.models import build
 from diffuse.models.averaging import Averaging
 from diffuse.models.ddpm import Ddpm, timesteps
