@@ -150,7 +150,9 @@ def _plain(found: list[Result], runs_dir: Path) -> dict[str, Any]:
 
     means = [m for g in grouping.groups(found) for m in grouping.over_seeds(g, found)]
     return {
-        "figures": [{"run": c.run, "epoch": c.epoch, **c.figure} for r in found for c in r.cells],
+        "figures": [
+            {"run": c.run, "epoch": c.epoch, **c.figure.plain()} for r in found for c in r.cells
+        ],
         "seeds": [vars(mean) for mean in means],
         "differences": grouping.differences(found),
         "reruns": [vars(pair) for pair in grouping.reruns(found, runs_dir)],
@@ -162,7 +164,9 @@ def _csv(found: list[Result]) -> str:
     """A line for each figure, with all of its protocol."""
     scores = ("fid", "kid", "kid_std", "is", "is_std", "mse", "psnr", "ssim")
     floors = ("fid", "kid", "kid_std", "is", "is_std")
-    protocol = list(dict.fromkeys(k for r in found for c in r.cells for k in c.figure["protocol"]))
+    protocol = list(
+        dict.fromkeys(k for r in found for c in r.cells for k in c.figure.protocol.plain())
+    )
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     head = ["run", "preset", "orientation", "run_seed", "epoch"]
@@ -171,8 +175,9 @@ def _csv(found: list[Result]) -> str:
         process = r.config.get("process", {})
         for cell in r.cells:
             what = [r.name, r.config.get("preset"), process.get("orientation"), r.seed, cell.epoch]
-            about = [cell.figure["protocol"].get(key) for key in protocol]
-            floor = [cell.figure["floor"][key] for key in floors]
+            of_cell = cell.figure.protocol.plain()
+            about = [of_cell.get(key) for key in protocol]
+            floor = [cell.figure.floor.values()[key] for key in floors]
             writer.writerow([*what, *about, *(cell.value(key) for key in scores), *floor])
     return text.getvalue()
 

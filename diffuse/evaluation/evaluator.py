@@ -14,7 +14,6 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,12 +24,11 @@ from diffuse.data.tensors import load_split
 from diffuse.evaluation import metrics
 from diffuse.evaluation.features import Extractor, load_extractor
 from diffuse.evaluation.reference_features import RealFeatures, real_features
+from diffuse.rundir.evaluations import Figure, Protocol, Scores
 from diffuse.runtime.distributed import World
 from diffuse.runtime.errors import UserError
 from diffuse.runtime.preemption import StopRequest
 from diffuse.runtime.rng import Stream, generator
-
-Figure = dict[str, Any]
 
 
 @dataclass
@@ -42,7 +40,7 @@ class Judge:
     test: RealFeatures
     data_dir: Path
     world: World
-    floors: dict[str, Figure] = field(default_factory=dict)  # by the images that they are of
+    floors: dict[str, Scores] = field(default_factory=dict)  # by the images that they are of
 
     @classmethod
     def make(
@@ -84,38 +82,38 @@ class Judge:
         metrics.require_enough(n)
         features, logits = self._extract(images)
         judged = self._scores(features, logits)
-        return {
-            "protocol": self.protocol(n, spec, seed),
-            **judged,
-            "floor": self.floor(n, spec),
-            "reconstruction": self._reconstruction(images) if spec.is_conditional else None,
-            "labels": labels(n, self.extractor.size, len(self.test.features)),
-            "samples": samples,
-            "seconds": round(time.monotonic() - started, 2),
-        }
+        return Figure(
+            protocol=self.protocol(n, spec, seed),
+            **judged.plain(),
+            floor=self.floor(n, spec),
+            reconstruction=self._reconstruction(images) if spec.is_conditional else None,
+            labels=labels(n, self.extractor.size, len(self.test.features)),
+            samples=samples,
+            seconds=round(time.monotonic() - started, 2),
+        )
 
-    def protocol(self, n: int, spec: SamplerSpec, seed: int) -> dict[str, Any]:
+    def protocol(self, n: int, spec: SamplerSpec, seed: int) -> Protocol:
         """All that a figure depends on beside the images' quality."""
-        return {
-            "extractor": self.extractor.name,
-            "extractor_sha256": self.extractor.sha256,
-            "features": self.extractor.size,
-            "real_split": "train",
-            "real_images": self.train.moments.n,
-            "real_sha256": self.train.data_sha256,
-            "images": n,
-            "value_range": "[0, 1], clamped, as uint8",
-            "resize": self.extractor.resize,
-            "sampler": str(spec),
-            "seed": seed,
-            "source": spec.method.source,
-            "kid_subset_size": metrics.kid_subset_size(n),
-            "kid_subsets": metrics.KID_SUBSETS,
-            "is_splits": IS_SPLITS,
-            "floor": self.floor_images(n, spec)[0],
-        }
+        return Protocol(
+            extractor=self.extractor.name,
+            extractor_sha256=self.extractor.sha256,
+            features=self.extractor.size,
+            real_split="train",
+            real_images=self.train.moments.n,
+            real_sha256=self.train.data_sha256,
+            images=n,
+            value_range="[0, 1], clamped, as uint8",
+            resize=self.extractor.resize,
+            sampler=str(spec),
+            seed=seed,
+            source=spec.method.source,
+            kid_subset_size=metrics.kid_subset_size(n),
+            kid_subsets=metrics.KID_SUBSETS,
+            is_splits=IS_SPLITS,
+            floor=self.floor_images(n, spec)[0],
+        )
 
-    def floor(self, n: int, spec: SamplerSpec) -> Figure:
+    def floor(self, n: int, spec: SamplerSpec) -> Scores:
         """What n real test images get, all of them where n is more than there are."""
         name, numbers = self.floor_images(n, spec)
         if name not in self.floors:
@@ -132,16 +130,16 @@ class Judge:
         drawn = torch.randperm(there, generator=generator(0, Stream.FLOOR))
         return f"{n} test images drawn at random, seed 0", drawn[:n]
 
-    def _scores(self, features: Tensor, logits: Tensor) -> Figure:
+    def _scores(self, features: Tensor, logits: Tensor) -> Scores:
         kid, kid_std = metrics.kid(self.train.features, features)
         score, score_std = metrics.inception_score(logits)
-        return {
-            "fid": metrics.fid(self.train.moments, features),
-            "kid": kid,
-            "kid_std": kid_std,
-            "is": score,
-            "is_std": score_std,
-        }
+        return Scores(
+            fid=metrics.fid(self.train.moments, features),
+            kid=kid,
+            kid_std=kid_std,
+            is_=score,
+            is_std=score_std,
+        )
 
     def _extract(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Features and logits of all images, each rank having done its share."""

@@ -5,14 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 from diffuse.config.sampler_spec import SamplerSpec
 from diffuse.config.schema import Config
 from diffuse.evaluation.evaluator import Judge
 from diffuse.evaluation.sample_set import Generated
-from diffuse.rundir import evaluations
+from diffuse.rundir import evaluations, plots
 from diffuse.rundir.directory import RunDir
+from diffuse.rundir.evaluations import Evaluation
 from diffuse.runtime import files
 from diffuse.runtime.console import Meter, duration
 from diffuse.runtime.distributed import World
@@ -65,26 +65,28 @@ def evaluate_checkpoint(
         samples = str(images_path.relative_to(run.path if run else output))
         figure = judge.figure(drawn, spec, seed=seed, samples=samples)
         if world.is_main:
-            about: dict[str, Any] = {
-                "epoch": model.epoch,
-                "step": model.step,
-                "checkpoint_sha256": sha256,
-                "weights": "model" if model.config.train.ema is None else "ema",
-            }
-            evaluations.add(target, about, figure)
+            evaluation = Evaluation(
+                epoch=model.epoch,
+                step=model.step,
+                checkpoint_sha256=sha256,
+                weights="model" if model.config.train.ema is None else "ema",
+                figures=[figure],
+            )
+            evaluations.add(target, evaluation)
             is_new = True
-            print(f"{target}: {evaluations.summary(figure)}", flush=True)
+            print(f"{target}: {figure.summary()}", flush=True)
     if world.is_main and run is not None:
         content = evaluations.read(target)
+        assert content is not None
         told = [e for e in run.metrics("evaluation") if e["epoch"] == model.epoch]
         # once for all samplers; also where an earlier evaluation died before it told
-        if is_new or not told or told[-1].get("figures") != len(content["figures"]):
+        if is_new or not told or told[-1].get("figures") != len(content.figures):
             _tell(run, model.config, content)
 
 
-def _tell(run: RunDir, config: Config, content: dict[str, Any]) -> None:
+def _tell(run: RunDir, config: Config, content: Evaluation) -> None:
     """What follows from new figures: the run's plots, its event, W&B."""
-    evaluations.draw(run)
+    plots.evaluation_curves(run)
     mirror_evaluation(run, config, content)
 
 

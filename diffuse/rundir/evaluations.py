@@ -1,7 +1,9 @@
 """`evaluations/epoch_0020.json`: the figures of one checkpoint, each with its protocol.
 
-{"epoch": 20, "checkpoint_sha256": ..., "weights": "ema", "figures": [FIGURE, ...]}, where FIGURE is
-what diffuse.evaluation.evaluator makes. A figure is replaced by one of the same protocol only.
+    {"epoch": 20, "checkpoint_sha256": ..., "weights": "ema", "figures": [FIGURE, ...]}
+
+The classes below are these objects, field by field; a field that an older version of this project
+did not write yet has a default, and one of a newer version is kept when the file is written again.
 """
 
 from __future__ import annotations
@@ -11,101 +13,153 @@ from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from diffuse.rundir import plots
 from diffuse.rundir.directory import RunDir
 from diffuse.runtime import files
 from diffuse.runtime.errors import UserError
 
-Figure = dict[str, Any]
-OF_SAMPLER = ("sampler", "source", "floor")  # what of a protocol may differ within a drawing
+OF_SAMPLER = ("sampler", "source", "floor")  # what of a protocol follows from the sampler
 
 
-def read(path: Path) -> dict[str, Any]:
-    """The file's content; {} where there is none.
+class _Object(BaseModel):
+    model_config = ConfigDict(frozen=True, strict=True, extra="allow", populate_by_name=True)
+
+    def plain(self) -> dict[str, Any]:
+        """The JSON object, with the fields that were given, and no others."""
+        return self.model_dump(by_alias=True, exclude_unset=True)
+
+
+class Protocol(_Object):
+    """All that a figure depends on beside the images' quality."""
+
+    extractor: str
+    extractor_sha256: str | None = None
+    features: int | None = None  # of one image
+    real_split: str | None = None
+    real_images: int
+    real_sha256: str | None = None
+    images: int  # generated
+    value_range: str | None = None
+    resize: str | None = None
+    sampler: str
+    seed: int | None = None
+    source: str  # what the sampler starts from: noise, the prior, or test images
+    kid_subset_size: int | None = None
+    kid_subsets: int | None = None
+    is_splits: int | None = None
+    floor: str | None = None  # the real images that were judged in the same way
+
+    @property
+    def key(self) -> str:
+        """One text for each protocol."""
+        return json.dumps(self.plain(), sort_keys=True)
+
+    def without_sampler(self) -> dict[str, Any]:
+        """What samplers that are shown side by side have in common."""
+        return {name: value for name, value in self.plain().items() if name not in OF_SAMPLER}
+
+
+class _WithProtocol(_Object):
+    protocol: Protocol
+
+
+class Scores(_Object):
+    """Distances to the real images, and the Inception Score."""
+
+    fid: float
+    kid: float
+    kid_std: float
+    is_: float = Field(validation_alias="is", serialization_alias="is")
+    is_std: float
+
+    def values(self) -> dict[str, float]:
+        """All numbers by the names that they have in files and tables."""
+        return {
+            "fid": self.fid,
+            "kid": self.kid,
+            "kid_std": self.kid_std,
+            "is": self.is_,
+            "is_std": self.is_std,
+        }
+
+
+class Figure(Scores, _WithProtocol):
+    """The scores of a set of images, with their protocol and those of as many real images."""
+
+    floor: Scores
+    reconstruction: dict[str, float] | None = None  # mse, psnr, ssim of restored images
+    labels: list[str] = []  # what a reader must know of the scores
+    samples: str | None = None  # where the images are, relative to the run directory
+    seconds: float | None = None
+
+    def values(self) -> dict[str, float]:
+        return super().values() | (self.reconstruction or {})
+
+    def summary(self) -> str:
+        """One line for people."""
+        protocol, floor = self.protocol, self.floor
+        return (
+            f"{protocol.sampler}, {protocol.images} images by {protocol.extractor}:"
+            f" FID {self.fid:.1f} (floor {floor.fid:.1f}),"
+            f" KID {self.kid:.3g} +- {self.kid_std:.3g},"
+            f" IS {self.is_:.2f} +- {self.is_std:.2f} (real {floor.is_:.2f})"
+        )
+
+
+class Evaluation(_Object):
+    """The figures of one checkpoint."""
+
+    epoch: int
+    step: int | None = None  # not known of a report's weight file
+    checkpoint_sha256: str | None = None
+    weights: str | None = None  # ema or model
+    figures: list[Figure]
+
+    def find(self, protocol: Protocol) -> Figure | None:
+        """The figure of this protocol."""
+        return next((figure for figure in self.figures if figure.protocol == protocol), None)
+
+
+def read(path: Path) -> Evaluation | None:
+    """The file's content; None where there is none.
 
     Raises UserError where it is damaged: results are never silently forgotten.
     """
     if not path.exists():
-        return {}
-    content = files.read_json(path)
+        return None
     try:
-        if all(f["protocol"]["sampler"] for f in content["figures"]):
-            return content
-    except (KeyError, TypeError):
-        pass
-    raise UserError(f"{path}: damaged; delete it and evaluate again (samples are kept)")
+        return Evaluation.model_validate(files.read_json(path))
+    except ValidationError:
+        raise UserError(
+            f"{path}: damaged; delete it and evaluate again (samples are kept)"
+        ) from None
 
 
-def find(path: Path, checkpoint_sha256: str, protocol: dict[str, Any]) -> Figure | None:
+def find(path: Path, checkpoint_sha256: str, protocol: Protocol) -> Figure | None:
     """The figure of this protocol, where it is there and of this checkpoint."""
     content = read(path)
-    if content.get("checkpoint_sha256") != checkpoint_sha256:
-        return None
-    return next((f for f in content["figures"] if f["protocol"] == protocol), None)
+    same = content is not None and content.checkpoint_sha256 == checkpoint_sha256
+    return content.find(protocol) if content and same else None
 
 
-def add(path: Path, about: dict[str, Any], figure: Figure) -> dict[str, Any]:
-    """Write a figure beside the others; those of an earlier, other checkpoint go.
+def add(path: Path, evaluation: Evaluation) -> Evaluation:
+    """Write figures beside those in the file, in place of those of the same protocol.
 
-    Returns the file's content.
+    Figures of an earlier, other checkpoint go. Returns the file's content.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(path.with_name(f".{path.name}.lock"), mode=0o664):
-        content = read(path)
-        figures = content.get("figures", [])
-        if content.get("checkpoint_sha256") != about["checkpoint_sha256"]:
-            figures = []
-        others = [f for f in figures if f["protocol"] != figure["protocol"]]
-        content = {**about, "figures": [*others, figure]}
-        files.write_json(path, content)
+        known = read(path)
+        others: list[Figure] = []
+        if known and known.checkpoint_sha256 == evaluation.checkpoint_sha256:
+            others = [f for f in known.figures if evaluation.find(f.protocol) is None]
+        content = evaluation.model_copy(update={"figures": [*others, *evaluation.figures]})
+        files.write_json(path, content.plain())
     return content
 
 
-def of_run(run: RunDir) -> list[dict[str, Any]]:
+def of_run(run: RunDir) -> list[Evaluation]:
     """All evaluations of a run, by epoch."""
-    contents = [read(path) for path in run.evaluations.glob("epoch_*.json")]
-    return sorted(contents, key=lambda content: int(content["epoch"]))
-
-
-def summary(figure: Figure) -> str:
-    """One line for people."""
-    protocol, floor = figure["protocol"], figure["floor"]
-    return (
-        f"{protocol['sampler']}, {protocol['images']} images by {protocol['extractor']}:"
-        f" FID {figure['fid']:.1f} (floor {floor['fid']:.1f}),"
-        f" KID {figure['kid']:.3g} +- {figure['kid_std']:.3g},"
-        f" IS {figure['is']:.2f} +- {figure['is_std']:.2f} (real {floor['is']:.2f})"
-    )
-
-
-def draw(run: RunDir) -> None:
-    """plots/fid.png and plots/is.png: each sampler's figures over the epochs, with the floors.
-
-    Of several protocols the one that most epochs have is drawn, never two in one line.
-    """
-    lines: dict[str, dict[str, list[tuple[int, Figure]]]] = {}
-    for content in of_run(run):
-        for figure in content["figures"]:
-            protocol = figure["protocol"]
-            rest = json.dumps({k: v for k, v in protocol.items() if k not in OF_SAMPLER})
-            lines.setdefault(rest, {}).setdefault(protocol["sampler"], []).append(
-                (int(content["epoch"]), figure)
-            )
-    if not lines:
-        return
-    chosen = max(lines.values(), key=lambda by_sampler: sum(map(len, by_sampler.values())))
-    floors = {
-        figure["protocol"].get("floor", "real test images"): figure["floor"]
-        for points in chosen.values()
-        for _, figure in points
-    }
-    about = next(iter(chosen.values()))[0][1]["protocol"]
-    title = f"{run.name}: {about['images']} images, {about['extractor']}"
-    for key, label in (("fid", "FID (lower is better)"), ("is", "IS (higher is better)")):
-        curves = {
-            name: [(epoch, float(figure[key])) for epoch, figure in points]
-            for name, points in chosen.items()
-        }
-        real = {name: float(floor[key]) for name, floor in floors.items()}
-        plots.epoch_curves(run.plots / f"{key}.png", curves, real, label, title=title)
+    contents = map(read, map(run.evaluation_path, run.evaluated_epochs()))
+    return [content for content in contents if content is not None]

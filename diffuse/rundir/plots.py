@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import itertools
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -14,6 +15,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from diffuse.rundir import evaluations
+from diffuse.rundir.directory import RunDir
 from diffuse.runtime import files
 
 if TYPE_CHECKING:
@@ -105,6 +108,36 @@ def loss_curve(path: Path, metrics: Sequence[dict[str, Any]], *, title: str = ""
     if title:
         axes.set_title(title, fontsize=9)
     _save(figure, path)
+
+
+def evaluation_curves(run: RunDir) -> None:
+    """plots/fid.png and plots/is.png: each sampler's scores over the epochs, with the floors.
+
+    Of several protocols the one that most epochs have is drawn, never two in one line.
+    """
+    lines: dict[str, dict[str, list[tuple[int, evaluations.Figure]]]] = {}
+    for evaluation in evaluations.of_run(run):
+        for figure in evaluation.figures:
+            common = json.dumps(figure.protocol.without_sampler(), sort_keys=True)
+            by_sampler = lines.setdefault(common, {})
+            by_sampler.setdefault(figure.protocol.sampler, []).append((evaluation.epoch, figure))
+    if not lines:
+        return
+    chosen = max(lines.values(), key=lambda by_sampler: sum(map(len, by_sampler.values())))
+    floors = {
+        figure.protocol.floor or "real test images": figure.floor
+        for points in chosen.values()
+        for _, figure in points
+    }
+    protocol = next(iter(chosen.values()))[0][1].protocol
+    title = f"{run.name}: {protocol.images} images, {protocol.extractor}"
+    for key, label in (("fid", "FID (lower is better)"), ("is", "IS (higher is better)")):
+        curves = {
+            name: [(epoch, figure.values()[key]) for epoch, figure in points]
+            for name, points in chosen.items()
+        }
+        real = {name: floor.values()[key] for name, floor in floors.items()}
+        epoch_curves(run.plots / f"{key}.png", curves, real, label, title=title)
 
 
 def tile(images: Images, columns: int) -> Images:

@@ -23,6 +23,7 @@ import psutil
 from diffuse import ROOT
 from diffuse.config.schema import Config
 from diffuse.rundir.directory import RunDir
+from diffuse.rundir.evaluations import Evaluation
 from diffuse.runtime import console, files
 
 Job = Literal["train", "evaluate"]
@@ -104,7 +105,7 @@ class Mirror:
         self.close()
 
 
-def mirror_evaluation(run: RunDir, config: Config, evaluation: dict[str, Any]) -> None:
+def mirror_evaluation(run: RunDir, config: Config, evaluation: Evaluation) -> None:
     """Tell the run's events that evaluations/epoch_NNNN.json was written, and mirror it.
 
     Args:
@@ -116,9 +117,9 @@ def mirror_evaluation(run: RunDir, config: Config, evaluation: dict[str, Any]) -
     event = {
         "event": "evaluation",
         "attempt": run.attempt_number(),
-        "epoch": evaluation["epoch"],
-        "step": evaluation["step"],
-        "figures": len(evaluation["figures"]),
+        "epoch": evaluation.epoch,
+        "step": evaluation.step,
+        "figures": len(evaluation.figures),
     }
     files.append_lines(run.metrics_path, [json.dumps(files.sealed(event))])
     if run.path.absolute() not in _open:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from diffuse.rundir import evaluations
 from diffuse.rundir.directory import RunDir
+from diffuse.rundir.evaluations import Figure
 from diffuse.runtime import files
 
 
@@ -49,21 +50,20 @@ def row_of(run: RunDir, line: dict[str, Any]) -> dict[str, Any]:
             if path.is_file():
                 return {"epoch": line["epoch"], "samples": path}
         case "evaluation":
-            figures = files.read_json(run.evaluation_path(line["epoch"])).get("figures", [])
+            evaluation = evaluations.read(run.evaluation_path(line["epoch"]))
+            figures = evaluation.figures if evaluation else []
             row = {k: v for figure in figures for k, v in figure_row(figure).items()}
             return {"epoch": line["epoch"], **row} if row else {}
     return {}
 
 
-def figure_row(figure: dict[str, Any]) -> dict[str, float]:
+def figure_row(figure: Figure) -> dict[str, float]:
     """A figure as `eval/fid/ddim-50 classifier-1000 3f2a`: its protocol is part of the name.
 
     So two protocols never share a curve: the last letters are a hash of all of it.
     """
-    protocol = figure["protocol"]
-    digest = hashlib.sha256(json.dumps(protocol, sort_keys=True).encode()).hexdigest()[:4]
-    label = f"{protocol['sampler']} {protocol['extractor']}-{protocol['images']} {digest}"
-    values = {key: figure.get(key) for key in ("fid", "kid", "kid_std", "is", "is_std")}
-    values |= {f"{key}_floor": v for key, v in (figure.get("floor") or {}).items()}
-    values |= figure.get("reconstruction") or {}
-    return {f"eval/{key}/{label}": value for key, value in values.items() if value is not None}
+    protocol = figure.protocol
+    digest = hashlib.sha256(protocol.key.encode()).hexdigest()[:4]
+    label = f"{protocol.sampler} {protocol.extractor}-{protocol.images} {digest}"
+    values = {f"{key}_floor": value for key, value in figure.floor.values().items()}
+    return {f"eval/{key}/{label}": value for key, value in (figure.values() | values).items()}

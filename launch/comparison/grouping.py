@@ -10,11 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from launch.comparison.results import SCORES, Cell, Figure, Result, read
+from launch.comparison.results import SCORES, Cell, Result, read
 
 LOWER_IS_BETTER = {"fid": True, "kid": True, "is": False, "mse": True, "psnr": False, "ssim": False}
 TOLERANCE = 0.05  # of a figure: a rerun on another machine or world size is as good within it
-OF_SAMPLER = ("sampler", "source", "floor")  # of a protocol: what follows from the sampler
 # Sections that change neither the weights nor the figures of a cell.
 INDIFFERENT = ("system", "tracking", "checkpoint", "samples", "eval")
 
@@ -39,13 +38,13 @@ class Column:
         return list({cell.run: cell for cell in self.cells}.values())
 
     @property
-    def floor(self) -> Figure:
-        """What real test images get."""
-        return dict(self.cells[0].figure["floor"])
+    def floor(self) -> dict[str, float]:
+        """The scores of real test images."""
+        return self.cells[0].figure.floor.values()
 
     @property
     def floor_images(self) -> str:
-        return str(self.cells[0].figure["protocol"].get("floor", "test images"))
+        return self.cells[0].figure.protocol.floor or "test images"
 
     @property
     def keys(self) -> list[str]:
@@ -69,14 +68,13 @@ class Group:
 
     @property
     def labels(self) -> list[str]:
-        return sorted({label for cell in self.cells for label in cell.figure.get("labels", [])})
+        return sorted({label for cell in self.cells for label in cell.figure.labels})
 
     def columns(self) -> list[Column]:
         """The group by whole protocols."""
         by_protocol: dict[str, list[Cell]] = {}
         for cell in self.cells:
-            key = json.dumps(cell.figure["protocol"], sort_keys=True)
-            by_protocol.setdefault(key, []).append(cell)
+            by_protocol.setdefault(cell.figure.protocol.key, []).append(cell)
         columns = [Column(_ranked(cells)) for cells in by_protocol.values()]
         return sorted(columns, key=lambda c: (c.source == "test images", c.source, c.sampler))
 
@@ -95,7 +93,8 @@ def groups(results: Sequence[Result]) -> list[Group]:
     found: dict[str, list[Cell]] = {}
     for result in results:
         for cell in result.cells:
-            found.setdefault(_without_sampler(cell.figure["protocol"]), []).append(cell)
+            common = json.dumps(cell.figure.protocol.without_sampler(), sort_keys=True)
+            found.setdefault(common, []).append(cell)
     made = [Group(json.loads(key), tuple(cells)) for key, cells in found.items()]
     return sorted(made, key=lambda group: -len(group.cells))
 
@@ -233,10 +232,5 @@ def _agree(a: Result, b: Result) -> str:
     return f"within {TOLERANCE:.0%}" if worst <= TOLERANCE else f"different ({worst:.0%})"
 
 
-def _key(cell: Cell) -> str:
-    return json.dumps([cell.epoch, cell.figure["protocol"]], sort_keys=True)
-
-
-def _without_sampler(protocol: Mapping[str, Any]) -> str:
-    kept = {k: v for k, v in protocol.items() if k not in OF_SAMPLER}
-    return json.dumps(kept, sort_keys=True)
+def _key(cell: Cell) -> tuple[int, str]:
+    return cell.epoch, cell.figure.protocol.key

@@ -173,7 +173,7 @@ def _charts(
             if (value := cell.value(key)) is not None:
                 lines.setdefault(names[cell.run], []).append((float(cell.epoch), value))
         if lines:
-            floor = (real, float(column.floor[key]))
+            floor = (real, column.floor[key])
             is_log = key == "fid"
             chart = curves(lines, HEADINGS[key], looks, log=is_log, floor=floor, markers=True)
             charts.append((CAPTIONS[key], chart))

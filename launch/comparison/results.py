@@ -12,51 +12,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
-
 from diffuse.config.schema import Config
+from diffuse.rundir import evaluations
 from diffuse.rundir.directory import SILENT_AFTER_S, RunDir, silence_s
+from diffuse.rundir.evaluations import Figure
 from diffuse.runtime import files
 from diffuse.runtime.errors import DiffuseError, UserError
 
 SCORES = ("fid", "kid", "is")
-Figure = dict[str, Any]
 FILES_OF_A_RUN = ("config.yaml", "status.json", "metrics.jsonl")
-
-
-class _Scores(BaseModel):
-    model_config = ConfigDict(strict=True)
-
-    fid: float
-    kid: float
-    kid_std: float
-    is_: float = Field(alias="is")
-    is_std: float
-
-
-class _Protocol(BaseModel):
-    model_config = ConfigDict(strict=True)
-
-    extractor: str
-    images: int
-    real_images: int
-    sampler: str
-    source: str
-
-
-class _Figure(_Scores):
-    """What is asked of a figure in evaluations/*.json before anything else reads it."""
-
-    protocol: _Protocol
-    floor: _Scores
-    reconstruction: dict[str, float] | None = None
-    labels: list[str] = []
-    samples: str | None = None
-
-
-class _Evaluation(BaseModel):
-    epoch: int
-    figures: list[_Figure]
 
 
 @dataclass(frozen=True)
@@ -69,17 +33,17 @@ class Cell:
 
     @property
     def sampler(self) -> str:
-        return str(self.figure["protocol"]["sampler"])
+        return self.figure.protocol.sampler
 
     @property
     def source(self) -> str:
         """What the sampler starts from: noise, the prior, or test images."""
-        return str(self.figure["protocol"]["source"])
+        return self.figure.protocol.source
 
     def value(self, key: str) -> float | None:
         """fid, kid, is, or a reconstruction's mse, psnr, ssim; None where it is not finite."""
-        found = self.figure.get(key, (self.figure.get("reconstruction") or {}).get(key))
-        return None if found is None or not math.isfinite(found) else float(found)
+        found = self.figure.values().get(key)
+        return None if found is None or not math.isfinite(found) else found
 
 
 @dataclass
@@ -143,13 +107,13 @@ def read(path: Path, name: str = "") -> Result:
     except (KeyError, TypeError, ValueError, OSError):
         result.problems.append(f"{run.metrics_path}: damaged; its losses are left out")
     for file in map(run.evaluation_path, run.evaluated_epochs()):
-        content = files.read_json(file)
         try:
-            epoch = _Evaluation.model_validate(content).epoch
-        except ValidationError:
-            result.problems.append(f"{file}: damaged; delete it and evaluate again")
+            evaluation = evaluations.read(file)
+        except UserError as error:
+            result.problems.append(str(error))
             continue
-        result.cells += [Cell(name, epoch, figure) for figure in content["figures"]]
+        if evaluation is not None:
+            result.cells += [Cell(name, evaluation.epoch, f) for f in evaluation.figures]
     result.problems += _missing(result, config)
     return result
 

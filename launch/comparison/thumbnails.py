@@ -58,8 +58,8 @@ def album(result: Result, most: int) -> Album:
         strips.append(_strip(f"direct, epoch {epoch}", sets["direct"]))
         strips.append(_strip(f"Algorithm 2, epoch {epoch}", sets["images"]))
     # Cold diffusion without a test image: only the evaluation draws from the prior.
-    drawn = {c.epoch: c.figure.get("samples") for c in result.cells if c.source == "prior"}
-    found = [(epoch, result.dir.path / str(file)) for epoch, file in sorted(drawn.items()) if file]
+    drawn = {c.epoch: c.figure.samples for c in result.cells if c.source == "prior"}
+    found = [(epoch, result.dir.path / file) for epoch, file in sorted(drawn.items()) if file]
     for epoch, path in _spread(found, most):
         if path.parent != result.dir.samples:
             continue

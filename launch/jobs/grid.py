@@ -19,6 +19,7 @@ from diffuse.config.processes import Orientation
 from diffuse.config.schema import Config, Epochs
 from diffuse.config.section import CommaSeparated, Section
 from diffuse.config.validation import validated
+from diffuse.rundir.evaluations import Figure
 from diffuse.runtime.errors import UserError
 
 _AsList = BeforeValidator(lambda value: [value] if isinstance(value, str) else value)
@@ -80,14 +81,13 @@ class GridRun:
         options = ["--images", str(settings.images), "--extractor", settings.extractor]
         return options + (["--samplers", ",".join(settings.samplers)] if settings.samplers else [])
 
-    def is_evaluated(self, figures: Sequence[Mapping[str, Any]]) -> bool:
+    def is_evaluated(self, figures: Sequence[Figure]) -> bool:
         """Whether these figures of an epoch are what the grid asks for."""
         settings = self.config.eval
         made = {
-            f["protocol"]["sampler"]
+            f.protocol.sampler
             for f in figures
-            if f["protocol"]["images"] == settings.images
-            and f["protocol"]["extractor"] == settings.extractor
+            if f.protocol.images == settings.images and f.protocol.extractor == settings.extractor
         }
         return made >= {str(spec) for spec in self.config.sampler_specs(settings.samplers)}
 

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from diffuse.rundir import evaluations
 from diffuse.rundir.directory import RunDir
-from diffuse.runtime import files
+from diffuse.runtime.errors import UserError
 from launch.jobs.grid import Grid, GridRun
 
 State = Literal["done", "running", "new", "resume", "extend"]
@@ -130,8 +131,8 @@ def as_plain(planned: Iterable[Planned]) -> dict[str, list[dict[str, Any]]]:
 
 
 def _is_evaluated(run: GridRun, directory: RunDir, epoch: int) -> bool:
-    content = files.read_json(directory.evaluation_path(epoch))
     try:
-        return run.is_evaluated(content["figures"])
-    except (KeyError, TypeError):
+        evaluation = evaluations.read(directory.evaluation_path(epoch))
+    except UserError:
         return False  # damaged: the evaluation says so
+    return evaluation is not None and run.is_evaluated(evaluation.figures)

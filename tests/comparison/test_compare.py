@@ -141,7 +141,7 @@ def test_two_protocols_never_share_a_table(runs: Path, data_dir: Path) -> None:
     assert [len(group.cells) for group in found] == [7, 1]
     columns = [column for group in found for column in group.columns()]
     for column in columns:
-        protocols = {json.dumps(cell.figure["protocol"]) for cell in column.cells}
+        protocols = {cell.figure.protocol.key for cell in column.cells}
         assert len(protocols) == 1
     said = launch("compare.py", f"--runs-dir={runs}").stdout
     assert said.count("images by classifier") == len(columns) == 5
@@ -246,7 +246,7 @@ def test_runs_that_differ_by_their_seed_get_mean_and_deviation(runs: Path) -> No
     earlier, mean = grouping.over_seeds(group, found)
     assert (earlier.epoch, mean.epoch) == (1, 2)
     cells = [c for c in group.cells if c.run.startswith("ddpm") and c.epoch == 2]
-    values = [c.figure["fid"] for c in cells]
+    values = [c.figure.fid for c in cells]
     assert mean.seeds == (0, 1)
     assert mean.scores["fid"][0] == pytest.approx(sum(values) / 2)
     assert mean.scores["fid"][1] == pytest.approx(abs(values[0] - values[1]) / 2**0.5)
@@ -361,7 +361,7 @@ def test_a_figure_that_is_no_number_is_never_the_best(runs: Path) -> None:
     column = grouping.groups(found)[0].columns()[0]
     (wrong,) = [cell for cell in column.cells if cell.value("fid") is None]
     assert (wrong.run, wrong.epoch) == (first.name, 2)
-    assert column.best("fid") == min(c.figure["fid"] for c in column.cells if c is not wrong)
+    assert column.best("fid") == min(c.figure.fid for c in column.cells if c is not wrong)
     assert "nan" not in Page(page.render(found, runs, "page")).text.split("Runs")[0]
 
 

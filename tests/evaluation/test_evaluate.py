@@ -225,10 +225,10 @@ def test_the_floor_is_a_fair_sample_of_the_test_set(data_dir: Path) -> None:
     assert len(set(numbers.tolist())) == 1000
     assert 450 < int((numbers < 5000).sum()) < 550
     first = judge.floor(1000, SamplerSpec.parse("direct", cold))
-    assert judge.floor(1000, spec)["fid"] < 5 < 7 < first["fid"]
+    assert judge.floor(1000, spec).fid < 5 < 7 < first.fid
     name, numbers = judge.floor_images(20_000, spec)
     assert (name, len(numbers)) == ("all 10000 test images", 10_000)
-    assert judge.protocol(20_000, spec, 0)["floor"] == name
+    assert judge.protocol(20_000, spec, 0).floor == name
 
 
 @pytest.mark.parametrize("ranks", [1, 2])

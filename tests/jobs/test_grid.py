@@ -204,8 +204,12 @@ def test_a_cell_counts_as_evaluated_by_the_protocol_that_the_grid_asks_for(tmp_p
     directory.checkpoint_path(2).touch()
     files.write_json(directory.status_path, {"state": "done", "epoch": 2, "epochs": 2})
 
+    scores = dict.fromkeys(("fid", "kid", "kid_std", "is", "is_std"), 1.0)
+    common = {"extractor": "classifier", "real_images": 60_000, "source": "noise"}
+
     def figure(sampler: str, images: int) -> dict[str, object]:
-        return {"protocol": {"sampler": sampler, "images": images, "extractor": "classifier"}}
+        protocol = {**common, "sampler": sampler, "images": images}
+        return {**scores, "floor": scores, "protocol": protocol}
 
     few = [figure("ddim-50", 20), figure("ancestral", 20)]
     for figures, is_there in (
@@ -213,7 +217,7 @@ def test_a_cell_counts_as_evaluated_by_the_protocol_that_the_grid_asks_for(tmp_p
         ([*few, figure("ddim-50", 500)], False),
         ([*few, figure("ddim-50", 500), figure("ancestral", 500)], True),
     ):
-        files.write_json(directory.evaluations / "epoch_0002.json", {"figures": figures})
+        files.write_json(directory.evaluation_path(2), {"epoch": 2, "figures": figures})
         assert (look_at(run, directory).unevaluated == ()) is is_there
     assert run.evaluation[:2] == ["--images", "500"]
 

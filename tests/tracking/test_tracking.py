@@ -19,6 +19,7 @@ import pytest
 
 from diffuse.config.presets import load_config, parse_set
 from diffuse.rundir.directory import RunDir
+from diffuse.rundir.evaluations import Evaluation
 from diffuse.runtime import files
 from diffuse.tracking import mirror
 from tests import programs
@@ -28,7 +29,14 @@ from tests.wandb_server import KEY, Manners, server
 OFFLINE = ("--preset=cold/default_28", "--orientation=row", *TINY, "--set=tracking.mode=auto")
 ONLINE = (*OFFLINE, "--set=tracking.mode=online")
 FIGURE = {
-    "protocol": {"extractor": "classifier", "images": 1000, "sampler": "algorithm2", "seed": 0},
+    "protocol": {
+        "extractor": "classifier",
+        "real_images": 60_000,
+        "images": 1000,
+        "sampler": "algorithm2",
+        "source": "test images",
+        "seed": 0,
+    },
     "fid": 123.5,
     "kid": 0.25,
     "kid_std": 0.01,
@@ -37,6 +45,7 @@ FIGURE = {
     "floor": {"fid": 25.0, "kid": 0.0, "kid_std": 0.0, "is": 9.25, "is_std": 0.5},
     "reconstruction": {"mse": 0.5, "psnr": 12.0, "ssim": 0.75},
 }
+EVALUATION = Evaluation.model_validate({"epoch": 3, "step": 24, "figures": [FIGURE]})
 
 
 def train(
@@ -124,16 +133,15 @@ def offline(tmp_path_factory: pytest.TempPathFactory, data_dir: Path) -> RunDir:
     runs_dir = tmp_path_factory.mktemp("offline")
     train(runs_dir, data_dir, *OFFLINE, DIFFUSE_GRID="a-grid")
     run = train(runs_dir, data_dir, *OFFLINE, epochs=3, DIFFUSE_GRID="a-grid")
-    evaluation = {"epoch": 3, "step": 24, "figures": [FIGURE]}
-    files.write_json(run.evaluations / "epoch_0003.json", evaluation)
-    mirror.mirror_evaluation(run, run.config(), evaluation)
+    files.write_json(run.evaluation_path(3), EVALUATION.plain())
+    mirror.mirror_evaluation(run, run.config(), EVALUATION)
     return run
 
 
 def test_the_event_of_an_evaluation_is_sealed_as_all_others(tmp_path: Path) -> None:
     run = RunDir(tmp_path)
     config = load_config("ddpm/default", [parse_set(["tracking.mode=disabled"])])
-    mirror.mirror_evaluation(run, config, {"epoch": 3, "step": 24, "figures": [FIGURE]})
+    mirror.mirror_evaluation(run, config, EVALUATION)
     assert [e["epoch"] for e in run.metrics("evaluation")] == [3]
     run.metrics_path.write_text(run.metrics_path.read_text().replace('"epoch": 3', '"epoch": 8'))
     assert run.metrics("evaluation") == []
@@ -178,8 +186,10 @@ def test_an_offline_run_holds_the_figures_beside_their_floors(offline: RunDir) -
 def test_figures_of_two_protocols_never_share_a_curve() -> None:
     from diffuse.tracking.rows import figure_row
 
-    other = {**FIGURE, "protocol": {**FIGURE["protocol"], "seed": 1}}  # type: ignore[dict-item]
-    assert not figure_row(FIGURE).keys() & figure_row(other).keys()
+    (figure,) = EVALUATION.figures
+    protocol = figure.protocol.model_copy(update={"seed": 1})
+    other = figure.model_copy(update={"protocol": protocol})
+    assert not figure_row(figure).keys() & figure_row(other).keys()
 
 
 def test_a_resumed_run_is_one_id_with_our_own_axes(offline: RunDir) -> None:
