@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 # name, steps, eta, clip: as `str` of a SamplerSpec writes them
 WRITTEN = re.compile(r"([a-z]+\d?)(?:-(\d{1,9}))?(?:-eta(\d+(?:\.\d+)?(?:e-\d\d)?))?(-clip)?")
 
-# x_T: noise (or all that a process without a prior starts from), drawn from a distribution fitted
-# to the training images, or degraded test images, which the sampler restores
+# Where x_T comes from: noise alone, a distribution fitted to the training images, or degraded test
+# images, which the sampler restores.
 Source = Literal["noise", "prior", "test images"]
 
 
@@ -29,7 +29,7 @@ class Method:
 
     title: str
     source: Source
-    steps: int | None = None  # network evaluations, the usual number of them; None: T
+    steps: int | None = None  # the usual number of network evaluations; None: T
     any_steps: bool = False  # whether another number can be chosen
     eta: bool = False
     clip: bool = False

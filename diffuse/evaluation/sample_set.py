@@ -24,7 +24,7 @@ from diffuse.runtime import hdf5
 from diffuse.runtime.distributed import World
 from diffuse.runtime.errors import UserError
 from diffuse.runtime.files import write_bytes
-from diffuse.sampling.generate import generate
+from diffuse.sampling.generate import Start, generate
 from diffuse.sampling.trained_model import Trained
 
 PART = 250
@@ -55,14 +55,14 @@ class Generated:
         starts = range(have, n, PART)
         mine = [s for k, s in enumerate(starts) if k % world.size == world.rank]
         mine = [start for start in mine if self._part(start, n) is None]
-        draw = self._drawing(n, data_dir) if mine else None
+        x_T = self.model.start(self.spec, self.seed, range(n), data_dir) if mine else None
         for k, start in enumerate(mine):
-            assert draw is not None
+            assert x_T is not None
 
             def report(done: int, steps: int, before: int = k) -> None:
                 on_step(before * steps + done, len(mine) * steps)
 
-            images = draw(range(start, min(start + PART, n)), report)
+            images = self._draw(x_T, range(start, min(start + PART, n)), report)
             buffer = io.BytesIO()
             np.savez(buffer, images=images.numpy())  # a zip file has checksums
             write_bytes(self._part_path(start, n), buffer.getbuffer())
@@ -77,27 +77,22 @@ class Generated:
         assert len(done) >= n
         return torch.from_numpy(done[:n])
 
-    def _drawing(self, n: int, data_dir: Path) -> Callable[[range, OnStep], Tensor]:
-        """A function that draws the images of some numbers."""
+    def _draw(self, start: Start, indices: range, on_step: OnStep) -> Tensor:
+        """The images numbered `indices`, uint8 [n, 28, 28]."""
         model, amplitude = self.model, self.model.config.data.amplitude
-        start = model.start(self.spec, self.seed, range(n), data_dir)
-
-        def draw(indices: range, on_step: OnStep) -> Tensor:
-            x = generate(
-                model.network,
-                model.process,
-                self.spec,
-                start,
-                seed=self.seed,
-                indices=indices,
-                amplitude=amplitude,
-                device=model.device,
-                batch=PART,
-                on_step=on_step,
-            )
-            return to_uint8(x, amplitude)
-
-        return draw
+        x = generate(
+            model.network,
+            model.process,
+            self.spec,
+            start,
+            seed=self.seed,
+            indices=indices,
+            amplitude=amplitude,
+            device=model.device,
+            batch=PART,
+            on_step=on_step,
+        )
+        return to_uint8(x, amplitude)
 
     @property
     def _parts(self) -> Path:

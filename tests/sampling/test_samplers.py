@@ -204,15 +204,15 @@ def test_an_image_is_the_same_in_any_batch_and_bits_repeat(
 
     start = from_noise(ddpm)
 
-    def made(batch: int, numbers: range) -> Tensor:
+    def images(batch: int, numbers: range) -> Tensor:
         return generate(
             net, ddpm, spec, start, seed=7, indices=numbers, amplitude=0.5, device=CPU, batch=batch
         )
 
-    whole = made(6, range(6))
-    assert torch.equal(made(6, range(6)), whole)
-    torch.testing.assert_close(made(4, range(6)), whole, rtol=1e-3, atol=1e-4)
-    torch.testing.assert_close(made(1, range(5, 6)), whole[5:], rtol=1e-3, atol=1e-4)
+    whole = images(6, range(6))
+    assert torch.equal(images(6, range(6)), whole)
+    torch.testing.assert_close(images(4, range(6)), whole, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(images(1, range(5, 6)), whole[5:], rtol=1e-3, atol=1e-4)
     assert net.training, "generate left the network as it found it"
 
 
@@ -222,7 +222,7 @@ def test_every_name_has_a_sampler_and_every_sampler_a_name() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "steps", "eta", "said"),
+    ("text", "steps", "eta", "message"),
     [
         ("ddpm", None, 0.0, "the samplers are ancestral, ddim, dpm"),
         ("algorithm2", None, 0.0, "the samplers are ancestral, ddim, dpm"),
@@ -241,9 +241,9 @@ def test_every_name_has_a_sampler_and_every_sampler_a_name() -> None:
     ],
 )
 def test_a_sampler_that_does_not_fit_is_refused(
-    text: str, steps: int | None, eta: float | None, said: str
+    text: str, steps: int | None, eta: float | None, message: str
 ) -> None:
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=message):
         SamplerSpec.parse(text, DDPM, steps=steps, eta=eta)
 
 
