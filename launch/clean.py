@@ -30,12 +30,12 @@ def main(
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
 ) -> None:
     """Show, or with --yes remove, what nothing needs any more."""
+    from diffuse.runtime.console import screen
     from launch.inspection.removable import holding, remove, unneeded
-    from launch.local.display import console
 
     if not runs_dir.is_dir():
         raise errors.UserError(f"{runs_dir}: no such folder; name it by --runs-dir")
-    root, out = runs_dir.absolute(), console(stderr=as_json)
+    root, out = runs_dir.absolute(), screen(stderr=as_json)
     with holding(root) if yes else contextlib.nullcontext():
         found = unneeded(root)
         for kind in dict.fromkeys(item.kind for item in found):

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import json
 import sys
-import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 if __package__ in (None, ""):  # run as a script: the repository takes the script's folder's place
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
@@ -19,26 +18,7 @@ import typer
 
 from diffuse.runtime import errors
 
-if TYPE_CHECKING:
-    from rich.console import Console
-    from rich.table import Table
-
-    from launch.inspection.run_status import Standing
-
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
-REFRESH_S = 5.0
-MOST_ROWS = 500  # nobody reads more, and laying them out takes seconds
-STYLES = {
-    "done": "green",
-    "running": "cyan",
-    "evaluating": "cyan",
-    "failed": "bold red",
-    "lost": "red",
-    "interrupted": "yellow",
-    "requeued": "yellow",
-    "unknown": "yellow",
-}
-GOES_ON = ("queued", "requeued", "running", "evaluating", "unknown")
 
 
 @app.command()
@@ -64,94 +44,15 @@ def main(
     if as_json:
         print(json.dumps({"runs": [row.as_plain() for row in rows]}, indent=2))
         return
-    from launch.local.display import console
+    from diffuse.runtime.console import screen
+    from launch.inspection import status_table
 
-    out = console()
+    out = screen()
     if follow:
-        watch(root, grid, out)
+        status_table.watch(root, grid, out)
         return
-    out.print(_table(rows, MOST_ROWS))
+    out.print(status_table.table(rows, status_table.MOST_ROWS))
     out.print(counts(rows) or f"no runs in {runs_dir}")
-
-
-def watch(root: Path, grid: str | None, out: Console) -> int:
-    """Show how the runs under `root` stand until all have ended; 1 where one failed, else 0.
-
-    A live table on a terminal; elsewhere a row whenever something happened.
-    """
-    from rich.live import Live
-
-    from launch.inspection.run_status import counts, standings
-
-    rows = standings(root, grid)
-    if out.is_terminal:
-        with Live(_table(rows, out.height - 3), console=out, auto_refresh=False) as live:
-            while _lives(rows):
-                time.sleep(REFRESH_S)
-                rows = standings(root, grid)
-                live.update(_table(rows, out.height - 3), refresh=True)
-    else:
-        out.print(_table(rows, MOST_ROWS))
-        while _lives(rows):
-            time.sleep(REFRESH_S)
-            before, rows = {(r.run, r.state, r.epoch) for r in rows}, standings(root, grid)
-            if news := [r for r in rows if (r.run, r.state, r.epoch) not in before]:
-                out.print(_table(news, MOST_ROWS))
-    out.print(counts(rows) or f"no runs in {root}")
-    return int(any(row.state in ("failed", "lost") for row in rows))
-
-
-def _lives(rows: list[Standing]) -> bool:
-    return any(row.state in GOES_ON for row in rows)
-
-
-def _table(rows: list[Standing], room: int) -> Table:
-    """At most `room` rows; where there are more, what runs or went wrong comes first."""
-    from rich.table import Table
-    from rich.text import Text
-
-    from launch.local.display import duration
-
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for name in ("run", "job", "state", "epoch", "loss", "images/s", "ETA", "evaluated"):
-        table.add_column(name, no_wrap=True)
-    table.add_column("attempts", no_wrap=True)
-    table.add_column("node", no_wrap=True)
-    table.add_column("reason", overflow="fold")
-    shown = rows
-    if len(rows) > room:
-        shown = sorted(rows, key=lambda row: _order(row.state))[: max(1, room)]
-    for row in shown:
-        table.add_row(
-            row.run,
-            row.job,
-            Text(row.state, STYLES.get(row.state, "")),
-            "" if row.epoch is None else f"{row.epoch}/{row.epochs}",
-            "" if row.loss is None else f"{row.loss:.4f}",
-            "" if not row.images_per_s else f"{row.images_per_s:.0f}",
-            "" if row.eta_s is None else duration(row.eta_s),
-            str(row.evaluated or ""),
-            str(row.attempts or ""),
-            row.node,
-            Text(row.reason),
-        )
-    if len(rows) > len(shown):
-        table.add_row(f"... and {len(rows) - len(shown)} more (--json has all)")
-    return table
-
-
-def _order(state: str) -> int:
-    order = (
-        "failed",
-        "lost",
-        "unknown",
-        "running",
-        "evaluating",
-        "interrupted",
-        "requeued",
-        "queued",
-    )
-    return order.index(state) if state in order else len(order)
 
 
 def _show_log(runs_dir: Path, name: str) -> None:

@@ -7,7 +7,6 @@ The same command again does only what is missing.
 from __future__ import annotations
 
 import json
-import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -20,7 +19,6 @@ import typer
 from diffuse.runtime import errors
 
 if TYPE_CHECKING:  # everything else is imported when needed: --help answers at once
-    from launch.jobs.cluster import Cluster
     from launch.jobs.grid import Grid
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
@@ -86,6 +84,8 @@ def main(
 ) -> None:
     """Train and evaluate the cells of a grid: preset x orientation x seed x epoch."""
     from diffuse.config.presets import Layer, parse_set
+    from diffuse.rundir.directory import default_data_dir
+    from diffuse.runtime.console import screen
     from launch.jobs.cluster import choose
     from launch.jobs.plan import as_plain, plan, summary
 
@@ -95,10 +95,9 @@ def main(
                 "--cancel --rerun: name the rerun to end, --runs-dir RUNS/rerun-001"
             )
         from launch.jobs.grid import grid_name
-        from launch.local import display
-        from launch.slurm import sweep
+        from launch.slurm import sweep as slurm_sweep
 
-        raise typer.Exit(sweep.cancel(runs_dir, grid_name(grid), only, display.console()))
+        raise typer.Exit(slurm_sweep.cancel(runs_dir, grid_name(grid), only, screen()))
     chosen = _load(grid, set_ or [], epochs, seeds, device)
     if only is not None:
         chosen = chosen.only(only)
@@ -119,30 +118,35 @@ def main(
         if as_json:
             print(json.dumps(as_plain(planned), indent=2))
         else:
-            from launch.local.display import console, plan_table
+            from launch.local.display import plan_table
 
-            out = console()
+            out = screen()
             out.print(f"grid {chosen.name} in {runs_dir}, on {file.name}", soft_wrap=True)
             out.print(plan_table(planned))
             out.print(summary(planned))
         return
-    if settings.kind == "slurm":
-        from diffuse.rundir.directory import default_data_dir
-        from launch.local import display, pool
-        from launch.slurm import sweep
+    from launch.local import pool
 
-        data = (data_dir or default_data_dir()).absolute()
-        pool.require_data(data)
-        out = display.console(stderr=as_json)
-        code = sweep.submit(chosen, file, typed, runs_dir, data, evaluate, out, again)
-        if follow:
-            from launch import status
+    data = (data_dir or default_data_dir()).absolute()
+    out = screen(stderr=as_json)
+    if settings.kind == "local":
+        from launch.local import sweep as local_sweep
 
-            code = status.watch(runs_dir.absolute(), chosen.name, out)
-        if as_json:
-            print(json.dumps(as_plain(plan(chosen, runs_dir)), indent=2))
+        code = local_sweep.run(
+            chosen, settings, runs_dir, data, device or "auto", as_json, evaluate, out, again
+        )
         raise typer.Exit(code)
-    raise typer.Exit(_here(chosen, settings, runs_dir, data_dir, device, as_json, evaluate, again))
+    from launch.slurm import sweep as slurm_sweep
+
+    pool.require_data(data)
+    code = slurm_sweep.submit(chosen, file, typed, runs_dir, data, evaluate, out, again)
+    if follow:
+        from launch.inspection import status_table
+
+        code = status_table.watch(runs_dir.absolute(), chosen.name, out)
+    if as_json:
+        print(json.dumps(as_plain(plan(chosen, runs_dir)), indent=2))
+    raise typer.Exit(code)
 
 
 def _next_rerun(runs_dir: Path) -> Path:
@@ -169,69 +173,6 @@ def _load(
         layers=tuple(layers),
     )
     return load_grid(name, overrides)
-
-
-def _here(
-    grid: Grid,
-    settings: Cluster,
-    runs_dir: Path,
-    data_dir: Path | None,
-    device: str | None,
-    as_json: bool,
-    evaluate: bool,
-    again: str,
-) -> int:
-    """Work through the grid on this machine; the exit code."""
-    from diffuse.rundir.directory import default_data_dir
-    from launch.jobs.ledger import Ledger
-    from launch.jobs.plan import as_plain, plan, summary
-    from launch.local import display, pool
-
-    out = display.console(stderr=as_json)
-    title = f"grid {grid.name} in {runs_dir}"
-    data = (data_dir or default_data_dir()).absolute()
-    ledger = Ledger(runs_dir.absolute(), grid.name)
-    if any(p.is_todo or p.unevaluated for p in plan(grid, runs_dir)):
-        pool.require_data(data)  # before anything is written
-    with ledger.locked(), pool.Stopper().installed() as stopper:
-        planned = plan(grid, ledger.runs_dir)
-        out.print(f"{title}: {summary(planned)}", soft_wrap=True)
-        ledger.note_runs(run.name for run in grid.runs)
-        outcomes = []
-        if todo := [p for p in planned if p.is_todo or (evaluate and p.unevaluated)]:
-            gpus = pool.visible_gpus(device or "auto")
-            parallel = settings.array_parallelism or len(gpus) or 1
-            jobs = pool.Pool(ledger, data, gpus, parallel, evaluate)
-            with display.Watch(out, title).shown() as watch:
-                outcomes = jobs.run(todo, stopper, watch)
-    ended = plan(grid, runs_dir)
-    if as_json:
-        plain = as_plain(ended)
-        by_name = {o.planned.name: o for o in outcomes}
-        for run in plain["runs"]:
-            if outcome := by_name.get(run["name"]):
-                log = str(outcome.log) if outcome.log else None
-                run.update(outcome=outcome.state, reason=outcome.reason or None, log=log)
-        print(json.dumps(plain, indent=2))
-    display.ending(out, title, ended, outcomes, again)
-    if evaluate and not stopper.signals and any(p.evaluated for p in ended):
-        _report(grid, runs_dir, as_json)
-    if any(o.state == "failed" for o in outcomes):
-        return 1
-    if stopper.signals:
-        return 130 if stopper.signals[0] == signal.SIGINT else 75
-    return 0 if all(p.state == "done" for p in ended) else 75
-
-
-def _report(grid: Grid, runs_dir: Path, as_json: bool) -> None:
-    """The last link of the chain: every run of the grid on one page."""
-    from diffuse.runtime import files
-    from launch.comparison import page, results
-
-    found = results.read_all(runs_dir / run.name for run in grid.runs)
-    path = runs_dir / "report.html"
-    files.write_text(path, page.render(found, runs_dir, f"diffuse: {grid.name}"))
-    print(f"report: {path}", file=sys.stderr if as_json else sys.stdout)
 
 
 if __name__ == "__main__":

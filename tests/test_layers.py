@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -25,8 +26,7 @@ LAUNCH = (
     ("jobs",),
     ("slurm", "comparison"),
     ("local", "inspection"),
-    ("status", "compare", "doctor", "clean", "sync", "dashboard"),
-    ("sweep",),
+    ("sweep", "status", "compare", "doctor", "clean", "sync", "dashboard"),
 )
 LEVELS = {
     f"{package}.{name}": level
@@ -39,14 +39,30 @@ FILES = [
 ]
 
 
+PROGRAMS = [path for path in sorted((ROOT / "launch").glob("*.py")) if path.name != "__init__.py"]
+
+
 def modules(package: str) -> list[Path]:
     return sorted((ROOT / package).rglob("*.py"))
 
 
-def imported(path: Path) -> set[str]:
+def module_of(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+class WithoutTypes(ast.NodeTransformer):
+    """Leaves out `if TYPE_CHECKING:`."""
+
+    def visit_If(self, node: ast.If) -> ast.AST | None:
+        is_for_types = ast.unparse(node.test) == "TYPE_CHECKING"
+        return None if is_for_types else self.generic_visit(node)
+
+
+def imported(path: Path, with_types: bool = True) -> set[str]:
     """Every module named in an import statement, also inside functions."""
     names: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    tree: ast.AST = ast.parse(path.read_text())
+    for node in ast.walk(tree if with_types else WithoutTypes().visit(tree)):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
@@ -62,8 +78,8 @@ def folder_of(module: str) -> str:
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
 def test_imports_point_one_way(path: Path) -> None:
-    module = ".".join(path.relative_to(ROOT).with_suffix("").parts)
-    own = folder_of(module.removesuffix(".__init__"))
+    module = module_of(path)
+    own = folder_of(module)
     if own in ("diffuse", "launch"):
         return  # diffuse.load, imported when asked for
     assert own in LEVELS, f"{own} has no place yet: put it into the order of folders"
@@ -75,6 +91,26 @@ def test_imports_point_one_way(path: Path) -> None:
         if other.startswith(package) and LEVELS[other] >= LEVELS[own]
     }
     assert not higher, f"{module} imports {higher}"
+
+
+def test_no_two_files_import_each_other_in_a_circle() -> None:
+    """Imports inside functions count, those for types do not."""
+    # `diffuse` itself holds diffuse.load, which is imported when asked for.
+    files = {module_of(path): path for path in FILES if module_of(path) != "diffuse"}
+    used = {
+        name: imported(path, with_types=False) & files.keys() - {name}
+        for name, path in files.items()
+    }
+    TopologicalSorter(used).prepare()  # CycleError names the circle
+
+
+@pytest.mark.parametrize("path", PROGRAMS, ids=lambda p: str(p.stem))
+def test_a_launch_program_answers_help_without_loading_much(path: Path) -> None:
+    command = [sys.executable, "-X", "importtime", str(path), "--help"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    loaded = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+    assert "typer" in loaded
+    assert not loaded & {"pydantic", "rich", "torch", "numpy", "submitit"}
 
 
 def test_the_library_never_imports_the_launcher() -> None:

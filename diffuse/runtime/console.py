@@ -1,14 +1,15 @@
-"""Long work shows itself: a bar with rate and ETA on a terminal, plain lines in a log file."""
+"""Screens: long work as a bar with rate and ETA (plain lines in a log file), tables, durations."""
 
 from __future__ import annotations
 
-import datetime
+import os
 import sys
 import time
 from types import TracebackType
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
+from rich.table import Table
 
 LINE_EVERY_S = 30.0
 
@@ -106,5 +107,25 @@ def note(line: str) -> None:
 
 
 def duration(seconds: float) -> str:
-    """H:MM:SS."""
-    return str(datetime.timedelta(seconds=round(seconds)))
+    """`42s`, `3m05s`, `2h07m`."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole}s"
+    if whole < 3600:
+        return f"{whole // 60}m{whole % 60:02d}s"
+    return f"{whole // 3600}h{whole % 3600 // 60:02d}m"
+
+
+def screen(stderr: bool = False) -> Console:
+    """A console that never wraps a table in a file or a pipe."""
+    stream = sys.stderr if stderr else sys.stdout
+    width = None if stream.isatty() or "COLUMNS" in os.environ else 200
+    return Console(stderr=stderr, width=width, highlight=False, soft_wrap=False)
+
+
+def table(*columns: str, title: str | None = None) -> Table:
+    """An empty table without lines, its columns not wrapped."""
+    made = Table(title=title, title_justify="left", box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for column in columns:
+        made.add_column(column, no_wrap=True)
+    return made

@@ -11,6 +11,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from diffuse.rundir.plots import Look, look
+from diffuse.runtime import files
 from launch.comparison import published_figures
 from launch.comparison.charts import MOST_NAMED, curves
 from launch.comparison.grouping import (
@@ -50,6 +51,11 @@ LOSSES = {
     "ddpm": "DDPM: loss of the predicted noise",
     "averaging": "Cold diffusion: loss of the predicted image",
 }
+
+
+def write(path: Path, results: Sequence[Result], runs_dir: Path, title: str) -> None:
+    """Write the page of these runs, whole or not at all."""
+    files.write_text(path, render(results, runs_dir, title))
 
 
 def render(results: Sequence[Result], runs_dir: Path, title: str) -> str:

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-import os
-import sys
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from diffuse.runtime import console
 from launch.jobs.plan import Planned
-from launch.local.pool import Outcome
+
+if TYPE_CHECKING:  # a dry run shows its plan without submitit
+    from launch.local.pool import Outcome
 
 STYLES = {
     "done": "green",
@@ -33,18 +34,12 @@ STYLES = {
     "left": "dim",
 }
 LINE_EVERY_S = 30.0
-
-
-def console(stderr: bool = False) -> Console:
-    """A console that never wraps a table in a file or a pipe."""
-    stream = sys.stderr if stderr else sys.stdout
-    width = None if stream.isatty() or "COLUMNS" in os.environ else 200
-    return Console(stderr=stderr, width=width, highlight=False, soft_wrap=False)
+COLUMNS = ("run", "state", "epoch", "loss", "images/s", "ETA")
 
 
 def plan_table(planned: Sequence[Planned]) -> Table:
     """One row a run, i.e. a training job; its cells with a mark where they are done."""
-    table = _table(None, "run", "cells (epochs)", "state")
+    table = console.table("run", "cells (epochs)", "state")
     for p in planned:
         cells = Text("  ").join(
             Text(f"{epoch} ✓", "green") if epoch in p.have else Text(f"{epoch}")
@@ -86,7 +81,7 @@ class Watch:
         self.console.print(text, markup=False, soft_wrap=True)
 
     def _progress_table(self, outcomes: Sequence[Outcome]) -> Table:
-        table = _table(self.title, "run", "state", "epoch", "loss", "images/s", "ETA")
+        table = console.table(*COLUMNS, title=self.title)
         order = ["training", "evaluating", "failed", "interrupted", "queued", "left", "done"]
         room = max(4, self.console.height - 6)
         by_state = sorted(outcomes, key=lambda o: order.index(o.state))
@@ -171,22 +166,5 @@ def _facts(outcome: Outcome) -> dict[str, Any]:
         "epoch": f"{status.get('epoch', '?')}/{status.get('epochs', '?')}",
         "loss": "" if loss is None else f"{loss:.4f}",
         "rate": f"{status.get('images_per_s') or 0:.0f}",
-        "eta": "" if eta is None else duration(eta),
+        "eta": "" if eta is None else console.duration(eta),
     }
-
-
-def duration(seconds: float) -> str:
-    """`42s`, `3m05s`, `2h07m`."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole}s"
-    if whole < 3600:
-        return f"{whole // 60}m{whole % 60:02d}s"
-    return f"{whole // 3600}h{whole % 3600 // 60:02d}m"
-
-
-def _table(title: str | None, *columns: str) -> Table:
-    table = Table(title=title, title_justify="left", box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for column in columns:
-        table.add_column(column, no_wrap=True)
-    return table

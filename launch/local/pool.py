@@ -16,7 +16,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal, Protocol
 
 import psutil
 import submitit
@@ -27,9 +27,6 @@ from launch.jobs import worker as jobs
 from launch.jobs.ledger import Ledger
 from launch.jobs.logs import killed, last_error
 from launch.jobs.plan import Planned
-
-if TYPE_CHECKING:
-    from launch.local.display import Watch
 
 State = Literal["queued", "training", "evaluating", "done", "interrupted", "failed", "left"]
 STOP_WAIT_S = 60.0  # for a step's end and its checkpoint, after the first Ctrl-C
@@ -47,6 +44,16 @@ class Outcome:
     reason: str = ""
     log: Path | None = None
     started: float = 0.0
+
+
+class Watcher(Protocol):
+    """Shows a sweep to a person."""
+
+    def update(self, outcomes: Sequence[Outcome]) -> None:
+        """Show the outcomes as they are now."""
+
+    def say(self, text: str) -> None:
+        """Show a line that stays."""
 
 
 @dataclass
@@ -112,7 +119,7 @@ class Pool:
         path = os.environ.get("PYTHONPATH")
         os.environ["PYTHONPATH"] = f"{root}{os.pathsep}{path}" if path else root
 
-    def run(self, todo: Sequence[Planned], stopper: Stopper, watch: Watch) -> list[Outcome]:
+    def run(self, todo: Sequence[Planned], stopper: Stopper, watch: Watcher) -> list[Outcome]:
         """Train all of `todo`, or as much as gets done before `stopper` is asked to stop."""
         outcomes = [Outcome(planned) for planned in todo]
         queue = deque(outcomes)

@@ -8,6 +8,7 @@ no scontrol in an image).
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import shlex
 import signal
@@ -23,10 +24,11 @@ import psutil
 import submitit
 from submitit.core.utils import FailedJobError, FailedSubmissionError
 
+from diffuse.runtime import files
 from diffuse.runtime.errors import EnvironmentFailed
 from launch.jobs.cluster import Cluster
 from launch.jobs.snapshot import Snapshot
-from launch.slurm import commands, image
+from launch.slurm import commands
 
 # Rank 0 says by a file that the work was interrupted: of several ranks srun ends some by a signal
 # once the first has ended, and then reports that instead.
@@ -149,7 +151,7 @@ class Submitter:
         if settings.image:
             path = Path(settings.image).expanduser().absolute()
             variables["DIFFUSE_IMAGE"] = str(path)
-            variables["DIFFUSE_IMAGE_SHA256"] = image.sha256(path)
+            variables["DIFFUSE_IMAGE_SHA256"] = image_sha256(path)
         lines = [f"export {name}={shlex.quote(value)}" for name, value in variables.items()]
         if settings.image:
             lines.append(
@@ -173,6 +175,22 @@ class Submitter:
             options.append("--nv")
         image = shlex.quote(str(Path(settings.image).expanduser().absolute()))
         return " ".join([start, '"$APPTAINER" exec', *options, image, "python"])
+
+
+@functools.cache  # for each array of a sweep, also where nothing can be kept beside the image
+def image_sha256(image: Path) -> str:
+    """The image's SHA-256: that in IMAGE.sha256 where it is newer than the image, else computed.
+
+    Reading gigabytes takes a while: `make image` and slurm/common.sh keep it in the same file.
+    """
+    known = image.with_name(f"{image.name}.sha256")
+    with contextlib.suppress(OSError, IndexError):
+        if known.stat().st_mtime >= image.stat().st_mtime:
+            return known.read_text().split()[0]
+    digest = files.sha256(image)
+    with contextlib.suppress(OSError):  # an image that others built, in a folder of theirs
+        files.write_text(known, f"{digest}  {image.name}\n")
+    return digest
 
 
 def _code(cause: BaseException | None) -> int | None:

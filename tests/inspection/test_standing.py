@@ -18,10 +18,10 @@ from diffuse.rundir.attempt import Attempt
 from diffuse.rundir.directory import RunDir
 from diffuse.runtime import files
 from launch.inspection.run_status import standings
+from launch.inspection.status_table import GOES_ON
 from launch.jobs.ledger import Ledger, Submission
 from launch.slurm.commands import Job
 from launch.slurm.live_jobs import live_jobs
-from launch.status import GOES_ON
 from tests.programs import ROOT, environment
 
 

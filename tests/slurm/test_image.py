@@ -13,7 +13,7 @@ import yaml
 
 from diffuse.rundir.directory import RunDir
 from diffuse.runtime import files
-from launch.slurm.image import sha256
+from launch.slurm.executor import image_sha256
 from tests import programs
 from tests.cluster import apptainer, base_image
 from tests.cluster.cluster import Cluster
@@ -118,7 +118,7 @@ def test_an_image_is_read_once_a_sweep_where_its_hash_cannot_be_kept(
     monkeypatch.setattr(files, "write_text", refused)
     real = files.sha256
     monkeypatch.setattr(files, "sha256", lambda path: reads.append(path) or real(path))
-    assert sha256(path) == sha256(path) == real(path)
+    assert image_sha256(path) == image_sha256(path) == real(path)
     assert reads == [path]
 
 

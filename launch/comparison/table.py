@@ -1,0 +1,111 @@
+"""The comparison in a terminal, as JSON and as CSV: the figures that the page shows."""
+
+from __future__ import annotations
+
+import csv
+import io
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.text import Text
+
+from diffuse.runtime import console
+from launch.comparison import grouping
+from launch.comparison.page import HEADINGS, few, heading, labels, score
+from launch.comparison.results import Result
+
+NOTE = (
+    "PSNR is that of the mean MSE of all images; how far KID (over subsets) and IS (over splits)"
+    " scatter is on the page and in --csv as kid_std and is_std"
+)
+
+
+def show(found: list[Result], runs_dir: Path, out: Console) -> None:
+    """A table for each protocol, then what differs, what is missing, and what was rerun."""
+    names = labels(found)
+
+    def say(text: str) -> None:
+        out.print(Text(text), soft_wrap=True)
+
+    for group in grouping.groups(found):
+        for column in group.columns():
+            judged = f"{group.protocol['images']:,} images by {group.protocol['extractor']}"
+            say(f"{heading(column)}: {judged}, best marked *")
+            table = console.table("run")
+            for name in ("epoch", *(HEADINGS[key] for key in column.keys)):
+                table.add_column(name, no_wrap=True, justify="right")
+            for cell in column.cells:
+                row: list[str | Text] = [Text(names[cell.run]), str(cell.epoch)]
+                for key in column.keys:
+                    value = cell.value(key)
+                    is_best = value is not None and value == column.best(key)
+                    mark = " *" if is_best else "  "
+                    row.append(Text(score(value) + mark, "bold green" if is_best else ""))
+                table.add_row(*row)
+            floor = [score(column.floor.get(key)) + "  " for key in column.keys]
+            table.add_row(Text("real test images", "italic dim"), "", *floor)
+            out.print(table)
+            out.print()
+        for mean in grouping.over_seeds(group, found):
+            shown = ", ".join(
+                f"{HEADINGS[k]} {score(m)} +- {score(s)}" for k, (m, s) in mean.scores.items()
+            )
+            what = f"{mean.title}, epoch {mean.epoch}, {mean.sampler}"
+            what += f", mean +- standard deviation of {len(mean.seeds)} seeds"
+            say(f"{what}: {shown}")
+        for label in group.labels:
+            say(f"note: {label}")
+    if any(result.cells for result in found):
+        say(f"note: {NOTE}")
+    if differing := grouping.differences(found):
+        out.print()
+        table = console.table()
+        for name in ("what differs", "value", "runs"):
+            table.add_column(name, overflow="fold")
+        for setting, of_runs in differing.items():
+            for k, (chosen, runs) in enumerate(grouping.by_value(of_runs).items()):
+                table.add_row(Text("" if k else setting), Text(chosen), Text(few(runs, names)))
+        out.print(table)
+        out.print()
+    for pair in grouping.reruns(found, runs_dir):
+        say(f"{pair.rerun}: weights {pair.weights}, figures {pair.figures}")
+    for result in found:
+        for problem in result.problems:
+            say(f"{result.name}: {problem}")
+
+
+def as_plain(found: list[Result], runs_dir: Path) -> dict[str, Any]:
+    """Everything that the tables say, for programs."""
+    means = [m for g in grouping.groups(found) for m in grouping.over_seeds(g, found)]
+    return {
+        "figures": [
+            {"run": c.run, "epoch": c.epoch, **c.figure.plain()} for r in found for c in r.cells
+        ],
+        "seeds": [vars(mean) for mean in means],
+        "differences": grouping.differences(found),
+        "reruns": [vars(pair) for pair in grouping.reruns(found, runs_dir)],
+        "problems": {r.name: r.problems for r in found if r.problems},
+    }
+
+
+def as_csv(found: list[Result]) -> str:
+    """A line for each figure, with all of its protocol."""
+    scores = ("fid", "kid", "kid_std", "is", "is_std", "mse", "psnr", "ssim")
+    floors = ("fid", "kid", "kid_std", "is", "is_std")
+    protocol = list(
+        dict.fromkeys(k for r in found for c in r.cells for k in c.figure.protocol.plain())
+    )
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    head = ["run", "preset", "orientation", "run_seed", "epoch"]
+    writer.writerow([*head, *protocol, *scores, *(f"floor_{key}" for key in floors)])
+    for r in found:
+        process = r.config.get("process", {})
+        for cell in r.cells:
+            what = [r.name, r.config.get("preset"), process.get("orientation"), r.seed, cell.epoch]
+            of_cell = cell.figure.protocol.plain()
+            about = [of_cell.get(key) for key in protocol]
+            floor = [cell.figure.floor.values()[key] for key in floors]
+            writer.writerow([*what, *about, *(cell.value(key) for key in scores), *floor])
+    return text.getvalue()

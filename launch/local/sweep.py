@@ -1,0 +1,71 @@
+"""A sweep on this machine: train and evaluate what is missing, then one page of all runs."""
+
+from __future__ import annotations
+
+import json
+import signal
+from pathlib import Path
+
+from rich.console import Console
+
+from launch.jobs.cluster import Cluster
+from launch.jobs.grid import Grid
+from launch.jobs.ledger import Ledger
+from launch.jobs.plan import as_plain, plan, summary
+from launch.local import display, pool
+
+
+def run(
+    grid: Grid,
+    settings: Cluster,
+    runs_dir: Path,
+    data_dir: Path,
+    device: str,
+    as_json: bool,
+    evaluate: bool,
+    out: Console,
+    again: str,
+) -> int:
+    """Work through the grid; the exit code.
+
+    Args:
+        as_json: print runs and cells, as they are at the end, on standard output; `out` is stderr.
+        again: what goes on from here, for people: `the same command`.
+    """
+    title = f"grid {grid.name} in {runs_dir}"
+    ledger = Ledger(runs_dir.absolute(), grid.name)
+    if any(p.is_todo or p.unevaluated for p in plan(grid, runs_dir)):
+        pool.require_data(data_dir)  # before anything is written
+    with ledger.locked(), pool.Stopper().installed() as stopper:
+        planned = plan(grid, ledger.runs_dir)
+        out.print(f"{title}: {summary(planned)}", soft_wrap=True)
+        ledger.note_runs(run.name for run in grid.runs)
+        outcomes = []
+        if todo := [p for p in planned if p.is_todo or (evaluate and p.unevaluated)]:
+            gpus = pool.visible_gpus(device)
+            parallel = settings.array_parallelism or len(gpus) or 1
+            jobs = pool.Pool(ledger, data_dir, gpus, parallel, evaluate)
+            with display.Watch(out, title).shown() as watch:
+                outcomes = jobs.run(todo, stopper, watch)
+    ended = plan(grid, runs_dir)
+    if as_json:
+        plain = as_plain(ended)
+        by_name = {o.planned.name: o for o in outcomes}
+        for run in plain["runs"]:
+            if outcome := by_name.get(run["name"]):
+                log = str(outcome.log) if outcome.log else None
+                run.update(outcome=outcome.state, reason=outcome.reason or None, log=log)
+        print(json.dumps(plain, indent=2))
+    display.ending(out, title, ended, outcomes, again)
+    if evaluate and not stopper.signals and any(p.evaluated for p in ended):
+        from launch.comparison import page, results  # draws by matplotlib: not before it is due
+
+        found = results.read_all(runs_dir / run.name for run in grid.runs)
+        path = runs_dir / "report.html"
+        page.write(path, found, runs_dir, f"diffuse: {grid.name}")
+        out.print(f"report: {path}", markup=False, soft_wrap=True)
+    if any(o.state == "failed" for o in outcomes):
+        return 1
+    if stopper.signals:
+        return 130 if stopper.signals[0] == signal.SIGINT else 75
+    return 0 if all(p.state == "done" for p in ended) else 75
