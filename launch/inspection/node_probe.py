@@ -1,83 +1,59 @@
-"""The doctor's short job: `diffuse.node_check` on a compute node, with two ranks at least."""
+"""The doctor's short job: `diffuse.node_check` on a compute node, with two ranks at least.
+
+It is handed in as a sweep's jobs are, with a snapshot of the code: what fails there fails here.
+"""
 
 from __future__ import annotations
 
 import secrets
-import shlex
-import subprocess
-import sys
 import time
 from pathlib import Path
 
-from diffuse import ROOT
 from diffuse.runtime import files
-from diffuse.runtime.errors import EnvironmentFailed
-from launch.inspection.site_checks import Check, Place, sbatch_options
+from launch.inspection.site_checks import Check, Place
+from launch.jobs import snapshot, worker
+from launch.jobs.logs import last_error
 from launch.slurm import commands
+from launch.slurm.executor import Submitter, resources
 
 POLL_S = 1.0
+LEAST_RANKS = 2
 
 
 def run(place: Place, wait_s: float) -> list[Check]:
     """Submit it, wait, and say what it found; it is cancelled on Ctrl-C and after `wait_s`."""
+    if place.image is not None and not place.image.is_file():
+        return [Check("job", "failed", f"not submitted: {place.image} is not there", "make image")]
     folder = place.runs_dir / ".launch" / "doctor"
     folder.mkdir(parents=True, exist_ok=True)
     name = f"{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}-{secrets.token_hex(2)}"
-    answer, log = folder / f"{name}.json", folder / f"{name}.log"
+    answer, token = folder / f"{name}.json", folder / f"{name}.token"
     # A file that the job must find: the filesystem is shared, and quickly so.
-    files.write_text(folder / f"{name}.token", name)
-    job = _submit(place, folder, answer, log)
+    files.write_text(token, name)
+    job = _submit(place, folder, answer)
     try:
         if reason := _wait(job, wait_s):
             return [Check("job", "failed", f"job {job}: {reason}", "look at squeue, or --wait")]
-        return _read(job, answer, log)
+        return _read(job, answer)
     finally:
         commands.cancel([job])
-        (folder / f"{name}.token").unlink()
+        token.unlink()
 
 
-def _submit(place: Place, folder: Path, answer: Path, log: Path) -> str:
-    settings = place.settings
+def _submit(place: Place, folder: Path, answer: Path) -> str:
+    """The job's id; EnvironmentFailed where Slurm refuses it."""
+    minutes = min(place.settings.time or 5, 5)
+    extra = {**place.settings.extra, "no-requeue": True}
+    settings = place.settings.model_copy(update={"time": minutes, "extra": extra})
     gpus = settings.gpus_per_node
-    ranks = max(2, settings.nodes * gpus)
-    per_node = -(-ranks // settings.nodes)
-    chosen = settings.model_copy(update={"time": min(settings.time or 5, 5)})
-    options = [o for o in sbatch_options(chosen) if not o.startswith("--ntasks-per-node")]
-    command = ["sbatch", "--parsable", *options, f"--ntasks-per-node={per_node}"]
-    command += ["--job-name=diffuse-doctor", "--no-requeue", f"--output={log}"]
-    command += [f"--chdir={folder}", "--propagate=NONE"]
-    program = [sys.executable]
-    if place.image is not None:
-        binds = (str(ROOT), str(place.runs_dir), str(place.data_dir), *settings.binds)
-        program = [f"--bind={bind}" for bind in dict.fromkeys(binds)]
-        program += ["--nv"] if gpus else []
-        program += [str(place.image), "python"]
-    program += ["-m", "diffuse.node_check", str(answer), "--data-dir", str(place.data_dir)]
-    program += [f"--gpus={gpus}"] + (["--shared-gpu"] if per_node > gpus else [])
-    container = '"$(command -v apptainer || command -v singularity)" exec ' if place.image else ""
-    script = [
-        "#!/bin/bash",
-        *settings.setup,
-        f"export PYTHONPATH={shlex.quote(str(ROOT))} PYTHONSAFEPATH=1",
-        f"srun --kill-on-bad-exit=1 --cpus-per-task={settings.cpus_per_task}"
-        f" --ntasks-per-node={per_node} --ntasks={per_node * settings.nodes}"
-        f" {container}{shlex.join(program)}",
-    ]
-    try:
-        with commands.outside_any_job(settings):
-            done = subprocess.run(
-                command,
-                input="\n".join(script),
-                capture_output=True,
-                text=True,
-                timeout=commands.TIMEOUT_S,
-            )
-    except subprocess.TimeoutExpired:
-        raise EnvironmentFailed(f"sbatch refused: {commands.NO_ANSWER}") from None
-    if done.returncode:
-        said = (done.stderr.strip() or "no message").splitlines()[-1]
-        raise EnvironmentFailed(f"sbatch refused: {said}")
-    return done.stdout.strip().partition(";")[0]
+    is_shared = resources(settings, LEAST_RANKS)["ntasks_per_node"] > gpus
+    options = [f"--gpus={gpus}", *(["--shared-gpu"] if is_shared else [])]
+    code = snapshot.take(folder / "code")
+    binds = (place.runs_dir, place.data_dir)
+    submitter = Submitter(folder, "doctor", code, binds, LEAST_RANKS)
+    call = (str(answer), str(place.data_dir), options)
+    (job,) = submitter.array("diffuse", folder, worker.probe, [call], settings, throttle=1)
+    return job
 
 
 def _wait(job: str, wait_s: float) -> str:
@@ -90,14 +66,15 @@ def _wait(job: str, wait_s: float) -> str:
     return ""
 
 
-def _read(job: str, answer: Path, log: Path) -> list[Check]:
+def _read(job: str, answer: Path) -> list[Check]:
     end = time.monotonic() + 15  # network filesystems show a new file late
     while not (facts := files.read_json(answer)) and time.monotonic() < end:
         time.sleep(POLL_S)
     if not facts:
-        lines = log.read_text(errors="replace").strip().splitlines() if log.exists() else []
-        said = next((line for line in reversed(lines) if "error" in line.lower()), "no message")
-        return [Check("job", "failed", f"job {job}: {said}", f"its log: {log}")]
+        log = answer.with_name(f"node_check-{job}-r00.log")
+        if not log.is_file():  # it could not start; submitit's name for what was printed
+            log = answer.with_name(f"{job}_0_log.out")
+        return [Check("job", "failed", f"job {job}: {last_error(log)}", f"its log: {log}")]
     return [
         Check("job", "ok", f"{facts['ranks']} ranks, the first on {facts['node']}"),
         *(Check(**check) for check in facts["checks"]),

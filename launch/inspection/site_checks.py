@@ -16,7 +16,7 @@ from typing import Literal
 from diffuse import ROOT
 from diffuse.runtime.errors import DiffuseError
 from launch.jobs.cluster import Cluster
-from launch.slurm import commands
+from launch.slurm import commands, executor
 
 ROOMY_GB = 5  # a grid's checkpoints and samples, with room to spare
 
@@ -205,21 +205,9 @@ def tracking() -> Check:
 
 def sbatch_options(settings: Cluster) -> list[str]:
     """The resources of one job as sbatch's options."""
-    named = {
-        "partition": settings.partition,
-        "account": settings.account,
-        "qos": settings.qos,
-        "constraint": settings.constraint,
-        "time": settings.time,
-        "nodes": settings.nodes,
-        "ntasks-per-node": max(1, settings.gpus_per_node),
-        "gpus-per-node": settings.gpus,
-        "cpus-per-task": settings.cpus_per_task,
-        "mem": None if settings.memory_gb is None else f"{round(settings.memory_gb * 1024)}M",
-        **settings.extra,
-    }
+    named = {**executor.resources(settings), **settings.extra}
     return [
-        f"--{key}" if value is True else f"--{key}={value}"
+        f"--{key.replace('_', '-')}" + ("" if value is True else f"={value}")
         for key, value in named.items()
         if value is not None and value is not False
     ]

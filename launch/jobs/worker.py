@@ -98,6 +98,12 @@ def report(runs_dir: str, arguments: Sequence[str], logs: str) -> dict[str, Any]
     return _run("launch.compare", Path(logs), [*arguments, "--runs-dir", runs_dir], {})
 
 
+def probe(answer: str, data_dir: str, options: Sequence[str]) -> dict[str, Any]:
+    """Check the node, for `launch/doctor.py --job`; returns as `train` does."""
+    arguments = [answer, "--data-dir", data_dir, *options]
+    return _run("diffuse.node_check", Path(answer).parent, arguments, {})
+
+
 def job_name(program: str) -> str:
     """`train-20260730T101112` locally, `train-123_4-r01` as a Slurm job that was requeued once."""
     env = os.environ

@@ -53,6 +53,22 @@ fi
 exit $code"""
 
 
+def resources(settings: Cluster, least_ranks: int = 1) -> dict[str, Any]:
+    """What one job is given, by sbatch's names with underscores; None leaves it to the site."""
+    return {
+        "partition": settings.partition,
+        "account": settings.account,
+        "qos": settings.qos,
+        "constraint": settings.constraint,
+        "time": settings.time,
+        "nodes": settings.nodes,
+        "ntasks_per_node": max(settings.gpus_per_node, -(-least_ranks // settings.nodes)),
+        "gpus_per_node": settings.gpus,
+        "cpus_per_task": settings.cpus_per_task,
+        "mem": None if settings.memory_gb is None else f"{round(settings.memory_gb * 1024)}M",
+    }
+
+
 @dataclass(frozen=True)
 class Submitter:
     """Submits arrays of calls of one function of launch.jobs.worker.
@@ -61,12 +77,14 @@ class Submitter:
         folder: for submitit's files: scripts, pickles, the output of jobs before their programs
             start; each array has a folder in it.
         binds: folders that the image must see.
+        least_ranks: of a job, where its GPUs are fewer.
     """
 
     folder: Path
     grid: str
     snapshot: Snapshot
     binds: tuple[Path, ...]
+    least_ranks: int = 1
 
     def array(
         self,
@@ -115,16 +133,7 @@ class Submitter:
         name = (NAME % shlex.quote(str(folder))).splitlines()
         executor.update_parameters(
             job_name=f"{program}-{self.grid}",
-            partition=settings.partition,
-            account=settings.account,
-            qos=settings.qos,
-            constraint=settings.constraint,
-            time=settings.time,  # None leaves it to the partition
-            nodes=settings.nodes,
-            ntasks_per_node=max(1, settings.gpus_per_node),
-            gpus_per_node=settings.gpus,
-            cpus_per_task=settings.cpus_per_task,
-            mem=None if settings.memory_gb is None else f"{round(settings.memory_gb * 1024)}M",
+            **resources(settings, self.least_ranks),
             array_parallelism=throttle,
             wckey=None,
             stderr_to_stdout=True,

@@ -64,12 +64,26 @@ def test_a_job_sees_what_only_a_node_can_tell(
     )
     assert set(states(cpu).values()) == {"ok"}
     assert cpu["ranks"]["detail"].startswith("2 ranks summed by gloo")
+    # handed in as a sweep's jobs are: by submitit, with a snapshot of the code
+    (script,) = (tmp_path / ".launch" / "doctor").glob("*_submission.sh")
+    assert "submitit.core._submit" in script.read_text()
+    assert f"PYTHONPATH={tmp_path}/.launch/doctor/code/" in script.read_text()
     # the pretended GPUs are no GPUs, and that is what it says
     pretended = doctor(tmp_path, *options, code=1, env=slurm.env)
     assert [name for name, state in states(pretended).items() if state == "failed"] == ["GPU"]
     assert "--nv" in pretended["GPU"]["remedy"]
     assert pretended["ranks"]["detail"].startswith("2 ranks summed by gloo"), "one GPU for the two"
     assert not slurm.slurm("squeue", "-h")
+
+
+def test_a_job_that_fails_before_its_program_says_why(
+    slurm: Cluster, tmp_path: Path, data_dir: Path
+) -> None:
+    setup = "--cluster-set=setup=[\"echo 'error: module load failed'; exit 1\"]"
+    options = (f"--data-dir={data_dir}", "--cluster=slurm", "--job", setup)
+    checks = doctor(tmp_path, *options, code=1, env=slurm.env)
+    assert checks["job"]["detail"].endswith(": module load failed")
+    assert Path(checks["job"]["remedy"].removeprefix("its log: ")).is_file()
 
 
 def test_a_job_that_cannot_start_is_cancelled_and_said(
