@@ -39,9 +39,6 @@ FILES = [
 ]
 
 
-PROGRAMS = [path for path in sorted((ROOT / "launch").glob("*.py")) if path.name != "__init__.py"]
-
-
 def modules(package: str) -> list[Path]:
     return sorted((ROOT / package).rglob("*.py"))
 
@@ -102,15 +99,6 @@ def test_no_two_files_import_each_other_in_a_circle() -> None:
         for name, path in files.items()
     }
     TopologicalSorter(used).prepare()  # CycleError names the circle
-
-
-@pytest.mark.parametrize("path", PROGRAMS, ids=lambda p: str(p.stem))
-def test_a_launch_program_answers_help_without_loading_much(path: Path) -> None:
-    command = [sys.executable, "-X", "importtime", str(path), "--help"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-    loaded = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
-    assert "typer" in loaded
-    assert not loaded & {"pydantic", "rich", "torch", "numpy", "submitit"}
 
 
 def test_the_library_never_imports_the_launcher() -> None:

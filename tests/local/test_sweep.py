@@ -103,7 +103,7 @@ try:
     runpy.run_path({str(SWEEP)!r}, run_name="__main__")
 except SystemExit as end:
     assert end.code == 0, end.code
-heavy = {{"torch", "numpy", "h5py", "matplotlib", "wandb"}} & set(sys.modules)
+heavy = {{"torch", "numpy", "h5py", "matplotlib", "wandb", "submitit"}} & set(sys.modules)
 assert not heavy, heavy
 """
     subprocess.run([sys.executable, "-c", code], check=True, env=environment(), cwd="/")
