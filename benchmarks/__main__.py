@@ -27,10 +27,10 @@ from benchmarks.logging_cost import logging_cost
 from diffuse.config.presets import load_config
 from diffuse.config.processes import AveragingConfig
 from diffuse.config.schema import Config
+from diffuse.data.staging import stage_mnist
 from diffuse.data.tensors import load_split, to_x0
 from diffuse.models import build, build_process
 from diffuse.models.averaging import Averaging
-from diffuse.prepare import stage_mnist
 from diffuse.rundir.directory import RunDir
 from diffuse.runtime import errors
 from diffuse.runtime.distributed import DTYPES, resolve_precision

@@ -21,7 +21,7 @@ from torch_fidelity.utils import get_featuresdict_from_dataset
 
 from benchmarks.in_turn import pairs, seconds
 from diffuse.config.schema import Config
-from diffuse.data import inception_weights
+from diffuse.data.staging import INCEPTION
 from diffuse.data.tensors import load_split
 from diffuse.evaluation.classifier import load_classifier
 from diffuse.evaluation.features import Extractor, load_extractor
@@ -82,13 +82,13 @@ def inception_features(
     """Images per second through Inception, here and by torch-fidelity's own loop."""
     images = load_split(data_dir, "test", INCEPTION_N).images
     with tempfile.TemporaryDirectory() as folder:
-        staged = (data_dir / inception_weights.NAME).is_file()
+        staged = (data_dir / INCEPTION).is_file()
         weights = data_dir if staged else random_inception(Path(folder))
         extractor = load_extractor("inception", weights, CPU)
         theirs = FeatureExtractorInceptionV3(
             "inception-v3-compat",
             ["2048", "logits_unbiased"],
-            feature_extractor_weights_path=str(weights / inception_weights.NAME),
+            feature_extractor_weights_path=str(weights / INCEPTION),
         )
     kind = "staged" if staged else "random"
     what = f"features of {INCEPTION_N} images by Inception ({kind} weights)"
@@ -205,7 +205,7 @@ def random_inception(folder: Path) -> Path:
         def load_state_dict(self, *_: object, **__: object) -> None:
             pass
 
-    path = folder / inception_weights.NAME
+    path = folder / INCEPTION
     torch.save({}, path)  # what it reads and ignores
     torch.save(Unloaded("", ["2048"], str(path)).state_dict(), path)
     return folder

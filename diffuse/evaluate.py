@@ -12,8 +12,8 @@ from typing import Annotated
 
 import typer
 
-from diffuse.rundir.directory import RunDir, default_data_dir
-from diffuse.runtime import errors
+from diffuse.rundir.directory import RunDir
+from diffuse.runtime import errors, options
 from diffuse.runtime.preemption import StopRequest
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
@@ -21,33 +21,44 @@ app = typer.Typer(add_completion=False, rich_markup_mode=None)
 
 @app.command()
 def main(
-    source: Annotated[
-        Path,
-        typer.Argument(metavar="RUN", help="A run directory, a checkpoint, or a report's .pth."),
-    ],
+    source: options.Source,
     epoch: Annotated[
-        list[int] | None, typer.Option(help="Of a run; repeatable. Default: all that were asked.")
+        list[int] | None,
+        typer.Option(
+            help="Epoch to evaluate; repeatable. Default: all of eval.at_epochs that are trained."
+        ),
     ] = None,
     images: Annotated[
-        int | None, typer.Option("-n", "--images", min=1, help="How many; default: eval.images.")
+        int | None,
+        typer.Option(
+            "-n", "--images", min=1, help="Number of generated images. Default: eval.images."
+        ),
     ] = None,
     samplers: Annotated[
-        str | None, typer.Option(help="ddim-50-clip,ancestral ...; default: eval.samplers.")
+        str | None,
+        typer.Option(
+            help="Samplers, such as ddim-50-clip,ancestral. Default: eval.samplers, or else"
+            " those that suit the process."
+        ),
     ] = None,
     extractor: Annotated[
-        str | None, typer.Option(help="classifier or inception; default: eval.extractor.")
+        str | None,
+        typer.Option(
+            help="Network whose features FID compares: classifier or inception."
+            " Default: eval.extractor."
+        ),
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Of the generated images.")] = 0,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
-    threads: Annotated[
-        int | None, typer.Option(min=1, max=1024, help="CPU threads per rank.")
-    ] = None,
-    data_dir: Annotated[
-        Path | None, typer.Option(help="Where mnist.h5 is; default: $DIFFUSE_DATA or ./data.")
-    ] = None,
+    seed: options.SampleSeed = 0,
+    device: options.Device = "auto",
+    threads: options.Threads = None,
+    data_dir: options.DataDir = options.DATA,
     output: Annotated[
         Path | None,
-        typer.Option(help="Folder for the results of a weight file; default: here."),
+        typer.Option(
+            parser=options.typed_path,
+            metavar="FOLDER",
+            help="Folder for the results of a weight file. Default: the current one.",
+        ),
     ] = None,
 ) -> None:
     """Judge a model by FID, KID and IS against the real images."""
@@ -68,11 +79,10 @@ def main(
     checkpoints = _checkpoints(source, epoch)
     if threads:
         torch.set_num_threads(threads)
-    folder = data_dir or default_data_dir()
     with join(device, config.system.collective_timeout_s) as world:
         in_run = source.is_dir() and world.is_main
         try:
-            judge = Judge.make(extractor or config.eval.extractor, folder, world, stop)
+            judge = Judge.make(extractor or config.eval.extractor, data_dir, world, stop)
             judge.require_originals(n, specs)  # here, before W&B begins a run for it
             with Mirror(RunDir(source), config, "evaluate", active=in_run):
                 for path in checkpoints:

@@ -14,7 +14,7 @@ from typing import Annotated, Any
 
 import typer
 
-from diffuse.runtime import errors, files
+from diffuse.runtime import errors, files, options
 from diffuse.runtime.errors import UserError
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
@@ -23,11 +23,11 @@ JOIN_TIMEOUT_S = 60.0
 
 @app.command()
 def main(
-    answer: Annotated[Path, typer.Argument(help="The JSON file to write.")],
-    data_dir: Annotated[Path, typer.Option(help="Where mnist.h5 is.")],
-    gpus: Annotated[int, typer.Option(help="That were asked for, of a node.")] = 0,
+    answer: Annotated[Path, typer.Argument(parser=options.typed_path, help="JSON file to write.")],
+    data_dir: options.DataDir,
+    gpus: Annotated[int, typer.Option(help="GPUs of this node that the job requested.")] = 0,
     shared_gpu: Annotated[
-        bool, typer.Option("--shared-gpu", help="There are more ranks than GPUs: no NCCL.")
+        bool, typer.Option("--shared-gpu", help="Ranks share one GPU, so they sum without NCCL.")
     ] = False,
 ) -> None:
     """Check this node and write what was found (rank 0 does)."""

@@ -1,4 +1,4 @@
-"""Draw samples: `python -m diffuse.sample RUN_OR_CHECKPOINT --sampler ddim --steps 50 -n 64`.
+"""Draw samples: `python -m diffuse.sample RUN --sampler ddim --steps 50 -n 64`.
 
 The image of a seed and index is the same whatever the batch size.
 """
@@ -11,43 +11,46 @@ from typing import Annotated
 
 import typer
 
-from diffuse.runtime import errors
+from diffuse.runtime import errors, options
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
 
 
 @app.command()
 def main(
-    source: Annotated[
-        Path,
-        typer.Argument(
-            metavar="RUN_OR_CHECKPOINT", help="A run directory, a checkpoint, or a report's .pth."
-        ),
-    ],
+    source: options.Source,
     sampler: Annotated[
         str | None,
         typer.Option(
-            help="ancestral, ddim, dpm, also as ddim-50-clip (each x0 kept in range); for cold:"
-            " algorithm2, algorithm1, direct, unconditional."
+            help="Sampler. DDPM: ancestral, ddim or dpm, also as ddim-50-clip (50 steps, each x0"
+            " kept in range). Cold diffusion: algorithm2, algorithm1, direct or unconditional."
+            " Default: the model's first."
         ),
     ] = None,
     steps: Annotated[
-        int | None, typer.Option(help="Network evaluations, for ddim and dpm.")
+        int | None, typer.Option(help="Network evaluations of an image, for ddim and dpm.")
     ] = None,
-    eta: Annotated[float | None, typer.Option(help="Fresh noise in ddim, from 0 to 1.")] = None,
-    n: Annotated[int, typer.Option("-n", min=1, help="How many images.")] = 64,
-    seed: Annotated[
-        int, typer.Option(min=0, max=2**63 - 1, help="Another seed gives other images.")
-    ] = 0,
-    epoch: Annotated[int | None, typer.Option(help="Of a run; default: its last.")] = None,
-    batch: Annotated[int, typer.Option(min=1, help="Images at once.")] = 256,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
-    data_dir: Annotated[
-        Path | None, typer.Option(help="Where mnist.h5 is; default: $DIFFUSE_DATA or ./data.")
+    eta: Annotated[
+        float | None,
+        typer.Option(help="Fresh noise in each ddim step: 0 for none, 1 for as much as DDPM."),
     ] = None,
+    n: Annotated[int, typer.Option("-n", min=1, help="Number of images.")] = 64,
+    seed: options.SampleSeed = 0,
+    epoch: Annotated[
+        int | None, typer.Option(help="Epoch of the run. Default: its last checkpoint.")
+    ] = None,
+    batch: Annotated[
+        int, typer.Option(min=1, help="Images computed at once; changes speed and memory only.")
+    ] = 256,
+    device: options.Device = "auto",
+    data_dir: options.DataDir = options.DATA,
     output: Annotated[
         Path | None,
-        typer.Option(help="Folder for the files; default: the run's samples/, or here."),
+        typer.Option(
+            parser=options.typed_path,
+            metavar="FOLDER",
+            help="Folder for the files. Default: samples/ of the run, or else the current one.",
+        ),
     ] = None,
 ) -> None:
     """Draw samples into a PNG grid and an HDF5 file."""
@@ -80,15 +83,15 @@ def main(
     folder = output or (model.run.samples if model.run else Path())
     stem = folder / f"{model.name}_epoch_{model.epoch:04d}_{spec}_seed_{seed}_n_{n}"
     png, h5 = stem.with_name(stem.name + ".png"), stem.with_name(stem.name + ".h5")
-    more = {}
+    arrays = {"images": images}
     panels = [(str(spec), images)]
     if spec.is_conditional:
         originals = to_uint8(model.originals(range(n), data_dir), amplitude).numpy()
-        more["original"] = originals
+        arrays["original"] = originals
         panels.insert(0, ("original", originals))
     hdf5.write(
         h5,
-        images,
+        arrays,
         {
             "model": model.name,
             "signature": model.config.signature,
@@ -101,7 +104,6 @@ def main(
             "batch": batch,
             "value_range": "uint8, 0 black to 255 white, clamped",
         },
-        **more,
     )
     columns = math.ceil(math.sqrt(n))
     plots.image_panels(png, panels, columns=columns, title=f"{model.name}, epoch {model.epoch}")

@@ -15,8 +15,7 @@ import typer
 from diffuse.config.presets import Layer, load_config, parse_set, read_yaml
 from diffuse.config.presets import resolve as resolve_layers
 from diffuse.config.schema import Config
-from diffuse.rundir.directory import default_data_dir
-from diffuse.runtime import errors
+from diffuse.runtime import errors, options
 from diffuse.runtime.preemption import StopRequest
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
@@ -25,25 +24,31 @@ app = typer.Typer(add_completion=False, rich_markup_mode=None)
 @app.command()
 def main(
     preset: Annotated[
-        str | None, typer.Option(help="A path under configs/ without .yaml, or a .yaml file.")
+        str | None,
+        typer.Option(help="Preset: a file under configs/, such as ddpm/default, or a .yaml file."),
     ] = None,
     config: Annotated[
-        Path | None, typer.Option(help="A resolved config.yaml, instead of a preset.")
+        Path | None,
+        typer.Option(
+            parser=options.typed_path,
+            metavar="FILE",
+            help="Complete config instead of a preset: the config.yaml of a run.",
+        ),
     ] = None,
-    epochs: Annotated[int | None, typer.Option(help="Short for --set train.epochs=N.")] = None,
+    epochs: Annotated[
+        int | None, typer.Option(help="Epochs to train. Default: those of the preset.")
+    ] = None,
     orientation: Annotated[
-        str | None, typer.Option(help="row or col, for cold diffusion (no default).")
+        str | None,
+        typer.Option(
+            help="Lines that cold diffusion averages: row or col; a cold preset needs it."
+        ),
     ] = None,
-    set_: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Any setting, such as train.lr=4e-4."),
-    ] = None,
-    runs_dir: Annotated[Path, typer.Option(help="Where run directories live.")] = Path("runs"),
-    data_dir: Annotated[
-        Path | None, typer.Option(help="Where mnist.h5 is; default: $DIFFUSE_DATA or ./data.")
-    ] = None,
-    device: Annotated[str | None, typer.Option(help="auto, cpu or cuda.")] = None,
-    threads: Annotated[int | None, typer.Option(help="CPU threads per rank.")] = None,
+    set_: options.Settings = None,
+    runs_dir: options.RunsDir = options.RUNS,
+    data_dir: options.DataDir = options.DATA,
+    device: options.DeviceSetting = None,
+    threads: options.Threads = None,
     where: Annotated[
         bool, typer.Option("--where", help="Only print the run directory; nothing is trained.")
     ] = False,
@@ -60,7 +65,7 @@ def main(
 
     from diffuse.training.loop import train
 
-    run = train(resolved, runs_dir, data_dir or default_data_dir(), stop)
+    run = train(resolved, runs_dir, data_dir, stop)
     if run is not None:
         print(f"{run.path}: done; pictures in {run.samples}")
 

@@ -18,16 +18,18 @@ if __package__ in (None, ""):  # run as a script: the repository takes the scrip
 
 import typer
 
-from diffuse.runtime import errors
+from diffuse.runtime import errors, options
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
 
 
 @app.command()
 def main(
-    runs_dir: Annotated[Path, typer.Option(help="Where run directories live.")] = Path("runs"),
-    yes: Annotated[bool, typer.Option("--yes", help="Remove it, not only show it.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
+    runs_dir: options.RunsDir = options.RUNS,
+    yes: Annotated[
+        bool, typer.Option("--yes", help="Remove the files instead of listing them.")
+    ] = False,
+    as_json: options.AsJson = False,
 ) -> None:
     """Show, or with --yes remove, what nothing needs any more."""
     from diffuse.runtime.console import screen

@@ -15,7 +15,7 @@ if __package__ in (None, ""):  # run as a script: the repository takes the scrip
 
 import typer
 
-from diffuse.runtime import errors
+from diffuse.runtime import errors, options
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
 
@@ -23,17 +23,28 @@ app = typer.Typer(add_completion=False, rich_markup_mode=None)
 @app.command()
 def main(
     runs: Annotated[
-        list[str] | None, typer.Argument(metavar="RUN", help="Names or paths; default: all.")
+        list[str] | None,
+        typer.Argument(metavar="RUN", help="Names or paths of runs. Default: all in --runs-dir."),
     ] = None,
-    grid: Annotated[str | None, typer.Option(help="The runs of this grid.")] = None,
-    runs_dir: Annotated[Path, typer.Option(help="Where run directories live.")] = Path("runs"),
+    grid: options.OfGrid = None,
+    runs_dir: options.RunsDir = options.RUNS,
     output: Annotated[
-        Path | None, typer.Option(dir_okay=False, help="The page; default: RUNS_DIR/report.html.")
+        Path | None,
+        typer.Option(
+            parser=options.typed_file,
+            metavar="FILE",
+            help="HTML page to write. Default: RUNS_DIR/report.html.",
+        ),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print all figures as JSON.")] = False,
+    as_json: options.AsJson = False,
     csv_file: Annotated[
         Path | None,
-        typer.Option("--csv", dir_okay=False, metavar="FILE", help="Write the figures as CSV."),
+        typer.Option(
+            "--csv",
+            parser=options.typed_file,
+            metavar="FILE",
+            help="CSV file to write: a line for each evaluation with its whole protocol.",
+        ),
     ] = None,
 ) -> None:
     """Put the results of runs side by side."""

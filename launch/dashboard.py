@@ -16,7 +16,7 @@ if __package__ in (None, ""):  # run as a script: the repository takes the scrip
 
 import typer
 
-from diffuse.runtime import errors
+from diffuse.runtime import errors, options
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
 
@@ -45,19 +45,23 @@ SECTIONS: dict[str, list[tuple[str, str, list[str] | str, str, bool]]] = {
 
 @app.command()
 def main(
-    project: Annotated[str, typer.Option(help="The project (tracking.project).")] = "diffuse",
+    project: Annotated[str, typer.Option(help="W&B project (tracking.project).")] = "diffuse",
     entity: Annotated[
-        str | None, typer.Option(help="Team or user; default: $WANDB_ENTITY, or the key's own.")
+        str | None,
+        typer.Option(help="W&B team or user. Default: $WANDB_ENTITY, or the owner of the key."),
     ] = None,
-    name: Annotated[str, typer.Option(help="The view's name.")] = "Presets and orientations",
+    name: Annotated[
+        str, typer.Option(help="Name of the workspace view.")
+    ] = "Presets and orientations",
     update: Annotated[
-        str | None, typer.Option(metavar="URL", help="Renew this view; default: make one.")
+        str | None,
+        typer.Option(
+            metavar="URL", help="Address of a view to overwrite. Default: a new view is made."
+        ),
     ] = None,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Show what would be there; send nothing.")
-    ] = False,
+    dry_run: options.DryRun = False,
     as_json: Annotated[
-        bool, typer.Option("--json", help="With --dry-run: what W&B would be sent.")
+        bool, typer.Option("--json", help="Print the view that W&B would be sent, as JSON.")
     ] = False,
 ) -> None:
     """Make the workspace, and print its address."""

@@ -17,7 +17,7 @@ if __package__ in (None, ""):  # run as a script: the repository takes the scrip
 
 import typer
 
-from diffuse.runtime import errors
+from diffuse.runtime import errors, options
 
 if TYPE_CHECKING:
     from launch.inspection.site_checks import Check
@@ -28,31 +28,22 @@ STYLES = {"ok": "green", "note": "yellow", "failed": "bold red"}
 
 @app.command()
 def main(
-    cluster: Annotated[
-        str | None,
-        typer.Option(
-            help="A name under configs/clusters/ or a .yaml file;"
-            " default: slurm where there is sbatch, else local."
-        ),
-    ] = None,
-    cluster_set: Annotated[
-        list[str] | None,
-        typer.Option(metavar="KEY=VALUE", help="A setting of the cluster, such as partition=gpu."),
-    ] = None,
-    runs_dir: Annotated[Path, typer.Option(help="Where run directories live.")] = Path("runs"),
-    data_dir: Annotated[
-        Path | None, typer.Option(help="Where mnist.h5 is; default: $DIFFUSE_DATA or ./data.")
-    ] = None,
+    cluster: options.ClusterName = None,
+    cluster_set: options.ClusterSettings = None,
+    runs_dir: options.RunsDir = options.RUNS,
+    data_dir: options.DataDir = options.DATA,
     job: Annotated[
-        bool, typer.Option("--job", help="Also check on a compute node, by a short job.")
+        bool, typer.Option("--job", help="Also check a compute node, by a job of a minute.")
     ] = False,
-    wait: Annotated[int, typer.Option(min=1, help="Seconds to wait for that job.")] = 600,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
+    wait: Annotated[
+        int, typer.Option(min=1, help="Longest wait for the job of --job, in seconds.")
+    ] = 600,
+    as_json: options.AsJson = False,
 ) -> None:
     """Check what training here needs, and say how to mend what is missing."""
     from diffuse.config.presets import parse_set
-    from diffuse.rundir.directory import default_data_dir
     from diffuse.runtime.console import screen
+    from diffuse.runtime.options import default_data_dir
     from launch.inspection import node_probe, site_checks
     from launch.jobs.cluster import choose
 

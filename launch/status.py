@@ -16,19 +16,19 @@ if __package__ in (None, ""):  # run as a script: the repository takes the scrip
 
 import typer
 
-from diffuse.runtime import errors
+from diffuse.runtime import errors, options
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
 
 
 @app.command()
 def main(
-    grid: Annotated[str | None, typer.Option(help="Only runs of this grid's sweeps.")] = None,
-    runs_dir: Annotated[Path, typer.Option(help="Where run directories live.")] = Path("runs"),
-    follow: Annotated[bool, typer.Option("--follow", help="Until all have ended.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
+    grid: options.OfGrid = None,
+    runs_dir: options.RunsDir = options.RUNS,
+    follow: options.Follow = False,
+    as_json: options.AsJson = False,
     log: Annotated[
-        str | None, typer.Option(metavar="RUN", help="Show this run's newest log instead.")
+        str | None, typer.Option(metavar="RUN", help="Name of a run: print its newest log instead.")
     ] = None,
 ) -> None:
     """Show how every run stands."""

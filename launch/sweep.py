@@ -16,7 +16,7 @@ if __package__ in (None, ""):  # run as a script: the repository takes the scrip
 
 import typer
 
-from diffuse.runtime import errors
+from diffuse.runtime import errors, options
 
 if TYPE_CHECKING:  # everything else is imported when needed: --help answers at once
     from launch.jobs.grid import Grid
@@ -27,65 +27,63 @@ app = typer.Typer(add_completion=False, rich_markup_mode=None)
 @app.command()
 def main(
     grid: Annotated[
-        str, typer.Option(help="quick, part1, part2, all (configs/grids/), or a .yaml file.")
+        str,
+        typer.Option(
+            help="Grid to train: quick, part1, part2, all (configs/grids/) or a .yaml file."
+        ),
     ],
-    set_: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="A setting of all cells; repeatable."),
-    ] = None,
+    set_: options.Settings = None,
     epochs: Annotated[
-        str | None, typer.Option(metavar="20,40", help="The epochs of all cells.")
-    ] = None,
-    seeds: Annotated[
-        str | None, typer.Option(metavar="0,1,2", help="The seeds of all cells.")
-    ] = None,
-    only: Annotated[
-        str | None, typer.Option(metavar="GLOB", help="Only runs whose name matches.")
-    ] = None,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Show what would be done; write nothing.")
-    ] = False,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print runs and cells as one JSON object.")
-    ] = False,
-    runs_dir: Annotated[Path, typer.Option(help="Where run directories live.")] = Path("runs"),
-    data_dir: Annotated[
-        Path | None, typer.Option(help="Where mnist.h5 is; default: $DIFFUSE_DATA or ./data.")
-    ] = None,
-    cluster: Annotated[
         str | None,
         typer.Option(
-            help="A name under configs/clusters/ or a .yaml file;"
-            " default: slurm where there is sbatch, else local."
+            metavar="20,40", help="Epochs to evaluate; the last ends training. Default: the grid's."
         ),
     ] = None,
-    cluster_set: Annotated[
-        list[str] | None,
-        typer.Option(metavar="KEY=VALUE", help="A setting of the cluster, such as time=30."),
+    seeds: Annotated[
+        str | None,
+        typer.Option(metavar="0,1,2", help="Seeds of every preset. Default: the grid's."),
     ] = None,
+    only: Annotated[
+        str | None,
+        typer.Option(
+            metavar="GLOB",
+            help="Pattern of run names, such as 'averaging-*-row-*'. Default: all of the grid.",
+        ),
+    ] = None,
+    dry_run: options.DryRun = False,
+    as_json: options.AsJson = False,
+    runs_dir: options.RunsDir = options.RUNS,
+    data_dir: options.DataDir = options.DATA,
+    cluster: options.ClusterName = None,
+    cluster_set: options.ClusterSettings = None,
     parallel: Annotated[
         int | None,
-        typer.Option(min=1, help="Jobs at a time (array_parallelism); local default: one per GPU."),
+        typer.Option(
+            min=1,
+            help="Jobs at a time. Default: array_parallelism of the cluster file; on this machine"
+            " one for each GPU, or one.",
+        ),
     ] = None,
-    device: Annotated[str | None, typer.Option(help="auto, cpu or cuda.")] = None,
+    device: options.DeviceSetting = None,
     evaluate: Annotated[
-        bool, typer.Option("--evaluate/--no-evaluate", help="Judge each cell; compare them.")
+        bool,
+        typer.Option(
+            "--evaluate/--no-evaluate", help="Evaluate each epoch of the grid and write a report."
+        ),
     ] = True,
     rerun: Annotated[
-        bool, typer.Option("--rerun", help="All again, beside what is there: RUNS_DIR/rerun-001.")
+        bool,
+        typer.Option("--rerun", help="Train all runs anew, in RUNS_DIR/rerun-001, to compare."),
     ] = False,
     cancel: Annotated[
-        bool,
-        typer.Option("--cancel", help="End the grid's jobs on Slurm (or those of --only)."),
+        bool, typer.Option("--cancel", help="Cancel the grid's Slurm jobs (or those of --only).")
     ] = False,
-    follow: Annotated[
-        bool, typer.Option("--follow", help="On Slurm: watch until all have ended.")
-    ] = False,
+    follow: options.Follow = False,
 ) -> None:
     """Train and evaluate the cells of a grid: preset x orientation x seed x epoch."""
     from diffuse.config.presets import Layer, parse_set
-    from diffuse.rundir.directory import default_data_dir
     from diffuse.runtime.console import screen
+    from diffuse.runtime.options import default_data_dir
     from launch.jobs.cluster import choose
     from launch.jobs.plan import as_plain, plan, summary
 

@@ -17,7 +17,7 @@ if __package__ in (None, ""):  # run as a script: the repository takes the scrip
 
 import typer
 
-from diffuse.runtime import errors
+from diffuse.runtime import errors, options
 
 if TYPE_CHECKING:
     from diffuse.rundir.directory import RunDir
@@ -27,14 +27,12 @@ app = typer.Typer(add_completion=False, rich_markup_mode=None)
 
 @app.command()
 def main(
-    grid: Annotated[
-        str | None, typer.Option(help="Only this grid's runs; default: all in --runs-dir.")
-    ] = None,
-    runs_dir: Annotated[Path, typer.Option(help="Where run directories live.")] = Path("runs"),
-    timeout: Annotated[float, typer.Option(min=1, help="Seconds for each run.")] = 900.0,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Show what would be uploaded; send nothing.")
-    ] = False,
+    grid: options.OfGrid = None,
+    runs_dir: options.RunsDir = options.RUNS,
+    timeout: Annotated[
+        float, typer.Option(min=1, help="Longest time for a run, in seconds.")
+    ] = 900.0,
+    dry_run: options.DryRun = False,
 ) -> None:
     """Upload what W&B does not have yet, run by run, oldest first."""
     runs = _runs(grid, runs_dir)

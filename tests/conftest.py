@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from diffuse.prepare import stage_mnist
+from diffuse.data.staging import stage_mnist
 from diffuse.rundir.directory import RunDir
 from tests import programs
 from tests.cluster import install

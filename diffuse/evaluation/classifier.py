@@ -19,8 +19,7 @@ from diffuse import ROOT
 from diffuse.data.tensors import load_split
 from diffuse.models.ema import MovingAverage
 from diffuse.rundir.checkpoints import load_plain
-from diffuse.rundir.directory import default_data_dir
-from diffuse.runtime import errors, files
+from diffuse.runtime import errors, files, options
 from diffuse.runtime.console import Meter
 from diffuse.runtime.errors import UserError
 from diffuse.runtime.rng import Stream, derive_seed, generator
@@ -138,18 +137,22 @@ def augment(x: Tensor) -> Tensor:
 
 @app.command()
 def main(
-    output: Annotated[Path, typer.Option(help="The file of weights to write.")],
-    data_dir: Annotated[Path | None, typer.Option(help="Where mnist.h5 is.")] = None,
-    epochs: Annotated[int, typer.Option(min=1)] = 5,
-    seed: Annotated[int, typer.Option(min=0)] = 0,
+    output: Annotated[
+        Path,
+        typer.Option(
+            parser=options.typed_file, metavar="FILE", help="File of weights (.pt) to write."
+        ),
+    ],
+    data_dir: options.DataDir = options.DATA,
+    epochs: Annotated[int, typer.Option(min=1, help="Epochs to train.")] = 5,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of weights and order.")] = 0,
 ) -> None:
     """Train the classifier and write its weights."""
-    folder = data_dir or default_data_dir()
-    network = train_classifier(folder, epochs, seed)
+    network = train_classifier(data_dir, epochs, seed)
     buffer = io.BytesIO()
     torch.save(network.state_dict(), buffer)
     files.write_bytes(output, buffer.getbuffer())
-    test = load_split(folder, "test")
+    test = load_split(data_dir, "test")
     print(f"{output}: test accuracy {accuracy(network, test.images, test.labels):.2%}")
     print(f"SHA-256 {files.sha256(output)}")
 

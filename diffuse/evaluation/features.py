@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from diffuse.data import inception_weights
+from diffuse.data.staging import INCEPTION
 from diffuse.evaluation import classifier
 from diffuse.rundir.checkpoints import load_plain
 from diffuse.runtime import files
@@ -52,7 +52,7 @@ def load_extractor(name: str, data_dir: Path, device: torch.device) -> Extractor
     if name == "classifier":
         return _classifier(device)
     if name == "inception":
-        return load_inception(data_dir / inception_weights.NAME, device)
+        return load_inception(data_dir / INCEPTION, device)
     raise UserError(f"extractor {name!r}: allowed are classifier, inception")
 
 

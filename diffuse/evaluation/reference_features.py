@@ -11,14 +11,12 @@ an order of its own, and leaves each in a hidden file. When none is missing, one
 from __future__ import annotations
 
 import contextlib
-import io
 import random
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import h5py
 import torch
 from filelock import FileLock
 from torch import Tensor
@@ -26,7 +24,7 @@ from torch import Tensor
 from diffuse.data.tensors import load_split
 from diffuse.evaluation.features import Extractor
 from diffuse.evaluation.metrics import Moments
-from diffuse.runtime import console, files
+from diffuse.runtime import console, files, hdf5
 from diffuse.runtime.preemption import StopRequest
 
 PART = 500  # images between two looks at whether to stop, of which at most these are lost
@@ -169,20 +167,15 @@ def _read_whole(path: Path, extractor: Extractor) -> RealFeatures | None:
 
 
 def _write(path: Path, tensors: dict[str, Tensor], made_of: dict[str, str]) -> None:
-    buffer = io.BytesIO()
-    with h5py.File(buffer, "w") as file:
-        for name, tensor in tensors.items():
-            file.create_dataset(name, data=tensor.numpy(), fletcher32=True, chunks=True)
-        file.attrs.update(made_of)
-    files.write_bytes(path, buffer.getbuffer())
+    arrays = {name: tensor.numpy() for name, tensor in tensors.items()}
+    hdf5.write(path, arrays, made_of, hdf5.CHECKSUMMED)
 
 
 def _read(path: Path, names: tuple[str, ...]) -> tuple[dict[str, Tensor], dict[str, str]] | None:
     """Tensors and what they are made of; None where HDF5 finds a chunk's sum or more is wrong."""
     try:
-        with h5py.File(path) as file:
-            tensors = {name: torch.from_numpy(file[name][()]) for name in names}
-            made_of = {n: str(file.attrs[n]) for n in ("extractor_sha256", "data_sha256")}
-    except (OSError, KeyError, RuntimeError, ValueError):
+        arrays, attributes = hdf5.read(path, names)
+        made_of = {n: str(attributes[n]) for n in ("extractor_sha256", "data_sha256")}
+    except (OSError, hdf5.Damaged, KeyError):
         return None
-    return tensors, made_of
+    return {name: torch.from_numpy(array) for name, array in arrays.items()}, made_of

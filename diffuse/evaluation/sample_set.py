@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from zipfile import BadZipFile
 
-import h5py
 import numpy as np
 import torch
 from torch import Tensor
@@ -113,7 +112,7 @@ class Generated:
     def _keep(self, images: np.ndarray) -> None:
         hdf5.write(
             self.path,
-            images,
+            {"images": images},
             {
                 "model": self.model.name,
                 "signature": self.model.config.signature,
@@ -132,17 +131,13 @@ class Generated:
 
         Raises UserError where the file is damaged or holds something else.
         """
-        if not self.path.exists():
-            return None
         try:
-            with h5py.File(self.path) as file:
-                facts = dict(file.attrs)
-                images: np.ndarray = file["images"][()]
-        except (OSError, KeyError, RuntimeError, TypeError) as error:
-            raise UserError(
-                f"{self.path}: damaged, or no file of samples ({str(error)[:60]}); delete it and"
-                " they are drawn again"
-            ) from None
+            arrays, facts = hdf5.read(self.path, ["images"])
+        except FileNotFoundError:
+            return None
+        except hdf5.Damaged as error:
+            raise UserError(f"{error}; delete it and its images are drawn again") from None
+        images = arrays["images"]
         if images.dtype != np.uint8 or images.shape[1:] != (28, 28):
             raise UserError(f"{self.path}: {images.dtype} {images.shape}, not uint8 [N, 28, 28]")
         mine = (self.weights_sha256, str(self.spec), self.seed)

@@ -223,11 +223,6 @@ class RunDir:
         return process.pid if alive and process.pid != os.getpid() else None
 
 
-def default_data_dir() -> Path:
-    """Where the data is unless --data-dir says otherwise: $DIFFUSE_DATA, or ./data."""
-    return Path(os.environ.get("DIFFUSE_DATA") or "data")
-
-
 def open_run(runs_dir: Path, config: Config) -> RunDir:
     """The directory of `config` under `runs_dir`; one that holds another config is refused."""
     run = RunDir(runs_dir / config.run_name)

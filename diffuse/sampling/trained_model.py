@@ -21,9 +21,10 @@ from diffuse.data.tensors import load_split, to_x0
 from diffuse.models import build, build_process
 from diffuse.models.process import Process
 from diffuse.rundir import checkpoints
-from diffuse.rundir.directory import RunDir, default_data_dir
+from diffuse.rundir.directory import RunDir
 from diffuse.runtime import console
 from diffuse.runtime.errors import UserError
+from diffuse.runtime.options import default_data_dir
 from diffuse.sampling import prior, published_weights
 from diffuse.sampling.generate import Start, from_images, from_noise, from_prior, generate
 

@@ -34,9 +34,9 @@ def draw_epoch(
         panels, made_by = sample_panels(config, process, network, data_dir)
         hdf5.write(
             run.samples_path(epoch),
-            panels[-1][1],
+            {"images": panels[-1][1]}
+            | {name.split(" ")[0].lower(): images for name, images in panels[:-1]},
             {"run": run.name, "epoch": epoch, "sampler": made_by, "seed": config.seed},
-            **{name.split(" ")[0].lower(): images for name, images in panels[:-1]},
         )
         plots.image_panels(run.picture_path(epoch), panels, title=f"{run.name}, epoch {epoch}")
     if not (run.plots / "degradation.png").exists():

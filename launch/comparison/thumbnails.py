@@ -7,12 +7,12 @@ import io
 from dataclasses import dataclass
 from pathlib import Path
 
-import h5py
 import numpy as np
 from PIL import Image
 
 from diffuse.rundir.directory import RunDir
 from diffuse.rundir.plots import Images, tile
+from diffuse.runtime import hdf5
 from launch.comparison.results import Result
 
 STRIP = 8  # images in a row of a strip
@@ -46,7 +46,7 @@ def album(result: Result, most: int) -> Album:
     for epoch, path in _spread(_drawn(result.dir), most):
         try:
             sets = _read(path)
-        except (OSError, KeyError, TypeError, ValueError):
+        except (OSError, hdf5.Damaged, KeyError, ValueError):
             result.problems.append(f"{path}: damaged; its pictures are left out")
             continue
         if "original" not in sets:
@@ -67,7 +67,7 @@ def album(result: Result, most: int) -> Album:
             grids.append(_grid(f"unconditional, epoch {epoch}", _read(path)["images"]))
         except FileNotFoundError:
             continue  # cleaned away
-        except (OSError, KeyError, TypeError, ValueError):
+        except (OSError, hdf5.Damaged, KeyError, ValueError):
             result.problems.append(f"{path}: damaged; its pictures are left out")
     return Album(grids, strips, _process(result) if most > 1 else "")
 
@@ -86,8 +86,7 @@ def _spread(found: list[tuple[int, Path]], most: int) -> list[tuple[int, Path]]:
 
 def _read(path: Path) -> dict[str, Images]:
     """The first 16 images of each data set."""
-    with h5py.File(path, "r") as file:
-        sets = {name: np.asarray(file[name][:16]) for name in file}
+    sets, _ = hdf5.read(path, first=16)
     for name, images in sets.items():
         if images.dtype != np.uint8 or images.ndim != 3 or not images.size:
             raise ValueError(f"{name}: {images.dtype} {images.shape}")

@@ -166,7 +166,7 @@ def image(place: Place) -> Check:
 
 def staged(data_dir: Path) -> Iterator[Check]:
     """Data and weights are there: jobs never download."""
-    from diffuse.data import inception_weights, mnist
+    from diffuse.data import mnist, staging
 
     def data() -> str:
         for name in mnist.SHA256:
@@ -175,7 +175,7 @@ def staged(data_dir: Path) -> Iterator[Check]:
 
     yield _checked("data", data, "")
     weights = ROOT / "diffuse" / "weights" / "mnist_classifier.pt"
-    inception = data_dir / inception_weights.NAME
+    inception = data_dir / staging.INCEPTION
     if not weights.is_file():
         yield Check("weights", "failed", f"{weights}: not there", "git checkout diffuse/weights")
     elif not inception.is_file():

@@ -17,8 +17,8 @@ import pytest
 import torch
 
 from diffuse.data import download, mnist
+from diffuse.data.staging import stage_mnist
 from diffuse.data.tensors import load_split, to_uint8, to_x0
-from diffuse.prepare import stage_mnist
 from diffuse.runtime import files
 from diffuse.runtime.errors import EnvironmentFailed, UserError
 from tests import programs
@@ -169,10 +169,10 @@ def test_a_mirror_that_does_not_speak_http_counts_as_unreachable(
 ) -> None:
     from torchvision.datasets import MNIST
 
-    def download(self: MNIST) -> None:
+    def fails(self: MNIST) -> None:
         raise http.client.HTTPException  # without a word
 
-    monkeypatch.setattr(MNIST, "download", download)
+    monkeypatch.setattr(MNIST, "download", fails)
     with pytest.raises(EnvironmentFailed, match="HTTPException"):
         download.from_torchvision()
 
@@ -215,7 +215,7 @@ def test_a_hostile_pickle_in_a_wheel_does_not_run(tmp_path: Path) -> None:
 
 def test_staging_needs_no_torch(data_dir: Path) -> None:
     code = (
-        "import sys; from pathlib import Path; from diffuse.prepare import stage_mnist;"
+        "import sys; from pathlib import Path; from diffuse.data.staging import stage_mnist;"
         "stage_mnist(Path(sys.argv[1])); sys.exit('torch' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code, str(data_dir)], cwd=programs.ROOT)

@@ -22,9 +22,9 @@ import torch
 import typer
 from rich.console import Console
 
-from diffuse.prepare import stage_mnist
-from diffuse.rundir.directory import default_data_dir
+from diffuse.data.staging import stage_mnist
 from diffuse.runtime import errors
+from diffuse.runtime.options import default_data_dir
 from tests.drill import cluster, damage, endurance, kills, signals, storage, tracker
 from tests.drill.drill import Drill
 from tests.drill.tally import Tally

@@ -1,0 +1,100 @@
+"""Options that several programs share: declared once, so that one name means one thing everywhere.
+
+Imports typer alone: the launcher's programs answer `--help` at once.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def typed_path(text: str | Path) -> Path:
+    """A path as a person types it: every path on a command line is read here."""
+    return Path(text)
+
+
+def typed_file(text: str | Path) -> Path:
+    """The path of a file to write; refused where a folder has that name."""
+    path = typed_path(text)
+    if path.is_dir():
+        raise typer.BadParameter(f"{path} is a directory; name a file to write")
+    return path
+
+
+def default_data_dir() -> Path:
+    """The folder of the data unless --data-dir names one: $DIFFUSE_DATA, or ./data."""
+    return Path(os.environ.get("DIFFUSE_DATA") or DATA)
+
+
+RUNS, DATA = Path("runs"), Path("data")  # below the folder that a program is started from
+_DEVICE = "Device to compute on: auto (CUDA where there is a GPU), cpu or cuda."
+
+Source = Annotated[
+    Path,
+    typer.Argument(
+        metavar="RUN",
+        parser=typed_path,
+        help="Run directory (runs/...), checkpoint (.pt) or weight file of the report (.pth).",
+    ),
+]
+RunsDir = Annotated[
+    Path, typer.Option(parser=typed_path, metavar="FOLDER", help="Folder of the run directories.")
+]
+DataDir = Annotated[
+    Path,
+    typer.Option(
+        parser=typed_path,
+        metavar="FOLDER",
+        envvar="DIFFUSE_DATA",
+        help="Folder of mnist.h5, which diffuse.prepare writes.",
+    ),
+]
+Device = Annotated[str, typer.Option(help=_DEVICE)]
+DeviceSetting = Annotated[
+    str | None, typer.Option(help=f"{_DEVICE} Default: system.device of the config.")
+]
+Threads = Annotated[
+    int | None,
+    typer.Option(min=1, max=1024, help="CPU threads of each rank. Default: chosen by PyTorch."),
+]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="Setting that overrides the preset's, such as train.lr=4e-4; repeatable.",
+    ),
+]
+SampleSeed = Annotated[
+    int,
+    typer.Option(
+        min=0, max=2**63 - 1, help="Seed of the images: image i depends on it and on i alone."
+    ),
+]
+OfGrid = Annotated[
+    str | None,
+    typer.Option(help="Runs of this grid, such as part2. Default: all runs in --runs-dir."),
+]
+ClusterName = Annotated[
+    str | None,
+    typer.Option(
+        help="Cluster: a name under configs/clusters/ or a .yaml file."
+        " Default: slurm where sbatch is installed, else local."
+    ),
+]
+ClusterSettings = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="KEY=VALUE",
+        help="Setting that overrides the cluster file's, such as partition=gpu; repeatable.",
+    ),
+]
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Only show the plan; write and send nothing.")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
+Follow = Annotated[bool, typer.Option("--follow", help="Watch until all jobs have ended.")]
