@@ -24,6 +24,8 @@ State = Literal["running", "interrupted", "failed", "done"]
 class Attempt:
     """One start of a run: the right to publish into its directory until a newer attempt begins."""
 
+    publishes = True
+
     def __init__(self, run: RunDir, number: int) -> None:
         self.run = run
         self.number = number
@@ -99,3 +101,28 @@ class Attempt:
         self.check()
         marked = [{"event": e["event"], "attempt": self.number, **e} for e in events]
         files.append_lines(self.run.metrics_path, [json.dumps(files.sealed(e)) for e in marked])
+
+
+class Bystander(Attempt):
+    """The attempt as ranks other than 0 hold it: they take part in all, and publish nothing."""
+
+    publishes = False
+
+    def __init__(self, run: RunDir) -> None:
+        super().__init__(run, number=0)
+
+    def remove_leftovers(self) -> None:
+        pass
+
+    @property
+    def is_current(self) -> bool:
+        return True  # rank 0 finds out
+
+    def check(self) -> None:
+        pass
+
+    def publish_status(self, state: State, **facts: Any) -> None:
+        pass
+
+    def append_metrics(self, events: list[dict[str, Any]]) -> None:
+        pass

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -16,11 +17,88 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from diffuse.config.schema import Config
+from diffuse.rundir.attempt import Attempt
 from diffuse.rundir.directory import RunDir
 from diffuse.runtime import files
-from diffuse.runtime.errors import UserError
+from diffuse.runtime.errors import DiffuseError, UserError
 
 FORMAT = 1
+
+
+class Checkpoints:
+    """The checkpoints that one attempt writes into its run, and retires."""
+
+    def __init__(
+        self,
+        attempt: Attempt,
+        config: Config,
+        environment: dict[str, Any],
+        steps_per_epoch: int,
+        saved_step: int,
+    ) -> None:
+        """
+        Args:
+            environment: all that bitwise equality depends on beside the config; saved with it.
+            saved_step: the step that the attempt starts from.
+        """
+        self.attempt = attempt
+        self.config = config
+        self.environment = environment
+        self.steps_per_epoch = steps_per_epoch
+        self.saved_step = saved_step
+        self.saved_at = time.monotonic()
+
+    @property
+    def is_due(self) -> bool:
+        """Whether the last one was written longer ago than checkpoint.every_minutes."""
+        return time.monotonic() - self.saved_at > 60 * self.config.checkpoint.every_minutes
+
+    def save(self, content: dict[str, Any]) -> None:
+        """Publish a checkpoint. Called on every rank, so that all agree on the saved step.
+
+        Args:
+            content: `step`, `model` and all else that a resume needs.
+
+        Raises DiffuseError where the weights are not finite, Superseded where a newer attempt has
+        begun.
+        """
+        self.saved_step = step = int(content["step"])
+        if self.attempt.publishes:
+            self._write(step, content)
+            self.retire(step)
+        self.saved_at = time.monotonic()
+
+    def _write(self, step: int, content: dict[str, Any]) -> None:
+        if not all_finite(content["model"]):
+            raise DiffuseError(
+                f"the weights are no longer finite at step {step}; nothing was saved"
+                " since the last checkpoint; lower train.lr or try train.grad_clip=1"
+            )
+        run = self.attempt.run
+        epoch, position = divmod(step, self.steps_per_epoch)
+        path = run.step_checkpoint_path(step) if position else run.checkpoint_path(epoch)
+        content = {
+            "config": self.config.model_dump(mode="json"),
+            "signature": self.config.signature,
+            "epoch": epoch,
+            "environment": self.environment,
+            **content,
+        }
+        self.attempt.check()
+        write(path, content)
+        event = {"event": "checkpoint", "epoch": epoch, "step": step, "file": path.name}
+        self.attempt.append_metrics([{**event, "weights": weights_sha256(content)}])
+
+    def retire(self, step: int) -> None:
+        """Delete checkpoints before `step` that nothing asked for, all but the last of them."""
+        if self.config.checkpoint.keep == "all":
+            return
+        kept, run = self.config.evaluated_epochs, self.attempt.run
+        rolling = [file for file in run.checkpoint_files() if file.epoch not in kept]
+        earlier = [file for file in rolling if file.at(self.steps_per_epoch) < step]
+        for file in sorted(earlier, key=lambda file: file.at(self.steps_per_epoch))[:-1]:
+            file.path.unlink(missing_ok=True)
 
 
 def write(path: Path, payload: dict[str, Any]) -> None:

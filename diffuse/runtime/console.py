@@ -62,45 +62,6 @@ class Meter:
             self.last_line = time.monotonic()
 
 
-class Clock:
-    """Time that went into steps, apart from pictures and checkpoints."""
-
-    def __init__(self, step: int, global_batch: int) -> None:
-        self.global_batch = global_batch
-        self.rate = 0.0  # images per second
-        self.saved = self.lapped = time.monotonic()
-        self.step = step
-
-    @property
-    def since_save(self) -> float:
-        return time.monotonic() - self.saved
-
-    @property
-    def since_lap(self) -> float:
-        return time.monotonic() - self.lapped
-
-    def lap(self, step: int) -> None:
-        """Measure the rate since the last lap or pause."""
-        now = time.monotonic()
-        if step > self.step:
-            self.rate = (step - self.step) * self.global_batch / max(now - self.lapped, 1e-9)
-            self.lapped, self.step = now, step
-
-    def pause(self, step: int) -> None:
-        """What happened since the last lap was no training."""
-        self.lapped = time.monotonic()
-        self.step = step
-
-    def save(self, step: int) -> None:
-        """A pause in which a checkpoint was written."""
-        self.pause(step)
-        self.saved = self.lapped
-
-    def eta(self, steps: int) -> float:
-        """Seconds for `steps` more at the present rate."""
-        return steps * self.global_batch / self.rate if self.rate else 0.0
-
-
 def note(line: str) -> None:
     """A remark on standard error."""
     print(line, file=sys.stderr, flush=True)

@@ -47,10 +47,10 @@ def with_earlier_epochs(config: Config, earlier: Config) -> Config:
 
 def plan(
     config: Config, asked: tuple[int, ...], run: RunDir, steps_per_epoch: int
-) -> tuple[list[int], dict[str, Any] | None]:
-    """The epochs to be made, and the checkpoint to start from (None: from nothing).
+) -> tuple[bool, dict[str, Any] | None]:
+    """Whether all is done; if not, the checkpoint to start from (None: from the beginning).
 
-    ([], None) where all is done; ([], the last epoch) where only what follows it is not.
+    Where only the pictures of the last epoch are missing, that is the last epoch's checkpoint.
 
     Args:
         asked: the epochs that this call wants, in order.
@@ -66,7 +66,7 @@ def plan(
             missing.append(epoch)
     if not missing:
         _note_gaps(run, content)
-        return [], None if _is_closed(config, asked[-1], run) else content
+        return (True, None) if _is_closed(config, asked[-1], run) else (False, content)
     content = checkpoints.latest(
         run,
         until_step=missing[0] * steps_per_epoch,
@@ -74,7 +74,7 @@ def plan(
         warn=console.note,
     )
     _note_gaps(run, content)
-    return missing, content
+    return False, content
 
 
 def _is_closed(config: Config, last: int, run: RunDir) -> bool:
@@ -92,13 +92,3 @@ def _note_gaps(run: RunDir, content: dict[str, Any] | None) -> None:
             f"{run.metrics_path}: the losses of {gaps} of {steps} steps are missing or damaged"
             " (a run under another --runs-dir has them again; the weights are not affected)"
         )
-
-
-def retire(config: Config, run: RunDir, step: int, steps_per_epoch: int) -> None:
-    """Delete rolling checkpoints that nothing asked for, all but the last before this one."""
-    if config.checkpoint.keep == "all":
-        return
-    rolling = [f for f in run.checkpoint_files() if f.epoch not in config.evaluated_epochs]
-    earlier = [file for file in rolling if file.at(steps_per_epoch) < step]
-    for file in sorted(earlier, key=lambda file: file.at(steps_per_epoch))[:-1]:
-        file.path.unlink(missing_ok=True)

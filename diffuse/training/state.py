@@ -1,4 +1,7 @@
-"""Everything of a run that changes while it trains: what a checkpoint holds and brings back."""
+"""All of a run that changes while it trains, and the one update that changes it.
+
+A checkpoint holds this state, and brings it back.
+"""
 
 from __future__ import annotations
 
@@ -9,19 +12,22 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from diffuse.config.schema import Config
+from diffuse.config.schema import Config, TrainConfig
 from diffuse.models import build, build_process
 from diffuse.models.ema import MovingAverage
 from diffuse.models.process import Process
 from diffuse.runtime.distributed import DTYPES, Precision
 from diffuse.runtime.errors import UserError
 from diffuse.runtime.rng import Stream, derive_seed
+from diffuse.training.batches import Batch
 
 
 @dataclass
 class TrainState:
     """Network, averaged network, optimizer, loss scaler, process, and the number of steps done."""
 
+    settings: TrainConfig
+    precision: Precision
     network: nn.Module
     ema: MovingAverage | None
     optimizer: torch.optim.Optimizer
@@ -37,6 +43,8 @@ class TrainState:
             network = build(config.model)
         network.to(device)
         return cls(
+            settings=config.train,
+            precision=precision,
             network=network,
             ema=None if config.train.ema is None else MovingAverage(network, config.train.ema),
             optimizer=torch.optim.Adam(network.parameters(), lr=config.train.lr, fused=True),
@@ -49,36 +57,58 @@ class TrainState:
         """The network to sample with: the averaged one where there is one."""
         return self.network if self.ema is None else self.ema.module
 
-    def backward(
-        self,
-        forward: nn.Module,
-        x0: Tensor,
-        t: Tensor,
-        eps: Tensor,
-        precision: Precision,
-        parts: int,
-    ) -> Tensor:
-        """Gradients of the mean loss; this rank's per-example losses [b].
+    @property
+    def lr(self) -> float:
+        """The learning rate of the last step: it rises linearly over the warm-up, then stays."""
+        return self.settings.lr * min(1.0, self.step / max(1, self.settings.warmup_steps))
+
+    def update(self, forward: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+        """One step: forward, backward, optimizer, average. Waits for no device.
 
         Args:
-            forward: the network, or what averages its gradients over ranks.
-            x0, t, eps: this rank's share of the batch.
-            parts: micro-batches, which bound the memory.
+            forward: the network, or a wrapper that averages its gradients over ranks.
+            batch: this rank's share.
+
+        Returns this rank's per-example losses [b] and the gradient's norm [] before clipping.
         """
+        self.step += 1
+        if batch.dropout_seed is not None:
+            torch.manual_seed(batch.dropout_seed)
+        losses = self._backward(forward, batch)
+        self.scaler.unscale_(self.optimizer)
+        parameters = list(self.network.parameters())
+        grad_norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        if self.settings.grad_clip is not None:
+            nn.utils.clip_grads_with_norm_(parameters, self.settings.grad_clip, grad_norm)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.lr
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.ema is not None:
+            self.ema.update_parameters(self.network)
+        return losses, grad_norm
+
+    def _backward(self, forward: nn.Module, batch: Batch) -> Tensor:
+        """Gradients of the mean loss, in micro-batches, which bound the memory; the losses [b]."""
+        x0, t, eps = batch.x0, batch.t, batch.eps
+        parts = self.settings.accumulate
         losses = []
         for k in range(parts):
             part = slice(k * len(t) // parts, (k + 1) * len(t) // parts)
             # gradients travel between ranks once, with the last part
             hold = nullcontext if k == parts - 1 else getattr(forward, "no_sync", nullcontext)
             with hold():
-                with torch.autocast(x0.device.type, DTYPES[precision], precision != "fp32"):
+                with torch.autocast(
+                    x0.device.type, DTYPES[self.precision], self.precision != "fp32"
+                ):
                     loss = self.process.losses(forward, x0[part], t[part], eps[part])
                 self.scaler.scale(loss.mean() / parts).backward()  # type: ignore[no-untyped-call]
             losses.append(loss.detach())
         return torch.cat(losses)
 
     def payload(self) -> dict[str, Any]:
-        """What a checkpoint holds of this state."""
+        """The part of a checkpoint's content that `restore` takes over."""
         return {
             "step": self.step,
             "model": self.network.state_dict(),

@@ -1,0 +1,93 @@
+"""The record of a training: what is published, by whom, and how an end is told from another."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from diffuse.config.presets import load_config, parse_set
+from diffuse.config.schema import Config
+from diffuse.rundir.attempt import Attempt, Bystander
+from diffuse.rundir.checkpoints import Checkpoints
+from diffuse.rundir.directory import RunDir
+from diffuse.runtime.distributed import World
+from diffuse.runtime.errors import Interrupted, Superseded, TrainingFailed
+from diffuse.training.log import TrainLog
+from diffuse.training.schedule import Schedule
+
+WORLD = World(rank=0, local_rank=0, size=1, device=torch.device("cpu"))
+CONFIG = load_config(
+    "ddpm/default",
+    [parse_set(["tracking.mode=disabled", "train.global_batch=4", "system.log_every=2"])],
+)
+SCHEDULE = Schedule.of(CONFIG, images=12, epochs=2)  # three steps each
+
+
+def log_of(attempt: Attempt, config: Config = CONFIG) -> TrainLog:
+    return TrainLog(attempt, config, SCHEDULE, WORLD, timesteps=1000, step=0)
+
+
+def record(log: TrainLog, step: int, loss: float) -> None:
+    losses = torch.full((4,), loss)
+    log.record(step, 0.1, losses, torch.tensor([1, 300, 600, 1000]), torch.tensor(2.0))
+
+
+def test_losses_wait_until_they_are_flushed_and_end_with_their_mean(tmp_path: Path) -> None:
+    run = RunDir(tmp_path / "run")
+    log = log_of(Attempt.claim(run))
+    with log.running():
+        record(log, 1, 3.0)
+        assert not log.is_due and not run.metrics("step")
+        record(log, 2, 5.0)
+        assert log.is_due
+        log.flush()
+        assert [e["loss"] for e in run.metrics("step")] == [3.0, 5.0]
+        assert run.status()["state"] == "running" and run.status()["step"] == 2
+        record(log, 3, 7.0)
+        log.end_epoch()
+    (epoch,) = run.metrics("epoch")
+    assert (epoch["epoch"], epoch["step"], epoch["loss"]) == (1, 3, 5.0)
+    assert epoch["loss_by_t_quartile"] == [5.0] * 4
+    assert run.status()["state"] == "done" and run.status()["loss"] == 5.0
+    assert not (run.path / "wandb").exists()
+
+
+@pytest.mark.parametrize(
+    ("error", "state"),
+    [(Interrupted("stopped"), "interrupted"), (TrainingFailed("diverged"), "failed")],
+)
+def test_the_status_tells_how_a_training_ended(
+    error: Exception, state: str, tmp_path: Path
+) -> None:
+    run = RunDir(tmp_path / "run")
+    with pytest.raises(type(error)), log_of(Attempt.claim(run)).running():
+        raise error
+    assert run.status()["state"] == state and run.status()["reason"] == str(error)
+
+
+def test_a_superseded_training_leaves_the_status_to_its_successor(tmp_path: Path) -> None:
+    run = RunDir(tmp_path / "run")
+    log = log_of(Attempt.claim(run))
+    with pytest.raises(Superseded), log.running():
+        run.attempt_path(2).write_text("{}")
+        record(log, 1, 3.0)
+        log.flush()
+    assert run.status()["state"] == "running"
+    assert not run.metrics()
+
+
+def test_a_bystander_publishes_nothing(tmp_path: Path) -> None:
+    run = RunDir(tmp_path / "run")
+    attempt = Bystander(run)
+    attempt.remove_leftovers()
+    checkpoints = Checkpoints(attempt, CONFIG, {}, SCHEDULE.steps_per_epoch, saved_step=0)
+    log = log_of(attempt)
+    with log.running():
+        for step in (1, 2, 3):
+            record(log, step, 1.0)
+        log.end_epoch()
+        checkpoints.save({"step": 3, "model": {}})
+    assert checkpoints.saved_step == 3, "all ranks agree on the saved step"
+    assert not run.path.exists()
