@@ -11,14 +11,14 @@ from diffuse.config.schema import Config
 from diffuse.evaluation.evaluator import Judge
 from diffuse.evaluation.sample_set import Generated
 from diffuse.rundir import evaluations, plots
-from diffuse.rundir.directory import RunDir
+from diffuse.rundir.attempt import Attempt
 from diffuse.rundir.evaluations import Evaluation
 from diffuse.runtime import files
 from diffuse.runtime.console import Meter, duration
 from diffuse.runtime.distributed import World
 from diffuse.runtime.preemption import StopRequest
 from diffuse.sampling.trained_model import load
-from diffuse.tracking.mirror import mirror_evaluation
+from diffuse.tracking.mirror import mirror_once
 
 
 def evaluate_checkpoint(
@@ -30,6 +30,7 @@ def evaluate_checkpoint(
     seed: int,
     stop: StopRequest,
     output: Path = Path(),
+    attempt: Attempt | None = None,
 ) -> None:
     """Judge one checkpoint by each of the samplers; figures that are there already are kept.
 
@@ -38,6 +39,8 @@ def evaluate_checkpoint(
     Args:
         n: images for each figure.
         output: where the results of a weight file go; those of a run go into it.
+        attempt: of the training that evaluates itself, which is fenced; any other evaluation is
+            one of whatever attempt is the latest.
     """
     model = load(path, device=world.device)
     sha256 = files.sha256(path)
@@ -72,6 +75,8 @@ def evaluate_checkpoint(
                 weights="model" if model.config.train.ema is None else "ema",
                 figures=[figure],
             )
+            if attempt is not None:
+                attempt.check()
             evaluations.add(target, evaluation)
             is_new = True
             print(f"{target}: {figure.summary()}", flush=True)
@@ -81,13 +86,20 @@ def evaluate_checkpoint(
         told = [e for e in run.metrics("evaluation") if e["epoch"] == model.epoch]
         # once for all samplers; also where an earlier evaluation died before it told
         if is_new or not told or told[-1].get("figures") != len(content.figures):
-            _tell(run, model.config, content)
+            publish(attempt or Attempt(run, run.attempt_number()), model.config, content)
 
 
-def _tell(run: RunDir, config: Config, content: Evaluation) -> None:
-    """What follows from new figures: the run's plots, its event, W&B."""
+def publish(attempt: Attempt, config: Config, evaluation: Evaluation) -> None:
+    """Bring an epoch's results to the run's plots, to its events and to W&B.
+
+    Raises Superseded where a newer attempt has begun; nothing is published then.
+    """
+    run = attempt.run
+    attempt.check()
     plots.evaluation_curves(run)
-    mirror_evaluation(run, config, content)
+    event = {"event": "evaluation", "epoch": evaluation.epoch, "step": evaluation.step}
+    attempt.append_metrics([{**event, "figures": len(evaluation.figures)}])
+    mirror_once(run, config, "evaluate")
 
 
 def _watched(meter: Meter, stop: StopRequest) -> Callable[[int, int], None]:

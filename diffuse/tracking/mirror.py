@@ -9,7 +9,6 @@ signal, the pipe that the mirror holds ends, and so does the mirror, within a bo
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import signal
 import subprocess
@@ -23,8 +22,7 @@ import psutil
 from diffuse import ROOT
 from diffuse.config.schema import Config
 from diffuse.rundir.directory import RunDir
-from diffuse.rundir.evaluations import Evaluation
-from diffuse.runtime import console, files
+from diffuse.runtime import console
 
 Job = Literal["train", "evaluate"]
 INTERRUPTED_END_S = 8.0  # the longest wait where Slurm is about to kill us
@@ -105,25 +103,14 @@ class Mirror:
         self.close()
 
 
-def mirror_evaluation(run: RunDir, config: Config, evaluation: Evaluation) -> None:
-    """Tell the run's events that evaluations/epoch_NNNN.json was written, and mirror it.
+def mirror_once(run: RunDir, config: Config, job: Job) -> None:
+    """Mirror the events that were just written. Never raises for W&B's sake.
 
-    Args:
-        evaluation: the content of that file; its epoch and step are used.
-
-    Inside `with Mirror(run, config, "evaluate"):` that mirror takes it, so that one client serves
-    many epochs; else one is opened for it. Never raises for W&B's sake.
+    Inside `with Mirror(run, config, job):` that mirror takes them, so that one client serves many
+    epochs; else one is opened for them.
     """
-    event = {
-        "event": "evaluation",
-        "attempt": run.attempt_number(),
-        "epoch": evaluation.epoch,
-        "step": evaluation.step,
-        "figures": len(evaluation.figures),
-    }
-    files.append_lines(run.metrics_path, [json.dumps(files.sealed(event))])
     if run.path.absolute() not in _open:
-        Mirror(run, config, "evaluate").close()
+        Mirror(run, config, job).close()
 
 
 def command(run: RunDir, job: Job, mode: str, limit_s: float) -> list[str]:

@@ -202,7 +202,7 @@ def _show(
         judge = Judge.make(config.eval.extractor, data_dir, world, stop)
         specs, n = config.sampler_specs(config.eval.samplers), config.eval.in_training
         path = run.checkpoint_path(epoch)
-        evaluate_checkpoint(path, judge, world, specs, n, seed=0, stop=stop)
+        evaluate_checkpoint(path, judge, world, specs, n, seed=0, stop=stop, attempt=attempt)
         del judge
         gc.collect()  # libraries leave cycles that hold sets of images: some 20 MB each time
 

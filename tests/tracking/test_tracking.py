@@ -17,7 +17,7 @@ from typing import Any
 import psutil
 import pytest
 
-from diffuse.config.presets import load_config, parse_set
+from diffuse.rundir.attempt import Attempt
 from diffuse.rundir.directory import RunDir
 from diffuse.rundir.evaluations import Evaluation
 from diffuse.runtime import files
@@ -134,17 +134,10 @@ def offline(tmp_path_factory: pytest.TempPathFactory, data_dir: Path) -> RunDir:
     train(runs_dir, data_dir, *OFFLINE, DIFFUSE_GRID="a-grid")
     run = train(runs_dir, data_dir, *OFFLINE, epochs=3, DIFFUSE_GRID="a-grid")
     files.write_json(run.evaluation_path(3), EVALUATION.plain())
-    mirror.mirror_evaluation(run, run.config(), EVALUATION)
+    event = {"event": "evaluation", "epoch": 3, "step": 24, "figures": len(EVALUATION.figures)}
+    Attempt(run, run.attempt_number()).append_metrics([event])
+    mirror.mirror_once(run, run.config(), "evaluate")
     return run
-
-
-def test_the_event_of_an_evaluation_is_sealed_as_all_others(tmp_path: Path) -> None:
-    run = RunDir(tmp_path)
-    config = load_config("ddpm/default", [parse_set(["tracking.mode=disabled"])])
-    mirror.mirror_evaluation(run, config, EVALUATION)
-    assert [e["epoch"] for e in run.metrics("evaluation")] == [3]
-    run.metrics_path.write_text(run.metrics_path.read_text().replace('"epoch": 3', '"epoch": 8'))
-    assert run.metrics("evaluation") == []
 
 
 def test_an_offline_run_holds_every_loss_rate_and_norm(offline: RunDir) -> None:
