@@ -19,7 +19,6 @@ from diffuse.rundir.directory import SILENT_AFTER_S, RunDir, silence_s
 from diffuse.runtime import files
 from diffuse.runtime.errors import UserError
 from diffuse.sampling.trained_model import load
-from diffuse.training import resume
 from launch.comparison.results import read
 from launch.comparison.thumbnails import album
 from launch.inspection.removable import unneeded
@@ -133,7 +132,8 @@ def test_a_sweep_sees_trained_and_evaluated_epochs_only(run: RunDir, tmp_path: P
 def test_training_deletes_its_own_checkpoints_only(run: RunDir) -> None:
     before = the_persons_own(run)
     files.write_text(run.step_checkpoint_path(26), "weights")
-    resume.retire(run.config(), run, step=200_000_000, steps_per_epoch=10)
+    writer = checkpoints.Checkpoints(Attempt(run, 1), run.config(), {}, 10, saved_step=0)
+    writer.retire(200_000_000)
     assert the_persons_own(run) == before
     assert [f.step for f in run.checkpoint_files() if f.step] == [100_000_015]
 
