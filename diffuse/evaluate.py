@@ -65,9 +65,9 @@ def main(
     stop = StopRequest().install()
     import torch
 
-    from diffuse.evaluation.evaluator import Judge
-    from diffuse.evaluation.judgement import evaluate_checkpoint
+    from diffuse.evaluation.evaluator import evaluate_checkpoint
     from diffuse.evaluation.metrics import require_enough
+    from diffuse.evaluation.scorer import Scorer
     from diffuse.runtime.distributed import join
     from diffuse.sampling.trained_model import config_of
     from diffuse.tracking.mirror import Mirror
@@ -82,11 +82,11 @@ def main(
     with join(device, config.system.collective_timeout_s) as world:
         in_run = source.is_dir() and world.is_main
         try:
-            judge = Judge.make(extractor or config.eval.extractor, data_dir, world, stop)
-            judge.require_originals(n, specs)  # here, before W&B begins a run for it
+            scorer = Scorer.load(extractor or config.eval.extractor, data_dir, world, stop)
+            scorer.require_originals(n, specs)  # here, before W&B begins a run for it
             with Mirror(RunDir(source), config, "evaluate", active=in_run):
                 for path in checkpoints:
-                    evaluate_checkpoint(path, judge, world, specs, n, seed, stop, output or Path())
+                    evaluate_checkpoint(path, scorer, specs, n, seed, stop, output or Path())
         except (errors.Interrupted, RuntimeError) as error:
             if stop.signal is None or (world.size == 1 and isinstance(error, RuntimeError)):
                 raise

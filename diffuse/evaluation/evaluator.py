@@ -1,172 +1,114 @@
-"""One figure: how good a set of images is, by which protocol, and what real images would get.
-
-    figure = Judge.make("classifier", data_dir, world).figure(images, spec, seed=0, ...)
-
-A figure never stands without its protocol, nor without its floor: real test images judged in the
-same way, as many of them. They are drawn at random, since the test set's first half is cleaner than
-its second; restored images have those that they were restored from.
-"""
+"""The results of a checkpoint, as diffuse.evaluate and training both write them."""
 
 from __future__ import annotations
 
-import math
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import torch
-from torch import Tensor
-
 from diffuse.config.sampler_spec import SamplerSpec
-from diffuse.config.schema import IS_SPLITS
-from diffuse.data.tensors import load_split
-from diffuse.evaluation import metrics
-from diffuse.evaluation.features import Extractor, load_extractor
-from diffuse.evaluation.reference_features import RealFeatures, real_features
-from diffuse.rundir.evaluations import Figure, Protocol, Scores
-from diffuse.runtime.distributed import World
-from diffuse.runtime.errors import UserError
+from diffuse.config.schema import Config
+from diffuse.evaluation.sample_set import SampleSet
+from diffuse.evaluation.scorer import Scorer
+from diffuse.rundir import evaluations, plots
+from diffuse.rundir.attempt import Attempt
+from diffuse.rundir.evaluations import Evaluation
+from diffuse.runtime import files
+from diffuse.runtime.console import Meter, duration
 from diffuse.runtime.preemption import StopRequest
-from diffuse.runtime.rng import Stream, generator
+from diffuse.sampling.trained_model import load
+from diffuse.tracking.mirror import mirror_once
 
 
-@dataclass
-class Judge:
-    """An extractor with what it makes of the real images."""
+def evaluate_checkpoint(
+    path: Path,
+    scorer: Scorer,
+    specs: Sequence[SamplerSpec],
+    n: int,
+    seed: int,
+    stop: StopRequest,
+    output: Path = Path(),
+    attempt: Attempt | None = None,
+) -> None:
+    """Add a checkpoint's figures, one for each sampler, to its results; existing ones are kept.
 
-    extractor: Extractor
-    train: RealFeatures
-    test: RealFeatures
-    data_dir: Path
-    world: World
-    floors: dict[str, Scores] = field(default_factory=dict)  # by the images that they are of
+    Called on all ranks, which share the work.
 
-    @classmethod
-    def make(
-        cls, extractor: str, data_dir: Path, world: World, stop: StopRequest | None = None
-    ) -> Judge:
-        """Load the extractor and the real images' features (the first time, compute them).
-
-        Raises UserError where weights or data are missing or damaged, Interrupted by `stop`.
-        """
-        chosen = load_extractor(extractor, data_dir, world.device)
-        train, test = (
-            real_features(chosen, split, data_dir, stop, shown=world.is_main)
-            for split in ("train", "test")
-        )
-        return cls(chosen, train, test, data_dir, world)
-
-    def require_originals(self, n: int, specs: Sequence[SamplerSpec]) -> None:
-        """Raise UserError where one of `specs` restores test images and there are fewer than n."""
-        there = len(self.test.features)
-        for spec in specs:
-            if spec.is_conditional and n > there:
-                raise UserError(
-                    f"{spec}: {n:,} images, but there are {there:,} test images to restore; use"
-                    " fewer, or --samplers unconditional"
-                )
-
-    def figure(
-        self, images: Tensor, spec: SamplerSpec, *, seed: int, samples: str | None
-    ) -> Figure:
-        """Judge generated uint8 images [n, 28, 28]. Called on all ranks, which share the work.
-
-        Args:
-            samples: where the images lie, relative to the run directory.
-
-        Raises UserError for too few images.
-        """
-        started = time.monotonic()
-        n = len(images)
-        metrics.require_enough(n)
-        features, logits = self._extract(images)
-        judged = self._scores(features, logits)
-        return Figure(
-            protocol=self.protocol(n, spec, seed),
-            **judged.plain(),
-            floor=self.floor(n, spec),
-            reconstruction=self._reconstruction(images) if spec.is_conditional else None,
-            labels=labels(n, self.extractor.size, len(self.test.features)),
-            samples=samples,
-            seconds=round(time.monotonic() - started, 2),
-        )
-
-    def protocol(self, n: int, spec: SamplerSpec, seed: int) -> Protocol:
-        """All that a figure depends on beside the images' quality."""
-        return Protocol(
-            extractor=self.extractor.name,
-            extractor_sha256=self.extractor.sha256,
-            features=self.extractor.size,
-            real_split="train",
-            real_images=self.train.moments.n,
-            real_sha256=self.train.data_sha256,
-            images=n,
-            value_range="[0, 1], clamped, as uint8",
-            resize=self.extractor.resize,
-            sampler=str(spec),
-            seed=seed,
-            source=spec.method.source,
-            kid_subset_size=metrics.kid_subset_size(n),
-            kid_subsets=metrics.KID_SUBSETS,
-            is_splits=IS_SPLITS,
-            floor=self.floor_images(n, spec)[0],
-        )
-
-    def floor(self, n: int, spec: SamplerSpec) -> Scores:
-        """What n real test images get, all of them where n is more than there are."""
-        name, numbers = self.floor_images(n, spec)
-        if name not in self.floors:
-            self.floors[name] = self._scores(self.test.features[numbers], self.test.logits[numbers])
-        return self.floors[name]
-
-    def floor_images(self, n: int, spec: SamplerSpec) -> tuple[str, Tensor]:
-        """Which test images make up the floor: in words, and their numbers."""
-        there = len(self.test.features)
-        if spec.is_conditional:
-            return f"the first {n} test images, which were restored", torch.arange(n)
-        if n >= there:
-            return f"all {there} test images", torch.arange(there)
-        drawn = torch.randperm(there, generator=generator(0, Stream.FLOOR))
-        return f"{n} test images drawn at random, seed 0", drawn[:n]
-
-    def _scores(self, features: Tensor, logits: Tensor) -> Scores:
-        kid, kid_std = metrics.kid(self.train.features, features)
-        score, score_std = metrics.inception_score(logits)
-        return Scores(
-            fid=metrics.fid(self.train.moments, features),
-            kid=kid,
-            kid_std=kid_std,
-            is_=score,
-            is_std=score_std,
-        )
-
-    def _extract(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Features and logits of all images, each rank having done its share."""
-        n, size = len(images), self.world.size
-        each = math.ceil(n / size)
-        mine = slice(self.world.rank * each, (self.world.rank + 1) * each)
-        features = torch.zeros(n, self.extractor.size)
-        logits = torch.zeros(n, self.test.logits.shape[1])
-        if len(images[mine]):
-            features[mine], logits[mine] = self.extractor(images[mine])
-        return self.world.sum(features), self.world.sum(logits)
-
-    def _reconstruction(self, images: Tensor) -> dict[str, float]:
-        originals = load_split(self.data_dir, "test", len(images)).images
-        if originals.shape != images.shape:
-            raise UserError(
-                f"samples are {list(images.shape)}, the test images {list(originals.shape)}"
+    Args:
+        n: images for each figure.
+        output: where the results of a weight file go; those of a run go into it.
+        attempt: of the training that evaluates itself, which is fenced; any other evaluation
+            belongs to the latest attempt.
+    """
+    world = scorer.world
+    model = load(path, device=world.device)
+    is_main, sha256 = world.is_main, files.sha256(path)
+    # A run has results of its epochs; any other checkpoint, also within an epoch, has its own.
+    run = model.run
+    if run is not None and path.name != run.checkpoint_path(model.epoch).name:
+        run = None
+    target = run.evaluation_path(model.epoch) if run else output / f"{path.stem}.evaluation.json"
+    is_new = False
+    for spec in specs:
+        protocol = scorer.protocol(n, spec, seed)
+        earlier = evaluations.find(target, sha256, protocol) if is_main else None
+        if world.from_main(earlier):
+            if is_main:
+                print(f"{target}: {spec} with {n} images is there already")
+            continue
+        if run is not None:
+            samples = run.evaluated_samples_path(model.epoch, str(spec), seed)
+        else:
+            samples = output / f"{path.stem}_{spec}_seed_{seed}.h5"
+        sample_set = SampleSet(model, sha256, spec, seed, samples)
+        title = f"{path.name}: {n} images, {spec}"
+        with Meter(title, spec.steps, shown=is_main) as meter:
+            images = sample_set.images(n, scorer.data_dir, world, _progress(meter, stop))
+        relative = str(samples.relative_to(run.path if run else output))
+        figure = scorer.figure(images, spec, seed=seed, samples=relative)
+        if is_main:
+            evaluation = Evaluation(
+                epoch=model.epoch,
+                step=model.step,
+                checkpoint_sha256=sha256,
+                weights="model" if model.config.train.ema is None else "ema",
+                figures=[figure],
             )
-        return metrics.reconstruction(originals, images)
+            if attempt is not None:
+                attempt.check()
+            evaluations.add(target, evaluation)
+            is_new = True
+            print(f"{target}: {figure.summary()}", flush=True)
+    if is_main and run is not None:
+        results = evaluations.read(target)
+        assert results is not None
+        events = [e for e in run.metrics("evaluation") if e["epoch"] == model.epoch]
+        # once for all samplers; also where an earlier evaluation died before its event
+        if is_new or not events or events[-1].get("figures") != len(results.figures):
+            publish(attempt or Attempt(run, run.attempt_number()), model.config, results)
 
 
-def labels(n: int, size: int, there: int) -> list[str]:
-    """What a reader must know of a figure from n images, `size` features and `there` real ones."""
-    if n <= size:
-        return [f"{n:,} images for {size:,} features: no full covariance, FID says little"]
-    if n < 10_000:
-        return [f"{n:,} images: FID is biased upwards, compare it with the floor only"]
-    if n > there:
-        return [f"{n:,} images: the floor is of the {there:,} test images, which are fewer"]
-    return []
+def publish(attempt: Attempt, config: Config, results: Evaluation) -> None:
+    """Bring an epoch's results to the run's plots, to its events and to W&B.
+
+    Raises Superseded where a newer attempt has begun; nothing is published then.
+    """
+    run = attempt.run
+    attempt.check()
+    plots.evaluation_curves(run)
+    event = {"event": "evaluation", "epoch": results.epoch, "step": results.step}
+    attempt.append_metrics([{**event, "figures": len(results.figures)}])
+    mirror_once(run, config, "evaluate")
+
+
+def _progress(meter: Meter, stop: StopRequest) -> Callable[[int, int], None]:
+    """Called at each network evaluation: shows the time left, and ends at a stop request."""
+    started = time.monotonic()
+
+    def on_step(done: int, total: int) -> None:
+        if stop.signal is not None:
+            raise stop.end("evaluation stopped; the same command goes on from there")
+        left = (time.monotonic() - started) / done * (total - done)
+        meter.update(done, f"network evaluations  ETA {duration(left)}", total)
+
+    return on_step

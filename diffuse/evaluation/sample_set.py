@@ -31,7 +31,7 @@ OnStep = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
-class Generated:
+class SampleSet:
     """A set of images of one model, sampler and seed, kept in `path`."""
 
     model: Trained

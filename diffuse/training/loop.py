@@ -195,15 +195,15 @@ def _show(
         if all(event["epoch"] != epoch for event in run.metrics("samples")):
             attempt.append_metrics([{"event": "samples", "epoch": epoch, "step": state.step}])
     if config.eval.in_training and epoch in config.evaluated_epochs:
-        from diffuse.evaluation.evaluator import Judge
-        from diffuse.evaluation.judgement import evaluate_checkpoint
+        from diffuse.evaluation.evaluator import evaluate_checkpoint
+        from diffuse.evaluation.scorer import Scorer
 
         world.highest(0)  # rank 0 has written the checkpoint
-        judge = Judge.make(config.eval.extractor, data_dir, world, stop)
+        scorer = Scorer.load(config.eval.extractor, data_dir, world, stop)
         specs, n = config.sampler_specs(config.eval.samplers), config.eval.in_training
         path = run.checkpoint_path(epoch)
-        evaluate_checkpoint(path, judge, world, specs, n, seed=0, stop=stop, attempt=attempt)
-        del judge
+        evaluate_checkpoint(path, scorer, specs, n, seed=0, stop=stop, attempt=attempt)
+        del scorer
         gc.collect()  # libraries leave cycles that hold sets of images: some 20 MB each time
 
 

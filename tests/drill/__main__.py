@@ -33,7 +33,6 @@ from tests.drill.tally import Tally
 LOADED = (
     *("torch._dynamo", "torchmetrics.image", "matplotlib.pyplot", "diffuse.evaluation.evaluator"),
     *(
-        "diffuse.evaluation.judgement",
         "diffuse.evaluation.metrics",
         "diffuse.data.download",
         "diffuse.training.pictures",

@@ -214,21 +214,21 @@ def test_the_floor_is_a_fair_sample_of_the_test_set(data_dir: Path) -> None:
     """Of the test set's first half, whose images are cleaner, it has no more than its share."""
     from diffuse.config.processes import AveragingConfig, DdpmConfig
     from diffuse.config.sampler_spec import SamplerSpec
-    from diffuse.evaluation.evaluator import Judge
+    from diffuse.evaluation.scorer import Scorer
     from diffuse.runtime.distributed import World
 
-    judge = Judge.make("classifier", data_dir, World(0, 0, 1, torch.device("cpu")))
+    scorer = Scorer.load("classifier", data_dir, World(0, 0, 1, torch.device("cpu")))
     spec = SamplerSpec.parse("ddim", DdpmConfig(kind="ddpm"))
     cold = AveragingConfig(kind="averaging", orientation="row")
-    name, numbers = judge.floor_images(1000, spec)
+    name, numbers = scorer.floor_images(1000, spec)
     assert name == "1000 test images drawn at random, seed 0"
     assert len(set(numbers.tolist())) == 1000
     assert 450 < int((numbers < 5000).sum()) < 550
-    first = judge.floor(1000, SamplerSpec.parse("direct", cold))
-    assert judge.floor(1000, spec).fid < 5 < 7 < first.fid
-    name, numbers = judge.floor_images(20_000, spec)
+    first = scorer.floor(1000, SamplerSpec.parse("direct", cold))
+    assert scorer.floor(1000, spec).fid < 5 < 7 < first.fid
+    name, numbers = scorer.floor_images(20_000, spec)
     assert (name, len(numbers)) == ("all 10000 test images", 10_000)
-    assert judge.protocol(20_000, spec, 0).floor == name
+    assert scorer.protocol(20_000, spec, 0).floor == name
 
 
 @pytest.mark.parametrize("ranks", [1, 2])

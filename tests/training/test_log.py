@@ -9,7 +9,7 @@ import torch
 
 from diffuse.config.presets import load_config, parse_set
 from diffuse.config.schema import Config
-from diffuse.evaluation import judgement
+from diffuse.evaluation import evaluator
 from diffuse.rundir.attempt import Attempt, Bystander
 from diffuse.rundir.checkpoints import Checkpoints
 from diffuse.rundir.directory import RunDir
@@ -99,12 +99,12 @@ def test_a_training_that_lost_its_run_publishes_no_evaluation(tmp_path: Path) ->
     run = RunDir(tmp_path / "run")
     attempt = Attempt.claim(run)
     results = Evaluation(epoch=2, step=6, checkpoint_sha256="0" * 64, weights="model", figures=[])
-    judgement.publish(attempt, CONFIG, results)
+    evaluator.publish(attempt, CONFIG, results)
     (event,) = run.metrics("evaluation")
     assert (event["epoch"], event["step"], event["attempt"]) == (2, 6, 1)
     run.attempt_path(2).write_text("{}")
     with pytest.raises(Superseded):
-        judgement.publish(attempt, CONFIG, results.model_copy(update={"epoch": 3, "step": 9}))
+        evaluator.publish(attempt, CONFIG, results.model_copy(update={"epoch": 3, "step": 9}))
     assert [e["epoch"] for e in run.metrics("evaluation")] == [2]
     run.metrics_path.write_text(run.metrics_path.read_text().replace('"epoch": 2', '"epoch": 8'))
     assert run.metrics("evaluation") == [], "the event is sealed"
