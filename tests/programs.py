@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +16,7 @@ import torch
 from diffuse.rundir import checkpoints
 from diffuse.rundir.directory import RunDir
 from diffuse.runtime import files
+from tests.forks import Fork
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -40,25 +42,69 @@ def environment(**more: str) -> dict[str, str]:
 
 
 def command(program: str, *arguments: str | Path, ranks: int = 1) -> list[str]:
-    """`python -m program arguments`, under torchrun where there are several ranks."""
+    """`python -m program arguments`, under torchrun where there are several ranks.
+
+    A program of `launch/` is named by its file, as in `python launch/status.py`.
+    """
+    if program.endswith(".py"):
+        return [sys.executable, str(ROOT / program), *map(str, arguments)]
     start = [sys.executable, "-m"]
     if ranks > 1:
         start += ["torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}", "-m"]
     return [*start, program, *map(str, arguments)]
 
 
+def start(program: str, *arguments: str | Path, cwd: Path = ROOT, **env: str) -> Fork:
+    """Start a program as a fork (tests/forks.py)."""
+    return Fork(command(program, *arguments), cwd, environment(**env))
+
+
 def run(
-    program: str, *arguments: str | Path, ranks: int = 1, cwd: Path = ROOT, **env: str
+    program: str,
+    *arguments: str | Path,
+    ranks: int = 1,
+    cwd: Path = ROOT,
+    afresh: bool = False,
+    **env: str,
 ) -> subprocess.CompletedProcess[str]:
-    """Run a program to its end and return what it printed."""
-    return subprocess.run(
-        command(program, *arguments, ranks=ranks),
-        cwd=cwd,
-        env=environment(**env),
-        capture_output=True,
-        text=True,
-        timeout=550,
-    )
+    """Run a program to its end and return what it printed.
+
+    Args:
+        afresh: by a new interpreter, and torchrun for several ranks, not as forks.
+    """
+    if afresh:
+        line, around = command(program, *arguments, ranks=ranks), environment(**env)
+        return subprocess.run(
+            line, cwd=cwd, env=around, capture_output=True, text=True, timeout=550
+        )
+    port = free_port()
+    places = [place(rank, ranks, port) for rank in range(ranks)]
+    processes = [start(program, *arguments, cwd=cwd, **env, **more) for more in places]
+    try:
+        out, err = zip(*(process.communicate(550) for process in processes), strict=True)
+    finally:
+        for process in processes:
+            process.kill()
+    code = next((p.returncode for p in processes if p.returncode), 0)
+    return subprocess.CompletedProcess(processes[0].args, code, "".join(out), "".join(err))
+
+
+def place(rank: int, ranks: int, port: int) -> dict[str, str]:
+    """What torchrun puts into the environment of a rank; nothing where it is the only one."""
+    if ranks == 1:
+        return {}
+    numbers = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks}
+    return {k: str(v) for k, v in numbers.items()} | {
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+    }
+
+
+def free_port() -> int:
+    """A port that nothing listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 def copy_project(folder: Path) -> Path:

@@ -37,8 +37,12 @@ def runs(tmp_path_factory: pytest.TempPathFactory, data_dir: Path) -> dict[str, 
     return made
 
 
-def sample(source: Path, data_dir: Path, *arguments: str) -> tuple[Path, Path]:
-    done = programs.run("diffuse.sample", source, f"--data-dir={data_dir}", *arguments)
+def sample(
+    source: Path, data_dir: Path, *arguments: str, afresh: bool = False
+) -> tuple[Path, Path]:
+    done = programs.run(
+        "diffuse.sample", source, f"--data-dir={data_dir}", *arguments, afresh=afresh
+    )
     assert done.returncode == 0, done.stderr
     png, h5 = map(Path, done.stdout.split())
     return png, h5
@@ -53,7 +57,11 @@ def test_the_files_hold_the_images_and_how_they_were_made(
     runs: dict[str, RunDir], data_dir: Path
 ) -> None:
     png, h5 = sample(
-        runs["ddpm"].path, data_dir, "--sampler=ddim", "--steps=7", "-n", "5", "--seed=3"
+        runs["ddpm"].path,
+        data_dir,
+        "--sampler=ddim",
+        *("--steps=7", "-n", "5", "--seed=3"),
+        afresh=True,
     )
     assert png.read_bytes()[:4] == b"\x89PNG"
     assert png.parent == runs["ddpm"].samples

@@ -209,13 +209,7 @@ def test_a_resumed_run_is_one_id_with_our_own_axes(offline: RunDir) -> None:
 
 def test_a_killed_trainer_takes_the_mirror_with_it(tmp_path: Path, data_dir: Path) -> None:
     arguments = [*OFFLINE, "--epochs=1000", f"--runs-dir={tmp_path}", f"--data-dir={data_dir}"]
-    process = subprocess.Popen(
-        programs.command("diffuse.train", *arguments),
-        env=programs.environment(),
-        cwd=programs.ROOT,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
+    process = programs.start("diffuse.train", *arguments)
     try:
         wait_for(lambda: any(tmp_path.glob("*/wandb/offline-run-*/*.wandb")), 60)
         run = programs.only_run(tmp_path)
@@ -231,9 +225,7 @@ def test_a_killed_trainer_takes_the_mirror_with_it(tmp_path: Path, data_dir: Pat
 def test_an_interrupted_run_goes_on_under_the_same_id(tmp_path: Path, data_dir: Path) -> None:
     arguments = [*OFFLINE, "--epochs=4", f"--runs-dir={tmp_path}", f"--data-dir={data_dir}"]
     arguments.append("--set=data.limit=4096")
-    process = subprocess.Popen(
-        programs.command("diffuse.train", *arguments), env=programs.environment(), cwd=programs.ROOT
-    )
+    process = programs.start("diffuse.train", *arguments)
     metrics = lambda: list(tmp_path.glob("*/metrics.jsonl"))  # noqa: E731
     wait_for(lambda: bool(metrics()) and len(metrics()[0].read_bytes()) > 2000, 60)
     process.send_signal(signal.SIGTERM)

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -26,7 +27,7 @@ EPOCHS = 4  # of 8 steps
 
 
 def train(
-    runs_dir: Path, data_dir: Path, *arguments: str, epochs: int = EPOCHS, ranks: int = 1
+    runs_dir: Path, data_dir: Path, *arguments: str, epochs: int = EPOCHS, **how: Any
 ) -> subprocess.CompletedProcess[str]:
     return programs.run(
         "diffuse.train",
@@ -34,7 +35,7 @@ def train(
         f"--epochs={epochs}",
         f"--runs-dir={runs_dir}",
         f"--data-dir={data_dir}",
-        ranks=ranks,
+        **how,
     )
 
 
@@ -82,7 +83,7 @@ def test_a_killed_run_started_again_ends_bit_for_bit_equal(
 ) -> None:
     done = train(tmp_path / "whole", data_dir, *model)
     assert done.returncode == 0, done.stderr
-    arguments = programs.command(
+    command = (
         "diffuse.train",
         *model,
         f"--epochs={EPOCHS}",
@@ -92,7 +93,7 @@ def test_a_killed_run_started_again_ends_bit_for_bit_equal(
     )
     kills = 0
     for steps in (3, 13, 21, 10_000):
-        process = subprocess.Popen(arguments, env=programs.environment(), cwd=programs.ROOT)
+        process = programs.start(*command)
         deadline = time.monotonic() + 120
         while process.poll() is None and time.monotonic() < deadline:
             runs = list((tmp_path / "killed").glob("*/metrics.jsonl"))
@@ -112,16 +113,8 @@ def test_a_killed_run_started_again_ends_bit_for_bit_equal(
 def test_a_signal_saves_at_the_step_boundary_and_the_same_command_goes_on(
     number: signal.Signals, whole: RunDir, tmp_path: Path, data_dir: Path
 ) -> None:
-    arguments = programs.command(
-        "diffuse.train",
-        *DDPM,
-        f"--epochs={EPOCHS}",
-        f"--runs-dir={tmp_path}",
-        f"--data-dir={data_dir}",
-    )
-    process = subprocess.Popen(
-        arguments, env=programs.environment(), cwd=programs.ROOT, stderr=subprocess.PIPE, text=True
-    )
+    place = (f"--runs-dir={tmp_path}", f"--data-dir={data_dir}")
+    process = programs.start("diffuse.train", *DDPM, f"--epochs={EPOCHS}", *place)
     deadline = time.monotonic() + 60
     while not list(tmp_path.glob("*/metrics.jsonl")) and time.monotonic() < deadline:
         time.sleep(0.005)
@@ -158,7 +151,7 @@ def test_a_signal_during_start_up_ends_with_its_code_and_loses_nothing(
 def test_ranks_see_the_same_examples_timesteps_and_noise(
     ranks: int, whole: RunDir, tmp_path: Path, data_dir: Path
 ) -> None:
-    done = train(tmp_path, data_dir, *DDPM, ranks=ranks)
+    done = train(tmp_path, data_dir, *DDPM, ranks=ranks, afresh=True)
     assert done.returncode == 0, done.stderr
     np.testing.assert_allclose(
         programs.losses(programs.only_run(tmp_path)), programs.losses(whole), rtol=2e-4
@@ -203,8 +196,8 @@ def test_a_call_trains_to_the_epochs_that_it_asks_for_and_no_further(
     assert mine.attempt_number() == 1
     assert [e["epoch"] for e in mine.metrics("epoch")] == [1, 2]
     # One that is on its way to more, and dies, keeps what was asked of it.
-    far = programs.command("diffuse.train", *DDPM, "--epochs=100000", f"--runs-dir={tmp_path}")
-    process = subprocess.Popen([*far, f"--data-dir={data_dir}"], env=programs.environment())
+    place = (f"--runs-dir={tmp_path}", f"--data-dir={data_dir}")
+    process = programs.start("diffuse.train", *DDPM, "--epochs=100000", *place)
     deadline = time.monotonic() + 60
     while mine.status().get("epoch", 0) < 4 and time.monotonic() < deadline:
         time.sleep(0.05)
@@ -220,7 +213,7 @@ def test_a_call_trains_to_the_epochs_that_it_asks_for_and_no_further(
 def test_a_checkpoint_is_written_after_some_minutes_however_short_the_epochs(
     tmp_path: Path, data_dir: Path
 ) -> None:
-    rarely = ("--set=checkpoint.every_epochs=1000", "--set=checkpoints.every_minutes=0.002")
+    rarely = ("--set=checkpoint.every_epochs=1000", "--set=checkpoint.every_minutes=0.002")
     assert train(tmp_path, data_dir, *DDPM, *rarely, epochs=12).returncode == 0
     files = [e["file"] for e in programs.only_run(tmp_path).metrics("checkpoint")]
     assert len(files) > 1, files
@@ -331,19 +324,8 @@ def test_a_file_that_finds_no_room_is_named_in_one_line_and_the_run_goes_on_late
 def test_an_older_attempt_publishes_nothing_once_a_newer_one_has_begun(
     whole: RunDir, tmp_path: Path, data_dir: Path
 ) -> None:
-    process = subprocess.Popen(
-        programs.command(
-            "diffuse.train",
-            *DDPM,
-            "--epochs=400",
-            f"--runs-dir={tmp_path}",
-            f"--data-dir={data_dir}",
-        ),
-        env=programs.environment(),
-        cwd=programs.ROOT,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    place = (f"--runs-dir={tmp_path}", f"--data-dir={data_dir}")
+    process = programs.start("diffuse.train", *DDPM, "--epochs=400", *place)
     deadline = time.monotonic() + 60
     while not list(tmp_path.glob("*/metrics.jsonl")) and time.monotonic() < deadline:
         time.sleep(0.01)
@@ -360,17 +342,8 @@ def test_an_older_attempt_publishes_nothing_once_a_newer_one_has_begun(
 
 
 def test_a_live_run_is_not_started_twice_on_one_machine(tmp_path: Path, data_dir: Path) -> None:
-    first = subprocess.Popen(
-        programs.command(
-            "diffuse.train",
-            *DDPM,
-            "--epochs=400",
-            f"--runs-dir={tmp_path}",
-            f"--data-dir={data_dir}",
-        ),
-        env=programs.environment(),
-        cwd=programs.ROOT,
-    )
+    place = (f"--runs-dir={tmp_path}", f"--data-dir={data_dir}")
+    first = programs.start("diffuse.train", *DDPM, "--epochs=400", *place)
     deadline = time.monotonic() + 60
     while not list(tmp_path.glob("*/status.json")) and time.monotonic() < deadline:
         time.sleep(0.01)

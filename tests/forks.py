@@ -1,0 +1,191 @@
+"""Programs as forks of a process that has loaded torch: a start costs a tenth of `python -m`.
+
+A fork is the program's own process, with its arguments, environment, working directory and streams.
+The libraries are loaded already; the project's own code is imported afresh, from where `python -m`
+would take it. The one difference: what a library reads of the environment while it is imported
+(OMP_NUM_THREADS) is as for `tests.programs.environment`.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import functools
+import gc
+import importlib
+import io
+import json
+import os
+import runpy
+import select
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+
+# What the programs import, early or late.
+LIBRARIES = (
+    *("torch", "torch._dynamo", "torch.distributed.run", "torchmetrics.image", "torchvision"),
+    *("sklearn.mixture", "scipy.linalg", "matplotlib.figure", "matplotlib.pyplot", "h5py"),
+    *("jinja2", "pydantic", "rich.console", "rich.table", "rich.progress", "typer", "yaml"),
+    *("submitit", "psutil", "filelock", "PIL.Image"),
+)
+NUMBER = struct.Struct("i")
+
+
+class Fork:
+    """A program that runs, with the methods of `subprocess.Popen` that the tests use."""
+
+    def __init__(self, command: list[str], cwd: Path, env: dict[str, str]) -> None:
+        self.args, self.returncode = command, None
+        self._out, self._err = (tempfile.TemporaryFile("w+") for _ in range(2))  # noqa: SIM115
+        self._line = socket.socket(socket.AF_UNIX)
+        self._line.connect(_server())
+        order = json.dumps({"arguments": command[1:], "cwd": str(cwd), "env": env}).encode()
+        streams = [self._out.fileno(), self._err.fileno()]
+        socket.send_fds(self._line, [NUMBER.pack(len(order))], streams)
+        self._line.sendall(order)
+        (self.pid,) = NUMBER.unpack(self._line.recv(NUMBER.size))
+
+    def poll(self) -> int | None:
+        """Its exit code; None while it runs."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            return self.wait(0)
+        return None
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Its exit code, negative for a signal. Raises TimeoutExpired where it runs longer."""
+        if self.returncode is None:
+            if not select.select([self._line], [], [], timeout)[0]:
+                raise subprocess.TimeoutExpired(self.args, timeout or 0)
+            (self.returncode,) = NUMBER.unpack(self._line.recv(NUMBER.size))
+            self._line.close()
+        return self.returncode
+
+    def communicate(self, timeout: float | None = None) -> tuple[str, str]:
+        """What it has printed when it ends."""
+        self.wait(timeout)
+        with self._out as out, self._err as err:
+            for file in (out, err):
+                file.seek(0)
+            return out.read(), err.read()
+
+    def send_signal(self, number: int) -> None:
+        """Send a signal, unless it has ended."""
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    def terminate(self) -> None:
+        """Send SIGTERM."""
+        self.send_signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        """Send SIGKILL."""
+        self.send_signal(signal.SIGKILL)
+
+
+@functools.cache
+def _server() -> str:
+    """The address of this process's server, which ends with it."""
+    folder = tempfile.TemporaryDirectory(prefix="diffuse-forks-")
+    address = str(Path(folder.name) / "socket")
+    env = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tests.forks", address],
+        cwd=ROOT,
+        env=env | {"OMP_NUM_THREADS": "1"},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    assert process.stdin and process.stdout
+    atexit.register(folder.cleanup)
+    atexit.register(process.stdin.close)
+    assert process.stdout.readline() == b"ready\n", "the server of forks did not start"
+    return address
+
+
+def _serve(address: str) -> None:
+    """Answer orders until the standard input, which the owner holds, is closed.
+
+    In a fork it returns when the program has, so that the interpreter ends as it always does.
+    """
+    for name in LIBRARIES:
+        importlib.import_module(name)
+    _draw()
+    ours = [name for name in sys.modules if name.partition(".")[0] in ("diffuse", "launch")]
+    assert not ours, f"loaded before the fork: {ours}"
+    gc.freeze()  # the forks share its objects' memory
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for the keepers
+    with socket.socket(socket.AF_UNIX) as door:
+        door.bind(address)
+        door.listen(64)
+        print("ready", flush=True)
+        while 0 not in select.select([door, 0], [], [])[0]:
+            line, _ = door.accept()
+            if os.fork() == 0:
+                door.close()
+                break
+            line.close()
+        else:
+            return
+    _keep(line)
+
+
+def _draw() -> None:
+    """Let matplotlib load its fonts and its parser."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(layout="constrained")
+    figure.subplots().set(yscale="log", title="a loss")
+    figure.savefig(io.BytesIO())
+
+
+def _keep(line: socket.socket) -> None:
+    """Start the program, and tell its process number and its exit code."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    head, streams, _, _ = socket.recv_fds(line, NUMBER.size, 2)
+    order = json.loads(line.recv(*NUMBER.unpack(head), socket.MSG_WAITALL))
+    pid = os.fork()
+    if pid == 0:
+        line.close()
+        _become(order["arguments"], order["cwd"], order["env"], streams)
+        return
+    for stream in streams:
+        os.close(stream)
+    with contextlib.suppress(OSError):  # the owner is gone
+        line.sendall(NUMBER.pack(pid))
+        line.sendall(NUMBER.pack(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])))
+    os._exit(0)
+
+
+def _become(arguments: list[str], cwd: str, env: dict[str, str], streams: list[int]) -> None:
+    """Run the program in this process."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    for number, stream in enumerate(streams, 1):
+        os.dup2(stream, number)
+        os.close(stream)
+    os.chdir(cwd)
+    os.environ.clear()
+    os.environ.update(env)
+    for name in [name for name in sys.modules if name.partition(".")[0] == "tests"]:
+        del sys.modules[name]
+    module = arguments[0] == "-m"
+    first = cwd if module else str(Path(arguments[0]).resolve().parent)
+    path = env.get("PYTHONPATH")
+    sys.path[:1] = [first, *(path.split(os.pathsep) if path else ())]
+    sys.argv = arguments[1:] if module else arguments
+    if module:
+        runpy.run_module(arguments[1], run_name="__main__", alter_sys=True)
+    else:
+        runpy.run_path(arguments[0], run_name="__main__")
+
+
+if __name__ == "__main__":
+    _serve(sys.argv[1])
