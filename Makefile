@@ -12,8 +12,11 @@ BUILD_ARGS := $(if $(FROM),--build-arg FROM=$(FROM)) \
   --build-arg VERSION=$(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml) \
   --build-arg COMMIT=$(or $(shell git describe --always --dirty=+ --abbrev=40 2>/dev/null),unknown)
 
+# As tests/conftest.py groups and orders them. Two of four processes mostly wait for Slurm's jobs.
+IN_PARALLEL := --dist loadgroup --no-loadscope-reorder
+
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test drill check bench image clean
+.PHONY: help quickstart test test-fast cluster drill check bench image clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -21,12 +24,17 @@ help: ## List the targets
 quickstart: $(VENV)/.train $(DATA)/mnist.h5 ## Train both models on real MNIST (9 minutes on 2 cores) and show pictures
 	$(BIN)/python launch/sweep.py --grid quick --cluster local --parallel 2 --data-dir $(DATA)
 
-test: $(VENV)/.dev ## Install what the tests need, then run them
-	$(BIN)/python -m tests.cluster.install
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+test: ## Install what the tests need, then run them
+	@$(MAKE) --no-print-directory --jobs=2 $(VENV)/.dev cluster
+	$(BIN)/python -m pytest -n 4 $(IN_PARALLEL)
 
-drill: $(VENV)/.dev $(DATA)/mnist.h5 ## Attack trainings and sweeps with faults (within 25 minutes, or DRILL_MINUTES)
+test-fast: $(VENV)/.dev ## Run the tests that need no Slurm and take no long time (within 3 minutes)
+	$(BIN)/python -m pytest -n 2 $(IN_PARALLEL) -m "not slurm and not slow"
+
+cluster: | $(VENV)/bin/pip
 	$(BIN)/python -m tests.cluster.install
+
+drill: $(VENV)/.dev cluster $(DATA)/mnist.h5 ## Attack trainings and sweeps with faults (within 25 minutes, or DRILL_MINUTES)
 	$(BIN)/python -m tests.drill --data-dir $(DATA) $(if $(SEED),--seed $(SEED))
 
 check: $(VENV)/.dev ## Format, lint and type-check, as pre-commit does

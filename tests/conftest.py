@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +17,32 @@ from tests.cluster.cluster import Cluster
 from tests.lab import DDPM, EPOCHS, SMALL, Lab
 
 ROOT = Path(__file__).resolve().parent.parent
+
+
+# Fixtures that start a Slurm cluster, and the groups of tests that take longest.
+CLUSTERS = ("slurm", "slurm_without_accounting", "tight")
+LONGEST = (
+    *("slurm-0", "slurm-1", "test_drill", "test_training", "test_evaluate", "test_fuzz"),
+    *("test_tracking", "test_compare", "test_sweep", "test_image", "test_sample"),
+)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Group the tests that one process runs, those of a file or a cluster; the longest go first.
+
+    There are two clusters: jobs on both mostly wait, for Slurm's clocks.
+    """
+    on_slurm = itertools.count()
+    groups: dict[pytest.Item, str] = {}
+    for item in items:
+        groups[item] = item.path.stem
+        if not {*CLUSTERS}.isdisjoint(getattr(item, "fixturenames", ())):
+            groups[item] = f"slurm-{next(on_slurm) % 2}"
+            item.add_marker("slurm")
+        item.add_marker(pytest.mark.xdist_group(groups[item]))
+    ranks = {group: rank for rank, group in enumerate(LONGEST)}
+    items.sort(key=lambda item: ranks.get(groups[item], len(ranks)))
 
 
 @pytest.fixture(scope="session")
@@ -62,7 +89,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory, data_dir: Path) -> Run
 def as_found(request: pytest.FixtureRequest) -> Iterator[None]:
     """No test leaves jobs, or a dead daemon, to the next one that uses the cluster."""
     yield
-    for name in ("slurm", "slurm_without_accounting", "tight"):
+    for name in CLUSTERS:
         if name in request.fixturenames:
             request.getfixturevalue(name).restore()
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -31,27 +30,20 @@ class Lab:
         self.grid = folder / "grid.yaml"
         self.grid.write_text(grid)
 
-    def program(self, name: str, *arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [
-                sys.executable,
-                str(self.root / "launch" / name),
-                *arguments,
-                f"--runs-dir={self.runs}",
-            ],
-            env=programs.environment(**self.cluster.env, **env),
-            capture_output=True,
-            text=True,
-            timeout=120,
-        )
+    def program(
+        self, name: str, *arguments: str, afresh: bool = False, **env: str
+    ) -> subprocess.CompletedProcess[str]:
+        path = f"{self.root}/launch/{name}"
+        around = {**self.cluster.env, **env}
+        return programs.run(path, *arguments, f"--runs-dir={self.runs}", afresh=afresh, **around)
 
     def command(self, *arguments: str, grid: str | Path | None = None) -> list[str]:
         """Arguments of a sweep of small trainings."""
         place = [f"--grid={grid or self.grid}", f"--data-dir={self.data_dir}", "--cluster=slurm"]
         return [*place, *SMALL, "--cluster-set=cpus_per_task=1", *arguments]
 
-    def sweep(self, *arguments: str, grid: str | Path | None = None) -> str:
-        done = self.program("sweep.py", *self.command(*arguments, grid=grid))
+    def sweep(self, *arguments: str, grid: str | Path | None = None, afresh: bool = False) -> str:
+        done = self.program("sweep.py", *self.command(*arguments, grid=grid), afresh=afresh)
         assert done.returncode == 0, done.stderr
         return done.stdout
 
@@ -77,4 +69,4 @@ class Lab:
         return str(next(iter(self.status().values()))["job"])
 
     def wait_empty(self, seconds: float = 150) -> None:
-        wait_until(lambda: not self.cluster.slurm("squeue", "-h"), seconds, "an empty queue")
+        self.cluster.wait_empty(seconds)

@@ -54,9 +54,15 @@ def command(program: str, *arguments: str | Path, ranks: int = 1) -> list[str]:
     return [*start, program, *map(str, arguments)]
 
 
-def start(program: str, *arguments: str | Path, cwd: Path = ROOT, **env: str) -> Fork:
-    """Start a program as a fork (tests/forks.py)."""
-    return Fork(command(program, *arguments), cwd, environment(**env))
+def start(
+    program: str, *arguments: str | Path, cwd: Path = ROOT, afresh: bool = False, **env: str
+) -> Fork | subprocess.Popen[str]:
+    """Start a program as a fork (tests/forks.py), or by a new interpreter."""
+    line, around = command(program, *arguments), environment(**env)
+    if not afresh:
+        return Fork(line, cwd, around)
+    out = subprocess.PIPE
+    return subprocess.Popen(line, cwd=cwd, env=around, stdout=out, stderr=out, text=True)
 
 
 def run(

@@ -26,14 +26,8 @@ def test_each_part_of_the_drill_is_tried_here_or_elsewhere() -> None:
 @pytest.mark.parametrize("part", SHARES)
 def test_nothing_is_lost(part: str, tmp_path: Path, data_dir: Path) -> None:
     arguments = [f"--share={SHARES[part]}", f"--data-dir={data_dir}"]
-    done = subprocess.run(
-        [*programs.command("tests.drill", part, "--seed=1", f"--folder={tmp_path}"), *arguments],
-        cwd=ROOT,
-        env=programs.environment(**{k: v for k, v in os.environ.items() if k == "CI"}),
-        capture_output=True,
-        text=True,
-        timeout=590,
-    )
+    arguments += [part, "--seed=1", f"--folder={tmp_path}"]
+    done = programs.run("tests.drill", *arguments)
     assert done.returncode == 0, done.stdout[-5000:] + done.stderr
     assert "left out" not in done.stdout or os.environ.get("CI") != "true", done.stdout
 

@@ -24,6 +24,8 @@ from tests.cluster import configuration, leftovers
 from tests.cluster.configuration import DB_PASSWORD, NODES, Ports
 from tests.cluster.daemons import Daemon, search_path, succeeds, wait_until
 
+PAUSE_S = 0.4  # between two commands that ask Slurm
+
 
 class Cluster:
     """Two nodes with four pretended GPUs each, on this machine.
@@ -87,7 +89,10 @@ class Cluster:
     def wait_for(self, job: str, *states: str, seconds: float = 60) -> None:
         """Wait until `job` is in one of `states`."""
         wait_until(
-            lambda: self.state(job) in states, seconds, f"job {job} to be {' or '.join(states)}"
+            lambda: self.state(job) in states,
+            seconds,
+            f"job {job} to be {' or '.join(states)}",
+            PAUSE_S,
         )
 
     def kill_slurmd(self, node: str) -> None:
@@ -136,7 +141,11 @@ class Cluster:
         """End every job and wait until none is left."""
         self.slurm("scancel", "--state=PENDING", "--user=root")
         self.slurm("scancel", "--user=root")
-        wait_until(lambda: not self.slurm("squeue", "-h"), 40, "an empty queue")
+        self.wait_empty(40)
+
+    def wait_empty(self, seconds: float) -> None:
+        """Wait until no job waits or runs."""
+        wait_until(lambda: not self.slurm("squeue", "-h"), seconds, "an empty queue", PAUSE_S)
 
     def restore(self) -> None:
         """Start what was stopped or killed, and end every job."""

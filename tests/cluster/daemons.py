@@ -12,15 +12,19 @@ from typing import TypeVar
 T = TypeVar("T")
 
 
-def wait_until(condition: Callable[[], T], seconds: float, what: str) -> T:
-    """The first true value of `condition`; RuntimeError names `what` after `seconds`."""
+def wait_until(condition: Callable[[], T], seconds: float, what: str, pause: float = 0.1) -> T:
+    """The first true value of `condition`; RuntimeError names `what` after `seconds`.
+
+    Args:
+        pause: between two looks, in seconds; longer where a look starts a command.
+    """
     end = time.monotonic() + seconds
     while True:
         if value := condition():
             return value
         if time.monotonic() > end:
             raise RuntimeError(f"waited {seconds:.0f} s in vain for {what}")
-        time.sleep(0.1)
+        time.sleep(pause)
 
 
 def succeeds(command: Sequence[str | Path], env: dict[str, str]) -> bool:

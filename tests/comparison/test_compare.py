@@ -8,7 +8,6 @@ import json
 import re
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ from diffuse.rundir.plots import look
 from diffuse.runtime import files
 from launch.comparison import charts, grouping, page, results
 from tests import programs
-from tests.programs import ROOT, TINY
+from tests.programs import TINY
 
 # Names of XML vocabularies, which nothing loads.
 NAMESPACES = {f"http://www.w3.org/{name}" for name in ("2000/svg", "1999/xlink")}
@@ -33,13 +32,7 @@ runs:
 
 
 def launch(name: str, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, str(ROOT / "launch" / name), *map(str, arguments)],
-        env=programs.environment(),
-        capture_output=True,
-        text=True,
-        timeout=550,
-    )
+    return programs.run(f"launch/{name}", *arguments)
 
 
 @pytest.fixture(scope="module")

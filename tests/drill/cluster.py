@@ -283,7 +283,7 @@ def _assert_each_once(lab: Lab) -> None:
     assert waiting["train"] == 4, waiting
     assert waiting["evaluate"] <= 4, waiting
     lab.sweep("--cancel")
-    wait_until(lambda: not lab.cluster.slurm("squeue", "-h"), 40, "--cancel to end all jobs")
+    lab.wait_empty(40)
 
 
 def _assert_refused(done: subprocess.CompletedProcess[str]) -> None:

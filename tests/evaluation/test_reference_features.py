@@ -85,7 +85,7 @@ def test_processes_share_the_work_on_the_real_images_features(
     program = f"""
 import dataclasses, torch
 from pathlib import Path
-from diffuse import features, reference_features
+from diffuse.evaluation import features, reference_features
 folder, seen = Path({str(tmp_path)!r}), []
 extractor = features.load_extractor("classifier", folder, torch.device("cpu"))
 def network(images):

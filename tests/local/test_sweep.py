@@ -16,6 +16,7 @@ import pytest
 
 from diffuse.rundir.directory import RunDir
 from launch.local.pool import visible_gpus
+from tests import programs
 from tests.programs import ROOT, TINY, assert_same_training, environment, read_json
 
 SWEEP = ROOT / "launch" / "sweep.py"
@@ -43,9 +44,7 @@ def start(*arguments: str | Path, cwd: Path = ROOT, **env: str) -> subprocess.Po
 
 
 def sweep(*arguments: str | Path, cwd: Path = ROOT, **env: str) -> subprocess.CompletedProcess[str]:
-    process = start(*arguments, cwd=cwd, **env)
-    out, err = process.communicate(timeout=550)
-    return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+    return programs.run("launch/sweep.py", *arguments, cwd=cwd, **env)
 
 
 def local(grid: Path, runs: Path, data_dir: Path, *more: str) -> list[str | Path]:

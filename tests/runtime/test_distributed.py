@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import signal
-import socket
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -21,8 +18,8 @@ import sys
 import time
 import torch
 from torch import distributed, nn
-from diffuse import errors
-from diffuse.distributed import join
+from diffuse.runtime import errors
+from diffuse.runtime.distributed import join
 
 sys.setswitchinterval(1000)
 
@@ -37,46 +34,39 @@ errors.run(main)
 """
 
 
-def ends(last: str, timeout_s: int = 60) -> tuple[list[int], list[str]]:
+def ends(
+    folder: Path, last: str, timeout_s: int = 60, afresh: bool = False
+) -> tuple[list[int], list[str]]:
     """Exit codes and words of four ranks that do `last` when they have met."""
-    program = ENDS % {"last": last, "timeout_s": timeout_s}
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, "-c", program],
-            env=programs.environment(
-                RANK=str(rank), WORLD_SIZE="4", MASTER_ADDR="127.0.0.1", MASTER_PORT=port
-            ),
-            stderr=subprocess.PIPE,
-            text=True,
-        )
+    program, port = folder / "ends.py", programs.free_port()
+    program.write_text(ENDS % {"last": last, "timeout_s": timeout_s})
+    started = [
+        programs.start(str(program), afresh=afresh, **programs.place(rank, 4, port))
         for rank in range(4)
     ]
-    said = [rank.communicate(timeout=120)[1] for rank in ranks]
-    return [rank.returncode for rank in ranks], said
+    said = [rank.communicate(timeout=120)[1] for rank in started]
+    return [rank.wait() for rank in started], said
 
 
 @pytest.mark.parametrize(
     ("last", "code"), [("pass", 0), ("raise errors.Interrupted('stopped')", 75)], ids=["0", "75"]
 )
-def test_every_rank_ends_with_the_code_of_what_it_did(last: str, code: int) -> None:
-    for _ in range(3):
-        codes, said = ends(last)
+def test_every_rank_ends_with_the_code_of_what_it_did(last: str, code: int, tmp_path: Path) -> None:
+    for afresh in (True, False, False):
+        codes, said = ends(tmp_path, last, afresh=afresh)
         assert codes == [code] * 4, said
 
 
-def test_a_rank_that_is_lost_is_told_from_an_error_of_its_own() -> None:
+def test_a_rank_that_is_lost_is_told_from_an_error_of_its_own(tmp_path: Path) -> None:
     last = "if world.rank == 3: nn.Linear(2, 2)(torch.zeros(3))\n        world.highest(1)"
-    codes, said = ends(last)
+    codes, said = ends(tmp_path, last)
     assert codes == [1] * 4
-    assert "mat1 and mat2 shapes cannot be multiplied" in said[3] and "lost" not in said[3]
+    assert "mat1 and mat2 shapes cannot be multiplied" in said[3] and "lost the" not in said[3]
     for line in said[:3]:
         assert line.startswith("error: rank ") and "lost the others" in line
 
 
-def test_a_rank_that_hangs_is_told_by_every_collective_under_way() -> None:
+def test_a_rank_that_hangs_is_told_by_every_collective_under_way(tmp_path: Path) -> None:
     last = """if world.rank == 3:
             time.sleep(30)
         works = [distributed.all_reduce(torch.ones(1), async_op=True) for _ in range(3)]
@@ -86,7 +76,7 @@ def test_a_rank_that_hangs_is_told_by_every_collective_under_way() -> None:
             except RuntimeError as error:
                 print(error, file=sys.stderr)
         works[2].wait()"""
-    codes, said = ends(last, timeout_s=15)
+    codes, said = ends(tmp_path, last, timeout_s=15)
     assert codes[:3] == [1] * 3
     assert "Application timeout caused pair closure" in "".join(said[:3])
     for lines in said[:3]:
@@ -98,10 +88,8 @@ def test_a_rank_that_hangs_ends_the_others_within_the_timeout(
     tmp_path: Path, data_dir: Path
 ) -> None:
     limit_s = 15  # also at the start, where a busy machine lets ranks wait for each other
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
-    command = programs.command(
+    port = programs.free_port()
+    command = (
         "diffuse.train",
         "--preset=ddpm/default",
         *programs.TINY,
@@ -110,16 +98,7 @@ def test_a_rank_that_hangs_ends_the_others_within_the_timeout(
         f"--runs-dir={tmp_path}",
         f"--data-dir={data_dir}",
     )
-    ranks = [
-        subprocess.Popen(
-            command,
-            env=programs.environment(RANK=str(rank), WORLD_SIZE="2", **place),
-            cwd=programs.ROOT,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
+    ranks = [programs.start(*command, **programs.place(rank, 2, port)) for rank in range(2)]
     try:
         deadline = time.monotonic() + 120
         while not any(RunDir(p).metrics("step") for p in tmp_path.iterdir()):

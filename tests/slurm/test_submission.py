@@ -58,7 +58,7 @@ def seeds(n: int) -> str:
 def test_100_cells_are_three_sbatch_calls_and_little_work(lab: Lab) -> None:
     lab.grid.write_text(seeds(100))
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    said = lab.sweep(HOLD)
+    said = lab.sweep(HOLD, afresh=True)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     assert sorted(arrays(lab).values()) == [1, 100, 100]
     for line in ("train: job ", "evaluate: job ", "report: job "):
@@ -162,7 +162,7 @@ def test_a_login_node_needs_no_torch_but_its_jobs_then_an_image(lab: Lab, tmp_pa
     (tmp_path / "blocked").mkdir()
     (tmp_path / "blocked" / "sitecustomize.py").write_text(LIGHT_INSTALL)
     env = {"PYTHONPATH": f"{tmp_path / 'blocked'}:{ROOT}"}
-    refused = lab.program("sweep.py", *lab.command(HOLD), **env)
+    refused = lab.program("sweep.py", *lab.command(HOLD), afresh=True, **env)
     assert refused.returncode == 2
     assert "no torch; make image and name it, or pip install -e '.[train]'" in refused.stderr
     assert not lab.runs.exists()
@@ -175,7 +175,7 @@ def test_a_login_node_needs_no_torch_but_its_jobs_then_an_image(lab: Lab, tmp_pa
         ("status.py", ["--json"]),
         ("sweep.py", lab.command("--cancel")),
     ):
-        done = lab.program(program, *arguments, **env)
+        done = lab.program(program, *arguments, afresh=True, **env)
         assert done.returncode == 0, done.stderr
 
 
@@ -196,7 +196,7 @@ def test_neither_limits_nor_the_job_that_a_sweep_runs_in_reach_its_jobs(lab: Lab
     resource.setrlimit(resource.RLIMIT_NOFILE, (333, most))
     try:
         command = lab.command("--no-evaluate", *(f"--cluster-set={s}" for s in settings))
-        done = lab.program("sweep.py", *command, **enclosing)
+        done = lab.program("sweep.py", *command, afresh=True, **enclosing)
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (before, most))
     assert done.returncode == 0, done.stderr

@@ -11,7 +11,7 @@ import pytest
 
 from diffuse.tracking.rows import figure_row
 from tests import programs
-from tests.test_tracking import FIGURE
+from tests.tracking.test_tracking import FIGURE
 from tests.wandb_server import KEY, server
 
 
