@@ -11,7 +11,7 @@ import pytest
 
 from diffuse.tracking.rows import figure_row
 from tests import programs
-from tests.tracking.test_tracking import FIGURE
+from tests.tracking.test_tracking import EVALUATION
 from tests.wandb_server import KEY, server
 
 
@@ -43,7 +43,7 @@ def test_the_workspace_shows_losses_figures_and_grids_by_preset_and_orientation(
     # the patterns find the names under which figures are logged
     patterns = [config["metricRegex"] for config in configs if "metricRegex" in config]
     for wanted in ("eval/fid/", "eval/is/", "eval/fid_floor/", "eval/kid/"):
-        (name,) = [name for name in figure_row(FIGURE) if name.startswith(wanted)]
+        (name,) = [name for name in figure_row(EVALUATION.figures[0]) if name.startswith(wanted)]
         assert sum(bool(re.search(pattern, name)) for pattern in patterns) == 1
 
 
