@@ -105,15 +105,15 @@ def _checkpoints(source: Path, epochs: list[int] | None) -> list[Path]:
         return [source]
     run = RunDir(source)
     wanted = epochs or run.config().evaluated_epochs
-    there = [epoch for epoch in wanted if run.checkpoint_path(epoch).exists()]
-    if epochs and (missing := sorted(set(epochs) - set(there))):
+    trained = [epoch for epoch in wanted if run.checkpoint_path(epoch).exists()]
+    if epochs and (missing := sorted(set(epochs) - set(trained))):
         raise errors.UserError(
             f"{source}: no checkpoint of epoch {', '.join(map(str, missing))}"
             f" (train it with --set eval.at_epochs={','.join(map(str, epochs))})"
         )
-    if not there:
+    if not trained:
         raise errors.UserError(f"{source}: no checkpoint of an evaluated epoch yet; train it first")
-    return [run.checkpoint_path(epoch) for epoch in there]
+    return [run.checkpoint_path(epoch) for epoch in trained]
 
 
 if __name__ == "__main__":

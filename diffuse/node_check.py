@@ -30,7 +30,7 @@ def main(
         bool, typer.Option("--shared-gpu", help="Ranks share one GPU, so they sum without NCCL.")
     ] = False,
 ) -> None:
-    """Check this node and write what was found (rank 0 does)."""
+    """Check this node and write the results (rank 0 does)."""
     import torch
 
     from diffuse.runtime.distributed import choose_device, device_name, join, resolve_precision

@@ -58,9 +58,9 @@ def main(
 
 
 def check_inception(path: Path) -> None:
-    """See that a job will be able to use these weights, and say whose they are.
+    """Check that a job can use these weights, and note where they are not the published ones.
 
-    Raises UserError where they are missing or something else.
+    Raises UserError where they are missing or no Inception weights.
     """
     from diffuse.data.download import is_published_inception
 
@@ -72,8 +72,8 @@ def check_inception(path: Path) -> None:
         import torch
     except ImportError:
         raise EnvironmentFailed(
-            f"{path}: not the published weights, and without torch (pip install '.[train]') it"
-            " cannot be seen what they are"
+            f"{path}: not the published weights, and without torch (pip install '.[train]')"
+            " they cannot be checked"
         ) from None
     from diffuse.evaluation.features import load_inception
 

@@ -1,6 +1,6 @@
 """Draw samples: `python -m diffuse.sample RUN --sampler ddim --steps 50 -n 64`.
 
-The image of a seed and index is the same whatever the batch size.
+The image of a seed and index does not depend on the batch size.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Train one run: `python -m diffuse.train --preset ddpm/default --epochs 100`.
 
-The same command again resumes what was interrupted, does nothing where all is done, and extends
+The same command again resumes an interrupted run, does nothing where all is done, and extends
 the run where more epochs are asked for.
 """
 
@@ -90,7 +90,7 @@ def from_command_line(
         if value is not None:
             layers.append(parse_set([f"{key}={value}"], source=option))
     if (preset is None) == (config is None):
-        raise errors.UserError("name what to train by either --preset or --config")
+        raise errors.UserError("name the run by either --preset or --config")
     if config is not None:
         return resolve_layers([Layer(str(config), read_yaml(config)), *layers])
     assert preset is not None

@@ -47,7 +47,7 @@ class Extractor:
 def load_extractor(name: str, data_dir: Path, device: torch.device) -> Extractor:
     """The extractor called `classifier` or `inception`.
 
-    Raises UserError where its weights are missing or not what they should be.
+    Raises UserError where its weights are missing, damaged or others.
     """
     if name == "classifier":
         return _classifier(device)
@@ -76,7 +76,7 @@ def load_inception(path: Path, device: torch.device) -> Extractor:
         )
     with _needing("torch-fidelity"):
         from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
-    # torch-fidelity would unpickle the file freely: it gets a copy of what is plain tensors.
+    # torch-fidelity would unpickle the file freely: it gets a copy that holds plain tensors only.
     plain = io.BytesIO()
     torch.save(load_plain(path), plain)
     plain.seek(0)

@@ -23,7 +23,7 @@ SSIM_PART = 50  # images at once
 
 
 class _Given(nn.Module):
-    """An extractor for what is extracted already."""
+    """An extractor whose input is features already."""
 
     def __init__(self, num_features: int) -> None:
         super().__init__()
@@ -111,16 +111,16 @@ def reconstruction(x0: Tensor, restored: Tensor) -> dict[str, float]:
             structural_similarity_index_measure,
         )
 
-    target, made = (images[:, None].double() / 255 for images in (x0, restored))
+    target, image = (images[:, None].double() / 255 for images in (x0, restored))
     # In parts: torch's convolution in float64 unfolds its input, which takes 4 MB an image.
-    parts = zip(torch.split(made, SSIM_PART), torch.split(target, SSIM_PART), strict=True)
+    parts = zip(torch.split(image, SSIM_PART), torch.split(target, SSIM_PART), strict=True)
     ssim = [
         structural_similarity_index_measure(*pair, data_range=1.0, reduction="none")
         for pair in parts
     ]
     return {
-        "mse": float(mean_squared_error(made.flatten(), target.flatten())),
-        "psnr": float(peak_signal_noise_ratio(made, target, data_range=1.0)),
+        "mse": float(mean_squared_error(image.flatten(), target.flatten())),
+        "psnr": float(peak_signal_noise_ratio(image, target, data_range=1.0)),
         "ssim": float(torch.cat([torch.as_tensor(s).reshape(-1) for s in ssim]).mean()),
     }
 

@@ -43,7 +43,7 @@ class SampleSet:
     def images(
         self, n: int, data_dir: Path, world: World, on_step: OnStep = lambda done, total: None
     ) -> Tensor:
-        """The first n images, uint8 [n, 28, 28], on every rank; draws what is not there yet.
+        """The first n images, uint8 [n, 28, 28], on every rank; missing ones are drawn.
 
         Raises UserError where a conditional sampler is asked for more than there are test images.
         """

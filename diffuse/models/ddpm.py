@@ -1,4 +1,4 @@
-"""Denoising diffusion (Ho et al. 2020) on the linear schedule, with the noise as what is predicted.
+"""Denoising diffusion (Ho et al. 2020) on the linear schedule; the network predicts the noise.
 
 The report's alpha_t is the cumulative product; here it is alpha_bar, as in Ho et al. The schedule
 has T + 1 values, t = 0..T, and training draws t from 1..T.

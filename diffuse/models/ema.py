@@ -1,4 +1,4 @@
-"""The moving average of the weights, which is what samples are drawn with."""
+"""The moving average of the weights, with which samples are drawn."""
 
 from __future__ import annotations
 

@@ -80,7 +80,7 @@ def predict(network: Network, process: Process, x: Tensor, t: int) -> Tensor:
 
 
 def per_example_loss(kind: Loss, predicted: Tensor, wanted: Tensor) -> Tensor:
-    """The mean over pixels for each example [B], in float32 whatever the network computed in."""
+    """The mean over pixels for each example [B], in float32 also under autocast."""
     predicted = predicted.float()
     match kind:
         case "mse":

@@ -48,7 +48,7 @@ class CheckpointFile:
 
 @dataclass(frozen=True)
 class RunDir:
-    """Paths of one run directory, and reading of what others wrote there."""
+    """The paths of one run directory, and readers of its files."""
 
     path: Path
 
@@ -157,7 +157,7 @@ class RunDir:
         try:
             first, _, text = self.config_path.read_text(encoding="utf-8").partition("\n")
         except (OSError, UnicodeDecodeError):
-            first = text = ""  # read_config says what is wrong
+            first = text = ""  # read_config explains the error
         if first.startswith(_SEAL) and first != _seal(text):
             raise UserError(
                 f"{self.config_path}: damaged or edited; delete it, and the command that made this"

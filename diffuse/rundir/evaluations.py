@@ -19,7 +19,7 @@ from diffuse.rundir.directory import RunDir
 from diffuse.runtime import files
 from diffuse.runtime.errors import UserError
 
-OF_SAMPLER = ("sampler", "source", "floor")  # what of a protocol follows from the sampler
+OF_SAMPLER = ("sampler", "source", "floor")  # the parts of a protocol that follow from the sampler
 
 
 class _Object(BaseModel):
@@ -44,7 +44,7 @@ class Protocol(_Object):
     resize: str | None = None
     sampler: str
     seed: int | None = None
-    source: str  # what the sampler starts from: noise, the prior, or test images
+    source: str  # the sampler's start: noise, the prior, or test images
     kid_subset_size: int | None = None
     kid_subsets: int | None = None
     is_splits: int | None = None
@@ -89,7 +89,7 @@ class Figure(Scores, _WithProtocol):
 
     floor: Scores
     reconstruction: dict[str, float] | None = None  # mse, psnr, ssim of restored images
-    labels: list[str] = []  # what a reader must know of the scores
+    labels: list[str] = []  # remarks without which the scores mislead
     samples: str | None = None  # where the images are, relative to the run directory
     seconds: float | None = None
 

@@ -1,4 +1,4 @@
-"""The one file that knows about ranks: who am I, on which device, and how do all of us agree.
+"""The one file that knows about ranks: their numbers, their devices, and how they agree.
 
 A process finds its place from torchrun's variables, from Slurm's (srun, and submitit through it),
 or is alone. Alone there is no process group and every collective is the identity.
@@ -55,7 +55,7 @@ class World:
         return tensor
 
     def highest(self, value: int) -> int:
-        """The highest `value` of any rank: how ranks agree on what to do next. No device sync."""
+        """The highest `value` of any rank: how ranks agree on the next action. No device sync."""
         if self.size == 1:
             return value
         agreed = torch.tensor(value)  # on the CPU, so gloo carries it
@@ -125,7 +125,7 @@ def join(device: str, timeout_s: float) -> Iterator[World]:
 def resolve_precision(amp: str, device: torch.device) -> Precision:
     """The precision for `amp`: auto takes bf16 where the device has it, fp16 on other CUDA, fp32.
 
-    Raises UserError where the device cannot honour what is asked for.
+    Raises UserError where the device does not support that precision.
     """
     if device.type == "cuda":
         # By capability, not by torch.cuda.is_bf16_supported(), which counts slow emulation too.

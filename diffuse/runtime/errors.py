@@ -5,7 +5,7 @@
 | 0    | done                                                                                 |
 | 1    | the environment, or a failed cell: no space, no permission, Slurm gone, loss is NaN,  |
 |      | another attempt took the run over                                                     |
-| 2    | what was typed or named is wrong: unknown name, bad value, missing or damaged file    |
+| 2    | wrong input: unknown name, bad value, missing or damaged file                         |
 | 75   | interrupted, can be resumed by the same command (EX_TEMPFAIL)                         |
 | 130  | Ctrl-C                                                                               |
 """
@@ -42,7 +42,7 @@ class Superseded(DiffuseError):
 
 
 class UserError(DiffuseError):
-    """What was typed or named is wrong; the message says what is allowed or what to do."""
+    """Wrong input; the message names it, and the allowed values or the remedy."""
 
     exit_code = 2
 
@@ -74,7 +74,7 @@ def run(main: Callable[..., Any]) -> NoReturn:
         code = 130
         _say("stopped by Ctrl-C")
     except OSError as error:
-        if isinstance(error, BrokenPipeError):  # `... | head`: the reader has what it wanted
+        if isinstance(error, BrokenPipeError):  # `... | head`: the reader has read enough
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             code = 0
         else:
@@ -100,7 +100,7 @@ def run(main: Callable[..., Any]) -> NoReturn:
 def skip_finalization() -> None:
     """To be registered with atexit: end this program before Python takes itself apart.
 
-    For what has threads that would not survive it; see `distributed.join`.
+    For libraries whose threads would not survive it; see `distributed.join`.
     """
     if _exit_code is not None:
         sys.stdout.flush()

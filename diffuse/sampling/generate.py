@@ -1,4 +1,4 @@
-"""Images by number: image i of a seed is the same whatever batch it is made in."""
+"""Images by number: image i of a seed does not depend on its batch."""
 
 from __future__ import annotations
 

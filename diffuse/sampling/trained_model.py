@@ -65,7 +65,7 @@ class Trained:
     ) -> Tensor:
         """Images [n, 1, 28, 28] in [-amplitude, amplitude], not clamped, on the CPU.
 
-        Image i of a seed is the same whatever n and batch. The conditional cold samplers restore
+        Image i of a seed depends on neither n nor batch. The conditional cold samplers restore
         `originals` [n, 1, 28, 28] (default: the test images from `first_index` on).
         """
         spec = self.sampler if sampler is None else sampler
@@ -147,7 +147,7 @@ def load(
 
 
 def config_of(path: Path) -> Config:
-    """The config of what `load` would load, without its weights where they are not needed."""
+    """The config of the model at `path`, without its weights where they are not needed."""
     if path.is_dir():
         return RunDir(path).config()
     if path.suffix == ".pth":

@@ -73,12 +73,12 @@ class Mirror:
         try:
             limit = min(self.end_s, INTERRUPTED_END_S) if interrupted else self.end_s
             self.process.wait(limit)
-            said = notes(self.run, self.log_start)
+            lines = notes(self.run, self.log_start)
         except subprocess.TimeoutExpired:
-            said = ["W&B did not take the last rows in time; `python launch/sync.py` sends them"]
+            lines = ["W&B did not take the last rows in time; `python launch/sync.py` sends them"]
         end(self.process)
         self.process = None
-        for line in said:
+        for line in lines:
             console.note(line)
 
     def cpu_seconds(self) -> float:
@@ -129,12 +129,12 @@ def environment() -> dict[str, str]:
 
 
 def log_path(run: RunDir) -> Path:
-    """What the mirror prints."""
+    """The output of the mirror process."""
     return run.path / "wandb" / "mirror.log"
 
 
 def notes(run: RunDir, start: int = 0) -> list[str]:
-    """What the mirror's log says for people, from the byte `start` on."""
+    """The lines of the mirror's log that are for people, from the byte `start` on."""
     try:
         with log_path(run).open("rb") as file:
             file.seek(start)

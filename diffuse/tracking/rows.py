@@ -35,7 +35,7 @@ class Tail:
 
 
 def row_of(run: RunDir, line: dict[str, Any]) -> dict[str, Any]:
-    """What W&B is told of one event, a picture as its path; {} for what it need not know."""
+    """The values that W&B gets of one event, a picture as its path; {} where it gets none."""
     match line.get("event"):
         case "step" | "speed" as event:
             keys = ("loss", "lr", "grad_norm") if event == "step" else ("images_per_s",)

@@ -5,8 +5,8 @@ python -m diffuse.tracking.uploader RUN train|evaluate MODE LIMIT_S [strict]
 Started by diffuse.tracking.mirror and by launch/sync.py, which say the end by closing standard
 input.
 Line n of metrics.jsonl is step n of the W&B run. The file only grows, also over a resume, whose
-training steps go back; so W&B's own step never does, and whoever sends a line a second time sends
-what is there already. Charts use axes of our own: `step` and `epoch`. Online, the server says
+training steps go back; so W&B's own step never does, and a line that is sent a second time
+changes nothing. Charts use axes of our own: `step` and `epoch`. Online, the server says
 where to go on; offline, wandb/offline.json does.
 """
 
@@ -101,7 +101,7 @@ def mirror(
     last, sent = -1, 0  # the last row logged, and how many
     try:
         while True:
-            ending = ended.is_set()  # asked first: what was written before it is read below
+            ending = ended.is_set()  # tested first: all lines written before it are read below
             for number, line in tail.new():
                 if hand_on(client, run, config, number, line):
                     last, sent = number, sent + 1
@@ -115,7 +115,9 @@ def mirror(
         failed = state in ("failed", "interrupted") or (follows and state == "running")
         client.finish(exit_code=int(failed))
         if mode == "online" and last >= 0 and not arrived(client.path, last):
-            return say("did not confirm the last rows; `python launch/sync.py` sends what it lacks")
+            return say(
+                "did not confirm the last rows; `python launch/sync.py` sends the missing rows"
+            )
         files.write_json(state_path, {"line": tail.number, "sent": sent, "written": files.now()})
         if mode == "online":
             for log in folder.glob("offline-run-*/run-*.wandb"):
@@ -126,7 +128,7 @@ def mirror(
 
 
 def hand_on(client: Any, run: RunDir, config: Config, number: int, line: dict[str, Any]) -> bool:
-    """Log one event; whether it made a row. What cannot be read (a picture, say) is left out."""
+    """Log one event, without pictures that cannot be read; whether it made a row."""
     import wandb
 
     try:
@@ -213,7 +215,7 @@ def begin(run: RunDir, config: Config, job: str, mode: Mode) -> Any:
 
 
 def run_id(run: RunDir) -> str:
-    """One W&B run for each run directory: what `sweep --rerun` trained again is another."""
+    """One W&B run for each run directory; a rerun (`sweep --rerun`) has its own."""
     folder = run.path.absolute().parent.name
     return f"{run.name}-{folder}" if re.fullmatch(r"rerun-\d+", folder) else run.name
 
@@ -234,9 +236,9 @@ def artifact(run: RunDir, config: Config, line: dict[str, Any]) -> Any:
     path = run.checkpoint_path(line["epoch"])
     if line["epoch"] not in config.evaluated_epochs or line["file"] != path.name:
         return None
-    made = wandb.Artifact(run_id(run), type="model", metadata={"epoch": line["epoch"]})
-    made.add_file(str(path))
-    return made
+    artifact = wandb.Artifact(run_id(run), type="model", metadata={"epoch": line["epoch"]})
+    artifact.add_file(str(path))
+    return artifact
 
 
 def watch_parent(limit_s: float) -> threading.Event:

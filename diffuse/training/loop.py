@@ -41,7 +41,7 @@ class Request(IntEnum):
 
 
 def train(config: Config, runs_dir: Path, data_dir: Path, stop: StopRequest) -> RunDir | None:
-    """Train the run of `config` until all its epochs are there; resumes what was begun.
+    """Train the run of `config` until it has all its epochs; an interrupted run is resumed.
 
     Returns the run directory on rank 0, None on the others.
 

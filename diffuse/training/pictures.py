@@ -86,7 +86,7 @@ def draw_degradation(config: Config, run: RunDir, process: Process, data_dir: Pa
 def stretch(x: Tensor) -> Images:
     """x [n, 1, 28, 28] to uint8 [n, 28, 28], each image from its darkest to its lightest value.
 
-    Averages of mostly black images are dark: stretched, the eye sees what the network gets.
+    Averages of mostly black images are dark: stretched, the eye sees the network's input.
     """
     low, high = x.amin((1, 2, 3), keepdim=True), x.amax((1, 2, 3), keepdim=True)
     unit = (x - low) / (high - low).clamp(min=1e-6)

@@ -40,7 +40,7 @@ class Recorder:
         if not self.pending:
             return []
         # In fp64 this sum is exact, so that its order, which depends on how many steps are fetched
-        # at once, does not show: an interrupted run reports what an uninterrupted one does.
+        # at once, does not show: an interrupted run reports the losses of an uninterrupted one.
         losses = self.world.sum(torch.stack([loss for _, _, loss, _ in self.pending]).double())
         norms = torch.stack([norm for _, _, _, norm in self.pending])
         values = torch.stack([losses, norms.to(losses)]).tolist()  # the only sync

@@ -24,7 +24,7 @@ def check_batch(config: Config, world: World) -> None:
 
 
 def settle_precision(config: Config, run: RunDir, device: torch.device) -> Precision:
-    """The precision that the run first started with, else what `auto` gives on this device."""
+    """The precision that the run first started with, else the result of `auto` on this device."""
     stored = files.read_json(run.manifest_path).get("precision")
     if config.train.amp == "auto" and stored in DTYPES:
         try:
