@@ -106,8 +106,10 @@ def main(
         },
     )
     columns = math.ceil(math.sqrt(n))
-    plots.image_panels(png, panels, columns=columns, title=f"{model.name}, epoch {model.epoch}")
-    print(f"{png}\n{h5}")
+    title = f"{model.name}, epoch {model.epoch}"
+    if plots.image_panels(png, panels, columns=columns, title=title):
+        print(png)
+    print(h5)
 
 
 if __name__ == "__main__":

@@ -1,23 +1,30 @@
 """Figures from arrays and metrics, drawn with matplotlib and written atomically as PNG.
 
-Colours are from Okabe and Ito's set, which the colour-blind can tell apart.
+They look the same whatever the user's matplotlibrc and MPLBACKEND say, and one that cannot be drawn
+costs a note, never the program. Colours are from Okabe and Ito's set, which the colour-blind can
+tell apart.
 """
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import importlib.util
 import io
 import itertools
 import json
-from collections.abc import Mapping, Sequence
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Concatenate, NamedTuple, ParamSpec
 
 import numpy as np
 from numpy.typing import NDArray
 
 from diffuse.rundir import evaluations
 from diffuse.rundir.directory import RunDir
-from diffuse.runtime import files
+from diffuse.runtime import console, files
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -27,6 +34,67 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 DASHES = ("-", "--", "-.", ":")
 MARKERS = "osD^vPX"
 Images = NDArray[np.uint8]  # [n, 28, 28]
+P = ParamSpec("P")
+
+
+@contextlib.contextmanager
+def own_style(**settings: Any) -> Iterator[None]:
+    """In this block matplotlib has its own defaults and `settings`, and nothing of the user's."""
+    matplotlib = _matplotlib()
+    defaults = {k: v for k, v in matplotlib.rcParamsDefault.items() if k != "backend"}
+    with matplotlib.rc_context({**defaults, **settings}):
+        yield
+
+
+def _matplotlib() -> Any:
+    """The package; its import fails by itself on a matplotlibrc or MPLBACKEND that is broken."""
+    try:
+        import matplotlib
+    except Exception:
+        package = importlib.util.find_spec("matplotlib")
+        if package is None or package.origin is None:
+            raise
+        for name in [n for n in sys.modules if n.partition(".")[0] == "matplotlib"]:
+            del sys.modules[name]  # half imported
+        backend = os.environ.pop("MPLBACKEND", None)
+        try:  # its own matplotlibrc lies in the folder that is searched first
+            with contextlib.chdir(Path(package.origin).parent / "mpl-data"):
+                import matplotlib
+        finally:
+            if backend is not None:
+                os.environ["MPLBACKEND"] = backend
+    return matplotlib
+
+
+def _written(draw: Callable[P, Figure | None]) -> Callable[Concatenate[Path, P], bool]:
+    """`draw` with a path before its arguments, where its figure is written; None is no figure.
+
+    Whether there is a file now. A figure that cannot be drawn is a note; OSError where it cannot
+    be written.
+    """
+
+    @functools.wraps(draw)
+    def write(path: Path, /, *args: P.args, **kwargs: P.kwargs) -> bool:
+        try:
+            with own_style():
+                figure = draw(*args, **kwargs)
+                if figure is None:
+                    return False
+                buffer = io.BytesIO()
+                figure.savefig(buffer, format="png")
+        except Exception as error:
+            console.note(f"{path}: not drawn: {reason(error)}")
+            return False
+        files.write_bytes(path, buffer.getbuffer())
+        return True
+
+    return write
+
+
+def reason(error: Exception) -> str:
+    """The first line of an error, and its kind."""
+    lines = str(error).strip().splitlines() or [""]
+    return f"{type(error).__name__}: {lines[0][:200]}"
 
 
 class Look(NamedTuple):
@@ -47,9 +115,10 @@ def look(k: int) -> Look:
     )
 
 
+@_written
 def image_panels(
-    path: Path, panels: Sequence[tuple[str, Images]], *, columns: int = 4, title: str = ""
-) -> None:
+    panels: Sequence[tuple[str, Images]], *, columns: int = 4, title: str = ""
+) -> Figure:
     """Panels side by side, each a grid of images with `columns` columns and a heading.
 
     Pixels are drawn as they are, 3 x 3 points each, without smoothing.
@@ -65,10 +134,11 @@ def image_panels(
         axes.axis("off")
     if title:
         figure.suptitle(title, fontsize=9)
-    _save(figure, path)
+    return figure
 
 
-def strip(path: Path, images: Images, labels: Sequence[str], *, title: str = "") -> None:
+@_written
+def strip(images: Images, labels: Sequence[str], *, title: str = "") -> Figure:
     """Rows of images [rows, columns, 28, 28] under column `labels`: how x_t changes with t."""
     rows, columns = images.shape[:2]
     figure = _figure(columns * 0.85, rows * 0.85 + 0.5)
@@ -80,15 +150,16 @@ def strip(path: Path, images: Images, labels: Sequence[str], *, title: str = "")
                 axes.set_title(labels[c], fontsize=8)
     if title:
         figure.suptitle(title, fontsize=9)
-    _save(figure, path)
+    return figure
 
 
-def loss_curve(path: Path, metrics: Sequence[dict[str, Any]], *, title: str = "") -> None:
+@_written
+def loss_curve(metrics: Sequence[dict[str, Any]], *, title: str = "") -> Figure | None:
     """Each step's loss on a log axis, the epoch means dashed over it, as the report has it."""
     steps = [(e["step"], e["loss"]) for e in metrics if e["event"] == "step"]
     epochs = [(e["step"], e["epoch"], e["loss"]) for e in metrics if e["event"] == "epoch"]
     if not steps:
-        return
+        return None
     per_epoch = epochs[0][0] / epochs[0][1] if epochs else max(step for step, _ in steps)
     figure = _figure(6.4, 3.6)
     axes = figure.subplots()
@@ -107,7 +178,7 @@ def loss_curve(path: Path, metrics: Sequence[dict[str, Any]], *, title: str = ""
     axes.legend(frameon=False)
     if title:
         axes.set_title(title, fontsize=9)
-    _save(figure, path)
+    return figure
 
 
 def evaluation_curves(run: RunDir) -> None:
@@ -158,20 +229,14 @@ def _figure(width: float, height: float) -> Figure:
     return Figure(figsize=(width, height), dpi=150, layout="constrained")
 
 
-def _save(figure: Figure, path: Path) -> None:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
-    files.write_bytes(path, buffer.getbuffer())
-
-
+@_written
 def epoch_curves(
-    path: Path,
     curves: Mapping[str, Sequence[tuple[int, float]]],
     floors: Mapping[str, float],
     label: str,
     *,
     title: str,
-) -> None:
+) -> Figure:
     """A figure of each sampler over epochs, and what real images get (by which), in grey."""
     figure = _figure(6, 4)
     axes = figure.subplots()
@@ -189,4 +254,4 @@ def epoch_curves(
     axes.set_ylabel(label)
     axes.set_title(title, fontsize=9)
     axes.legend(fontsize=8)
-    _save(figure, path)
+    return figure

@@ -7,11 +7,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from markupsafe import Markup, escape
-from matplotlib import rc_context
-from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
-from diffuse.rundir.plots import Look
+from diffuse.rundir.plots import Look, own_style, reason
+from diffuse.runtime import console
 
 LONG_NAME = 26  # characters; longer names stand one below the other in the legend
 MOST_NAMED = 14  # lines in the legend; more would outgrow the chart
@@ -38,9 +36,33 @@ def curves(
     floor: tuple[str, float] | None = None,
     markers: bool = False,
 ) -> Markup:
-    """Lines over epochs, each with the look of its name, `floor` as a grey line; an SVG element."""
+    """Lines over epochs, each with the look of its name, `floor` as a grey line; an SVG element.
+
+    Where that cannot be drawn it is a note on the page and on the screen.
+    """
+    title = f"{ylabel} over epochs"
+    try:
+        svg = _svg(lines, ylabel, looks, log, floor, markers)
+    except Exception as error:
+        console.note(f"{title}: not drawn: {reason(error)}")
+        return Markup("<p>{}: not drawn: {}</p>").format(title, reason(error))
+    label = escape(f"{title}: {', '.join(list(lines)[:MOST_NAMED])}")
+    return Markup(f'<svg role="img" aria-label="{label}"') + Markup(svg[svg.index("<svg") + 4 :])
+
+
+def _svg(
+    lines: Mapping[str, Points],
+    ylabel: str,
+    looks: Mapping[str, Look],
+    log: bool,
+    floor: tuple[str, float] | None,
+    markers: bool,
+) -> str:
     named = min(len(lines), MOST_NAMED)
-    with rc_context(STYLE):
+    with own_style(**STYLE):
+        from matplotlib.figure import Figure
+        from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+
         columns = 2 if max(map(len, lines)) <= LONG_NAME else 1
         height = 3.3 + 0.2 * -(-(named + 1) // columns)
         figure = Figure(figsize=(5.4, height), layout="constrained")
@@ -75,6 +97,4 @@ def curves(
         figure.savefig(
             text, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type"))
         )
-    svg = text.getvalue()
-    said = escape(f"{ylabel} over epochs: {', '.join(list(lines)[:MOST_NAMED])}")
-    return Markup(f'<svg role="img" aria-label="{said}"') + Markup(svg[svg.index("<svg") + 4 :])
+    return text.getvalue()
