@@ -46,6 +46,7 @@ bench: $(VENV)/.dev $(DATA)/mnist.h5 ## Print the benchmarks' ratios, all measur
 image: ## Build the Apptainer image diffuse.sif (another base: make image FROM=python:3.11-slim-bookworm)
 	$(APPTAINER) build $(BUILD_ARGS) diffuse.sif Apptainer.def
 	sha256sum diffuse.sif > diffuse.sif.sha256
+	stat -c '# %s %.9Y' diffuse.sif | tr -d . >> diffuse.sif.sha256
 
 clean: ## Remove the environment (runs and data stay)
 	rm -rf $(VENV)

@@ -76,12 +76,14 @@ find_python() { # find_python ARGUMENTS: sets the array `python`
 }
 
 image_sha256() { # kept in IMAGE.sha256, since reading gigabytes takes a while
-  local known=$DIFFUSE_IMAGE.sha256 line
-  if [ -s "$known" ] && [ ! "$DIFFUSE_IMAGE" -nt "$known" ]; then
-    line=$(<"$known")
+  local known=$DIFFUSE_IMAGE.sha256 line stamp
+  stamp=$(stat -c '# %s %.9Y' "$DIFFUSE_IMAGE" | tr -d .) || return # its size and time in ns
+  if [ "$(sed -n 2p "$known" 2>/dev/null)" = "$stamp" ]; then
+    line=$(head -n 1 "$known")
   else
-    line=$(sha256sum "$DIFFUSE_IMAGE") || return
-    { echo "$line" >"$known.$$" && mv "$known.$$" "$known"; } 2>/dev/null
+    line=$(sha256sum <"$DIFFUSE_IMAGE") || return
+    line="${line%% *}  $(basename "$DIFFUSE_IMAGE")"
+    { printf '%s\n' "$line" "$stamp" >"$known.$$" && mv "$known.$$" "$known"; } 2>/dev/null
   fi
   echo "${line%% *}"
 }

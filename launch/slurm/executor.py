@@ -188,17 +188,21 @@ class Submitter:
 
 @functools.cache  # for each array of a sweep, also where nothing can be kept beside the image
 def image_sha256(image: Path) -> str:
-    """The image's SHA-256: that in IMAGE.sha256 where it is newer than the image, else computed.
+    """The image's SHA-256: that in IMAGE.sha256 where it is of this very image, else computed.
 
-    Reading gigabytes takes a while: `make image` and slurm/common.sh keep it in the same file.
+    Reading gigabytes takes a while: `make image` and slurm/common.sh keep it in the same file, with
+    the image's size and time in ns: a newer image may be dated earlier (`cp -p`).
     """
     known = image.with_name(f"{image.name}.sha256")
-    with contextlib.suppress(OSError, IndexError):
-        if known.stat().st_mtime >= image.stat().st_mtime:
-            return known.read_text().split()[0]
+    facts = image.stat()
+    stamp = f"# {facts.st_size} {facts.st_mtime_ns}"
+    with contextlib.suppress(OSError, ValueError):
+        line, *more = known.read_text().splitlines()
+        if more == [stamp]:
+            return line.split(" ")[0]
     digest = files.sha256(image)
     with contextlib.suppress(OSError):  # an image that others built, in a folder of theirs
-        files.write_text(known, f"{digest}  {image.name}\n")
+        files.write_text(known, f"{digest}  {image.name}\n{stamp}\n")
     return digest
 
 

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import tomllib
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -120,6 +121,33 @@ def test_an_image_is_read_once_a_sweep_where_its_hash_cannot_be_kept(
     monkeypatch.setattr(files, "sha256", lambda path: reads.append(path) or real(path))
     assert image_sha256(path) == image_sha256(path) == real(path)
     assert reads == [path]
+
+
+def by_the_scripts(image: Path) -> str:
+    """The SHA-256 that slurm/common.sh records."""
+    script = f". {ROOT}/slurm/common.sh; DIFFUSE_IMAGE=$1; image_sha256"
+    done = subprocess.run(
+        ["bash", "-c", script, "bash", str(image)], capture_output=True, text=True, check=True
+    )
+    return done.stdout.strip()
+
+
+@pytest.mark.parametrize("first", [image_sha256.__wrapped__, by_the_scripts])
+@pytest.mark.parametrize("second", [image_sha256.__wrapped__, by_the_scripts])
+def test_a_newer_image_with_an_older_date_is_another_image(
+    first: Callable[[Path], str], second: Callable[[Path], str], tmp_path: Path
+) -> None:
+    path, kept = tmp_path / "my site.sif", tmp_path / "my site.sif.sha256"
+    path.write_bytes(b"old image")
+    old = first(path)
+    assert old == files.sha256(path)
+    inode = kept.stat().st_ino
+    assert second(path) == old
+    assert kept.stat().st_ino == inode  # read, not written anew
+    path.write_bytes(b"new image")
+    os.utime(path, ns=(10**18, 10**18 + 123_456_789))  # as cp -p and rsync -a leave it
+    assert second(path) == files.sha256(path) != old
+    assert first(path) == files.sha256(path)
 
 
 def test_the_image_passes_its_own_test_and_says_what_it_is(program: str, image: Path) -> None:
