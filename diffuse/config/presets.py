@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, get_args
+from typing import Any, NamedTuple, NoReturn, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -21,8 +21,53 @@ from diffuse.runtime.errors import UserError
 CONFIGS = ROOT / "configs"
 
 
+class Misleading(yaml.MarkedYAMLError):
+    """YAML that means something else than it seems to."""
+
+
 class _Loader(yaml.SafeLoader):
-    """Builds plain values only, and takes 2:00:00 for text: YAML 1.1 has it a number to base 60."""
+    """Builds plain values only, and takes 2:00:00 for text: YAML 1.1 has it a number to base 60.
+
+    Raises Misleading for a key that stands twice, of which YAML drops one, and for 010, which is 8.
+    """
+
+    def __init__(self, stream: str) -> None:
+        super().__init__(stream)
+        self.place: list[str] = []  # the keys on the way to the node that is being read
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        step = f"[{index}]" if isinstance(index, int) else f".{getattr(index, 'value', '')}"
+        self.place.append(step.removesuffix("."))
+        node = super().compose_node(parent, index)
+        if isinstance(node, yaml.MappingNode):
+            self.require_single_keys(node)
+        elif isinstance(node, yaml.ScalarNode) and node.tag == "tag:yaml.org,2002:int":
+            self.require_decimal(node)
+        self.place.pop()
+        return node
+
+    def require_single_keys(self, node: yaml.MappingNode) -> None:
+        first: dict[tuple[str, str], int] = {}  # line
+        for key, _ in node.value:
+            name = (key.tag, str(key.value))
+            if name in first:
+                problem = f"stands twice, first in line {first[name]}; keep one"
+                self.refuse(problem, key, key.value)
+            first[name] = key.start_mark.line + 1
+
+    def require_decimal(self, node: yaml.ScalarNode) -> None:
+        if re.fullmatch(r"[-+]?0[0-7_]+", node.value):
+            octal = int(node.value.replace("_", ""), 8)
+            self.refuse(
+                f"{node.value} is {octal} in YAML; write it without its zero in front, or as text"
+                " in quotes",
+                node,
+            )
+
+    def refuse(self, problem: str, node: yaml.Node, *key: str) -> NoReturn:
+        place = "".join([*self.place, *(f".{k}" for k in key)]).lstrip(".")
+        problem = f"{place}: {problem}" if place else problem
+        raise Misleading(problem=problem, problem_mark=node.start_mark)
 
     def number(self, node: yaml.ScalarNode) -> int | float | str:
         if ":" in node.value:
@@ -85,6 +130,8 @@ def parse_set(assignments: Sequence[str], source: str = "--set") -> Layer:
             raise UserError(f"{source} {assignment!r}: write KEY=VALUE, for example train.lr=4e-4")
         try:
             value = parse_yaml(text)
+        except Misleading as error:
+            raise UserError(f"{source} {assignment!r}: {error.problem}") from None
         except (yaml.YAMLError, ValueError):
             value = text
         for part in reversed(keys):
@@ -121,7 +168,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
     except (yaml.YAMLError, ValueError) as error:  # a date's 45th day is a ValueError
         mark = getattr(error, "problem_mark", None)
         where = f" line {mark.line + 1}" if mark else ""
-        raise UserError(f"{path}{where}: not readable as YAML") from None
+        problem = error.problem if isinstance(error, Misleading) else "not readable as YAML"
+        raise UserError(f"{path}{where}: {problem}") from None
     if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
         raise UserError(f"{path}: must be a YAML mapping of settings")
     return value
