@@ -138,7 +138,9 @@ def from_idx(folder: Path) -> Arrays:
 def read_idx(path: Path) -> NDArray[np.uint8]:
     """One IDX file of unsigned bytes: 0, 0, 8, number of dimensions, sizes, values."""
     try:
-        raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+        raw = path.read_bytes()
+        if raw[:2] == b"\x1f\x8b":  # gzip, whatever the name says: browsers unpack, and keep it
+            raw = gzip.decompress(raw)
     except (gzip.BadGzipFile, EOFError, zlib.error):
         raise UserError(f"{path}: damaged gzip file") from None
     if raw[:3] != b"\0\0\x08" or len(raw) < 4 + 4 * raw[3]:

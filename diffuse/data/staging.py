@@ -9,7 +9,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from filelock import FileLock, Timeout
+from filelock import Timeout
 
 from diffuse.data import download, mnist
 from diffuse.runtime import files, hdf5
@@ -27,18 +27,19 @@ def stage_mnist(data_dir: Path, source: str = "auto", idx_dir: Path | None = Non
     if source not in download.SOURCES:
         raise UserError(f"--source {source!r}: allowed are {', '.join(download.SOURCES)}")
     path = data_dir / "mnist.h5"
+    if _problem(path) is None:  # in another's folder, perhaps: nothing is written, not even a lock
+        print(f"{path}: already staged and intact")
+        return path
+    cost = "several processes that stage at the same time do it several times"
     try:
         data_dir.mkdir(parents=True, exist_ok=True)
-        with FileLock(data_dir / ".mnist.lock", timeout=LOCK_TIMEOUT_S, mode=0o664):
+        with files.locked(data_dir / ".mnist.lock", cost, LOCK_TIMEOUT_S):
             files.remove_leftovers(data_dir, others_write=True)
-            if path.exists():
-                try:
-                    for name in mnist.SHA256:
-                        mnist.read_verified(data_dir, name)
-                    print(f"{path}: already staged and intact")
-                    return path
-                except UserError as error:
-                    print(f"{error}; staging it again", flush=True)
+            if (problem := _problem(path)) is None:
+                print(f"{path}: already staged and intact")
+                return path
+            if problem:
+                print(f"{problem}; staging it again", flush=True)
             arrays, origin = download.fetch(source, idx_dir)
             for name, sha256 in mnist.SHA256.items():
                 if mnist.digest(arrays[name]) != sha256:
@@ -55,6 +56,18 @@ def stage_mnist(data_dir: Path, source: str = "auto", idx_dir: Path | None = Non
         raise UserError(f"{data_dir}: is not a folder") from None
     print(f"{path}: staged from {origin}, SHA-256 checked")
     return path
+
+
+def _problem(path: Path) -> str | None:
+    """Why the file must be staged: it is damaged, or "" where there is none; None: it is intact."""
+    if not path.exists():
+        return ""
+    try:
+        for name in mnist.SHA256:
+            mnist.read_verified(path.parent, name)
+    except UserError as error:
+        return str(error)
+    return None
 
 
 def stage_inception(data_dir: Path, source: Path | None = None) -> Path:

@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from filelock import FileLock
 from torch import Tensor
 
 from diffuse.data.tensors import load_split
@@ -59,8 +58,9 @@ def real_features(
     path.parent.mkdir(parents=True, exist_ok=True)
     work = _Work(path, extractor, real.images, real.sha256)
     title = f"{extractor.name} features of the {split} set"
+    cost = "processes that share this work may do parts of it twice"
     while True:
-        with FileLock(path.with_name(f".{path.name}.lock"), mode=0o664):
+        with files.locked(path.with_name(f".{path.name}.lock"), cost):
             found = _read_whole(path, extractor)
             if found is None and path.exists():
                 console.note(f"{path}: damaged; made again")
@@ -146,7 +146,7 @@ class _Work:
         """Features and logits; None where they are damaged or of something else, and removed."""
         found = _read(self._part_path(part), ("features", "logits"))
         if found is None or found[1] != self._made_of:
-            self._part_path(part).unlink()
+            self._part_path(part).unlink(missing_ok=True)
             return None
         return found[0]["features"], found[0]["logits"]
 

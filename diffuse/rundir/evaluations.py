@@ -12,7 +12,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from diffuse.rundir.directory import RunDir
@@ -149,7 +148,8 @@ def add(path: Path, evaluation: Evaluation) -> Evaluation:
     Figures of an earlier, other checkpoint go. Returns the file's content.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(path.with_name(f".{path.name}.lock"), mode=0o664):
+    cost = "of two evaluations of this epoch at the same time, one loses its figures"
+    with files.locked(path.with_name(f".{path.name}.lock"), cost):
         known = read(path)
         others: list[Figure] = []
         if known and known.checkpoint_sha256 == evaluation.checkpoint_sha256:

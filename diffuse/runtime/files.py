@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import fcntl
 import hashlib
 import json
 import os
 import socket
+import sys
+import tempfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -114,6 +117,52 @@ def append_lines(path: Path, lines: list[str]) -> None:
         file.write("".join(f"{line}\n" for line in lines).encode())
         file.flush()
         os.fsync(file.fileno())
+
+
+_noted: set[str] = set()  # by `locked`: once is enough
+
+
+@contextlib.contextmanager
+def locked(
+    path: Path,
+    cost: str,
+    timeout_s: float = -1,
+    note: Callable[[str], Any] = lambda line: print(line, file=sys.stderr, flush=True),
+) -> Iterator[None]:
+    """Hold the lock file `path` in this block; it goes with the process, however that ends.
+
+    Some network filesystems have no locks: there the block runs without, and `note` is told so.
+
+    Args:
+        cost: what may be lost then, for people.
+
+    Raises filelock.Timeout.
+    """
+    from filelock import FileLock
+
+    if reason := _no_locks(path.parent):
+        line = f"{path.parent}: no file locks here ({reason}): {cost}"
+        if line not in _noted:
+            _noted.add(line)
+            note(line)
+        yield
+        return
+    with FileLock(path, timeout=timeout_s, mode=0o664):
+        yield
+
+
+def _no_locks(folder: Path) -> str:
+    """Why files in `folder` cannot be locked; "" where they can.
+
+    Asked of a file of our own: filelock's versions wait for ever here, or leave a mark that
+    outlives the process.
+    """
+    with tempfile.TemporaryFile(dir=folder) as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            return os.strerror(error.errno) if error.errno else str(error)
+    return ""
 
 
 def sha256(path: Path) -> str:

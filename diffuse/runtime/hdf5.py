@@ -51,8 +51,8 @@ def read(
     Raises Damaged; FileNotFoundError and PermissionError as they are.
     """
     try:
-        # read-only and network filesystems often have no locks, and nobody writes in place
-        with h5py.File(path, "r", locking="best-effort") as file:
+        # files are replaced whole, and many filesystems, read-only or of networks, have no locks
+        with h5py.File(path, "r", locking=False) as file:
             arrays = {name: file[name][:first] for name in (file if names is None else names)}
             return arrays, dict(file.attrs)
     except (FileNotFoundError, PermissionError):

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import psutil
-from filelock import FileLock, Timeout
+from filelock import Timeout
 
 from diffuse.config.schema import Config
 from diffuse.rundir.directory import RunDir
@@ -89,10 +89,12 @@ def mirror(
     follows = job == "train" and not strict  # a trainer's events, while they are written
     folder = run.path / "wandb"
     state_path = folder / f"{mode}.json"
-    lock = FileLock(folder / f"{mode}.lock")
+    lock = contextlib.ExitStack()  # goes with this process
+    cost = "of two attempts at the same time, W&B may get a line twice"
     try:
         # A trainer waits for an earlier attempt's mirror to end; others leave it the lines.
-        lock.acquire(timeout=-1 if follows else LOCK_S)
+        wait_s = -1 if follows else LOCK_S
+        lock.enter_context(files.locked(folder / f"{mode}.lock", cost, wait_s, note=say))
     except Timeout:
         return say(f"{mode}: another process mirrors this run now")
     client = begin(run, config, job, mode)

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from filelock import FileLock, Timeout
+from filelock import Timeout
 
 from diffuse.runtime import files
 from diffuse.runtime.errors import EnvironmentFailed
@@ -89,10 +89,11 @@ class Ledger:
     @contextlib.contextmanager
     def _held(self, folder: Path, what: str, wait_s: float) -> Iterator[None]:
         holder_path = folder / "holder.json"
+        lock = contextlib.ExitStack()
+        cost = f"two sweeps of {what} at the same time may do the same work"
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            lock = FileLock(folder / "lock", timeout=wait_s)
-            lock.acquire()
+            lock.enter_context(files.locked(folder / "lock", cost, wait_s))
         except Timeout:
             holder = files.read_json(holder_path)
             raise EnvironmentFailed(
@@ -110,7 +111,7 @@ class Ledger:
             yield
         finally:
             holder_path.unlink(missing_ok=True)
-            lock.release()
+            lock.close()
 
 
 def submissions(runs_dir: Path, grid: str = "*") -> list[Submission]:

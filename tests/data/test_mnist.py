@@ -220,3 +220,12 @@ def test_staging_needs_no_torch(data_dir: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code, str(data_dir)], cwd=programs.ROOT)
     assert done.returncode == 0
+
+
+@pytest.mark.parametrize(("name", "packed"), [("a.gz", False), ("a", True), ("a.GZ", True)])
+def test_gzip_is_told_by_the_content_and_not_by_the_name(
+    name: str, packed: bool, tmp_path: Path
+) -> None:
+    raw = b"\0\0\x08\x01\0\0\0\x03" + b"abc"
+    (tmp_path / name).write_bytes(gzip.compress(raw) if packed else raw)
+    assert download.read_idx(tmp_path / name).tobytes() == b"abc"
