@@ -22,7 +22,7 @@ class Meter:
         self.bar: Progress | None = None
         self.last_line = time.monotonic()
         console = Console(stderr=True)
-        if shown and console.is_terminal:
+        if shown and is_live(console):
             self.bar = Progress(
                 TextColumn("{task.description}"),
                 BarColumn(),
@@ -60,6 +60,11 @@ class Meter:
         elif self.shown:
             print(line, flush=True)
             self.last_line = time.monotonic()
+
+
+def is_live(console: Console) -> bool:
+    """Whether it can be drawn over: rich takes FORCE_COLOR for a terminal, in a log file too."""
+    return console.file.isatty() and console.is_interactive
 
 
 def note(line: str) -> None:

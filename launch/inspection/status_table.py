@@ -36,7 +36,7 @@ def watch(root: Path, grid: str | None, out: Console) -> int:
     A live table on a terminal; elsewhere a row whenever something happened.
     """
     rows = standings(root, grid)
-    if out.is_terminal:
+    if console.is_live(out):
         with Live(table(rows, out.height - 3), console=out, auto_refresh=False) as live:
             while _lives(rows):
                 time.sleep(REFRESH_S)

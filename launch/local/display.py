@@ -61,7 +61,7 @@ class Watch:
     @contextmanager
     def shown(self) -> Iterator[Watch]:
         """Keep the screen up to date inside the block."""
-        if not self.console.is_terminal:
+        if not console.is_live(self.console):
             yield self
             return
         with Live(console=self.console, auto_refresh=False, transient=True) as self.live:

@@ -7,13 +7,15 @@ goes to every training, which saves and ends; the same sweep goes on from there 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
+import re
 import shutil
 import signal
 import subprocess
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -83,13 +85,21 @@ def visible_gpus(device: str) -> list[str]:
         return []
     listed = os.environ.get("CUDA_VISIBLE_DEVICES")
     if listed is not None:
-        return [gpu.strip() for gpu in listed.split(",") if gpu.strip() not in ("", "-1")]
+        return _gpus(listed.split(","))
     try:
         command = ["nvidia-smi", "--query-gpu=index", "--format=csv,noheader"]
         found = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
     except (OSError, subprocess.SubprocessError):
         return []
-    return found.stdout.split()
+    return _gpus(found.stdout.splitlines())
+
+
+def _gpus(names: Iterable[str]) -> list[str]:
+    """Names up to the first that is no GPU's: CUDA sees none behind a -1, nvidia-smi may print
+    prose, and Slurm NoDevFiles.
+    """
+    gpu = re.compile(r"\d+|(GPU|MIG)-[\w/-]+")
+    return list(itertools.takewhile(gpu.fullmatch, map(str.strip, names)))
 
 
 class Pool:
