@@ -32,7 +32,7 @@ from diffuse.data.tensors import load_split, to_x0
 from diffuse.models import build, build_process
 from diffuse.models.averaging import Averaging
 from diffuse.rundir.directory import RunDir
-from diffuse.runtime import errors
+from diffuse.runtime import errors, options
 from diffuse.runtime.distributed import DTYPES, resolve_precision
 from diffuse.sampling.trained_model import Trained
 
@@ -43,7 +43,7 @@ app = typer.Typer(add_completion=False, rich_markup_mode=None)
 
 @app.command()
 def main(
-    data_dir: Annotated[Path, typer.Option(help="Where mnist.h5 is.")] = Path("data"),
+    data_dir: options.DataDir = options.DATA,
     rounds: Annotated[int, typer.Option(min=1, help="Measurements of each side, in turn.")] = 3,
     only: Annotated[str | None, typer.Option(help="One benchmark, by its name.")] = None,
 ) -> None:

@@ -12,9 +12,7 @@ from typing import Annotated
 
 import typer
 
-from diffuse.config.presets import Layer, load_config, parse_set, read_yaml
-from diffuse.config.presets import resolve as resolve_layers
-from diffuse.config.schema import Config
+from diffuse.config.presets import from_command_line
 from diffuse.runtime import errors, options
 from diffuse.runtime.preemption import StopRequest
 
@@ -68,35 +66,6 @@ def main(
     run = train(resolved, runs_dir, data_dir, stop)
     if run is not None:
         print(f"{run.path}: done; pictures in {run.samples}")
-
-
-def from_command_line(
-    preset: str | None,
-    config: Path | None,
-    epochs: int | None,
-    orientation: str | None,
-    assignments: list[str],
-    device: str | None,
-    threads: int | None,
-) -> Config:
-    """The config that the command line describes."""
-    layers = [parse_set(assignments)]
-    for option, key, value in (
-        ("--epochs", "train.epochs", epochs),
-        ("--orientation", "process.orientation", orientation),
-        ("--device", "system.device", device),
-        ("--threads", "system.threads", threads),
-    ):
-        if value is not None:
-            layers.append(parse_set([f"{key}={value}"], source=option))
-    if (preset is None) == (config is None):
-        raise errors.UserError("name the run by either --preset or --config")
-    if config is not None:
-        return resolve_layers([Layer(str(config), read_yaml(config)), *layers])
-    assert preset is not None
-    if orientation is not None and preset.startswith("ddpm/"):
-        raise errors.UserError(f"--orientation is for cold diffusion; {preset} has none")
-    return load_config(preset, layers)
 
 
 if __name__ == "__main__":

@@ -43,15 +43,12 @@ def main(
     """Check what training here needs, and say how to mend what is missing."""
     from diffuse.config.presets import parse_set
     from diffuse.runtime.console import screen
-    from diffuse.runtime.options import default_data_dir
     from launch.inspection import node_probe, site_checks
     from launch.jobs.cluster import choose
 
     file = choose(cluster)
     settings = file.resolve([parse_set(cluster_set or [], source="--cluster-set")])
-    place = site_checks.Place(
-        settings, file.source, runs_dir.absolute(), (data_dir or default_data_dir()).absolute()
-    )
+    place = site_checks.Place(settings, file.source, runs_dir.absolute(), data_dir.absolute())
     out = screen(stderr=as_json)
     found = site_checks.here(place)
     if job and settings.kind == "local":

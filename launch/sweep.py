@@ -81,9 +81,9 @@ def main(
     follow: options.Follow = False,
 ) -> None:
     """Train and evaluate the cells of a grid: preset x orientation x seed x epoch."""
-    from diffuse.config.presets import Layer, parse_set
+    from diffuse.config.presets import parse_set
+    from diffuse.config.validation import Layer
     from diffuse.runtime.console import screen
-    from diffuse.runtime.options import default_data_dir
     from launch.jobs.cluster import choose
     from launch.jobs.plan import as_plain, plan, summary
 
@@ -125,7 +125,7 @@ def main(
         return
     from launch.local import pool
 
-    data = (data_dir or default_data_dir()).absolute()
+    data = data_dir.absolute()
     out = screen(stderr=as_json)
     if settings.kind == "local":
         from launch.local import sweep as local_sweep

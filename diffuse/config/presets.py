@@ -1,21 +1,20 @@
 """Settings from YAML presets and the command line, merged and validated.
 
-Precedence: the config's defaults < preset file < grid cell < command line. Each wrong value is
-reported in one line with the place that set it, the key, and what is allowed.
+Precedence: the config's defaults < preset file < grid cell < command line.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn, get_args
+from typing import Any, NoReturn
 
 import yaml
-from pydantic import BaseModel, ValidationError
 
 from diffuse import ROOT
 from diffuse.config.schema import Config
+from diffuse.config.validation import Layer, merge, validated
 from diffuse.runtime.errors import UserError
 
 CONFIGS = ROOT / "configs"
@@ -80,13 +79,6 @@ _Loader.add_constructor("tag:yaml.org,2002:int", _Loader.number)
 _Loader.add_constructor("tag:yaml.org,2002:float", _Loader.number)
 
 
-class Layer(NamedTuple):
-    """Settings from one place, nested as in YAML, and the name of that place for error messages."""
-
-    source: str
-    values: Mapping[str, Any]
-
-
 def load_config(preset: str, layers: Iterable[Layer] = ()) -> Config:
     """The preset named by its path under `configs/` (or a YAML file), with `layers` over it.
 
@@ -109,15 +101,37 @@ def read_config(path: Path) -> Config:
 
 
 def resolve(layers: Sequence[Layer]) -> Config:
-    """Merge `layers`, later over earlier, key by key, and validate the result."""
-    merged: dict[str, Any] = {}
-    sources: dict[tuple[str, ...], str] = {}
-    for layer in layers:
-        _merge(merged, layer.values, layer.source, sources)
-    try:
-        return Config.model_validate(merged)
-    except ValidationError as error:
-        raise UserError(_explain(error, sources, [layer.source for layer in layers])) from None
+    """The config that `layers` give, later over earlier, key by key."""
+    return validated(Config, layers)
+
+
+def from_command_line(
+    preset: str | None,
+    config: Path | None,
+    epochs: int | None,
+    orientation: str | None,
+    assignments: list[str],
+    device: str | None,
+    threads: int | None,
+) -> Config:
+    """The config that the command line of diffuse.train describes. Raises UserError."""
+    layers = [parse_set(assignments)]
+    for option, key, value in (
+        ("--epochs", "train.epochs", epochs),
+        ("--orientation", "process.orientation", orientation),
+        ("--device", "system.device", device),
+        ("--threads", "system.threads", threads),
+    ):
+        if value is not None:
+            layers.append(parse_set([f"{key}={value}"], source=option))
+    if (preset is None) == (config is None):
+        raise UserError("name the run by either --preset or --config")
+    if config is not None:
+        return resolve([Layer(str(config), read_yaml(config)), *layers])
+    assert preset is not None
+    if orientation is not None and preset.startswith("ddpm/"):
+        raise UserError(f"--orientation is for cold diffusion; {preset} has none")
+    return load_config(preset, layers)
 
 
 def parse_set(assignments: Sequence[str], source: str = "--set") -> Layer:
@@ -136,7 +150,7 @@ def parse_set(assignments: Sequence[str], source: str = "--set") -> Layer:
             value = text
         for part in reversed(keys):
             value = {part: value}
-        _merge(values, value, source, {})
+        merge(values, value)
     return Layer(source, values)
 
 
@@ -194,91 +208,6 @@ def parse_yaml(text: str) -> Any:
             below = part.values() if isinstance(part, dict) else part
             pending.extend((value, depth + 1) for value in below)
     return value
-
-
-def _merge(
-    into: dict[str, Any],
-    values: Mapping[str, Any],
-    source: str,
-    sources: dict[tuple[str, ...], str],
-    prefix: tuple[str, ...] = (),
-) -> None:
-    for key, value in values.items():
-        place = (*prefix, key)
-        if isinstance(value, Mapping):
-            below = into.get(key)
-            into[key] = dict(below) if isinstance(below, Mapping) else {}
-            _merge(into[key], value, source, sources, place)
-        else:
-            into[key] = value
-        sources[place] = source
-
-
-def _explain(
-    error: ValidationError, sources: Mapping[tuple[str, ...], str], order: Sequence[str]
-) -> str:
-    lines = []
-    for problem in error.errors()[:3]:
-        # A discriminated union puts its tag into the location: process.ddpm.timesteps.
-        tags = {*kinds("process"), *kinds("model")}
-        place = tuple(
-            str(part)
-            for position, part in enumerate(problem["loc"])
-            if not (position == 1 and part in tags)
-        )
-        key = ".".join(place)
-        # A check of the whole config has no place; its message may begin with the key to blame.
-        said = problem["msg"].removeprefix("Value error, ")
-        blamed = place or tuple(said.partition(":")[0].split("."))
-        lengths = range(len(blamed), 0, -1)
-        source = next((sources[blamed[:n]] for n in lengths if blamed[:n] in sources), order[0])
-        match problem["type"]:
-            case "extra_forbidden":
-                allowed = ", ".join(_fields_at(problem["loc"]))
-                text = f"{key}: unknown key; allowed: {allowed}"
-                kind = (*place[:-1], "kind")
-                by = sources.get(kind, source)
-                if order.index(by) > order.index(source):  # the kind is wrong, not the key
-                    text = f"{'.'.join(kind)}: does not go with {source}, which sets {key}"
-                    source = by
-            case "missing":
-                text = f"{key}: missing" + _hint(place)
-            case "value_error":
-                text = f"{key}: {problem['ctx']['error']}" if key else str(problem["ctx"]["error"])
-            case "union_tag_invalid" | "union_tag_not_found":
-                text = f"{key}.kind: must be one of {', '.join(kinds(key))}"
-            case _:
-                shown = repr(problem["input"])
-                shown = shown if len(shown) <= 60 else shown[:57] + "..."
-                text = f"{key}: {problem['msg'][0].lower()}{problem['msg'][1:]}, not {shown}"
-        lines.append(f"{source}: {text}")
-    return "; ".join(lines)
-
-
-def _hint(place: tuple[str, ...]) -> str:
-    if place == ("process", "orientation"):
-        return "; choose --orientation row or --orientation col"
-    return ""
-
-
-def _fields_at(location: tuple[int | str, ...]) -> list[str]:
-    """The keys allowed beside an unknown one."""
-    sections = kinds("process") | kinds("model")
-    model: type[BaseModel] = Config
-    for part in location[:-1]:
-        if part in sections:
-            model = sections[str(part)]
-        elif part in Config.model_fields:
-            annotation = Config.model_fields[str(part)].annotation
-            if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-                model = annotation
-    return sorted(model.model_fields)
-
-
-def kinds(section: str) -> dict[str, type[BaseModel]]:
-    """The branches of the section `process` or `model` by their `kind`."""
-    branches = get_args(Config.model_fields[section].annotation)
-    return {get_args(b.model_fields["kind"].annotation)[0]: b for b in branches}
 
 
 def shown(path: Path) -> str:

@@ -1,74 +1,131 @@
-"""Settings that people write in YAML, checked by pydantic and reported in one line."""
+"""Settings from layers of YAML and command lines, merged, checked, and refused in one line.
+
+For the config of a run and for the files of grids and clusters alike: a wrong setting is reported
+with the place that set it, its key, and the values that are allowed.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, TypeVar, get_args
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, TypeVar, get_args
 
 from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
 
 from diffuse.runtime.errors import UserError
 
 M = TypeVar("M", bound=BaseModel)
+Key = tuple[str | int, ...]  # ("train", "lr") or ("runs", 0, "preset")
 
 
-def validated(
-    model: type[M],
-    values: Mapping[str, Any],
-    source: str,
-    sources: Mapping[str, str] | None = None,
-) -> M:
-    """`values` as a `model`; UserError names the source, the key and what is allowed.
+class Layer(NamedTuple):
+    """Settings from one place, nested as in YAML, and the name of that place for messages."""
 
-    Args:
-        sources: where a key at the top was set, if not in `source`.
-    """
+    source: str
+    values: Mapping[str, Any]
+
+
+def validated(model: type[M], layers: Sequence[Layer]) -> M:
+    """A `model` of `layers`, later over earlier, key by key. Raises UserError."""
+    merged: dict[str, Any] = {}
+    set_by: dict[Key, int] = {}
+    for number, layer in enumerate(layers):
+        merge(merged, layer.values, number, set_by)
     try:
-        return model.model_validate(values)
+        return model.model_validate(merged)
     except ValidationError as error:
         problems = error.errors()[:3]
-    by_key = sources or {}
-    lines = [
-        f"{by_key.get(str(problem['loc'][0]), source) if problem['loc'] else source}:"
-        f" {_line(model, problem)}"
-        for problem in problems
-    ]
-    raise UserError("; ".join(lines))
+    raise UserError("; ".join(_explanation(model, p, layers, set_by) for p in problems))
 
 
-def _line(model: type[BaseModel], problem: Any) -> str:
-    location = [part for part in problem["loc"] if not _is_tag(part)]
-    key = "".join(f"[{p}]" if isinstance(p, int) else f".{p}" for p in location).lstrip(".")
+def merge(
+    into: dict[str, Any],
+    values: Mapping[str, Any],
+    number: int = 0,
+    set_by: dict[Key, int] | None = None,
+    above: Key = (),
+) -> None:
+    """Put the `values` of layer `number` over `into`, and note in `set_by` which keys they set."""
+    for name, value in values.items():
+        key = (*above, name)
+        if isinstance(value, Mapping):
+            below = into.get(name)
+            into[name] = dict(below) if isinstance(below, Mapping) else {}
+            merge(into[name], value, number, set_by, key)
+        else:
+            into[name] = value
+        if set_by is not None:
+            set_by[key] = number
+
+
+def _explanation(
+    model: type[BaseModel], problem: Any, layers: Sequence[Layer], set_by: Mapping[Key, int]
+) -> str:
+    """`configs/grids/x.yaml: runs[0].epochs: input should be ..., not 0`."""
+    key, section = _place(model, problem["loc"])
+    message = problem["msg"].removeprefix("Value error, ")
+    # A check of the whole model has no key; its message may begin with the one to blame.
+    blamed = key or tuple(message.partition(":")[0].split("."))
+    parents = (blamed[:n] for n in range(len(blamed), 0, -1))
+    number = next((set_by[parent] for parent in parents if parent in set_by), 0)
+    text = _dotted(key)
     match problem["type"]:
         case "extra_forbidden":
-            return f"{key}: unknown key; allowed: {', '.join(_keys(_model_at(model, location)))}"
+            kind = (*key[:-1], "kind")
+            if (chosen := set_by.get(kind, number)) > number:  # the kind is wrong, not the key
+                source, number = layers[number].source, chosen
+                text = f"{_dotted(kind)}: does not go with {source}, which sets {text}"
+            else:
+                fields = section.model_fields.items()
+                allowed = ", ".join(field.alias or name for name, field in fields)
+                text += f": unknown key; allowed: {allowed}"
         case "missing":
-            return f"{key}: missing"
+            text += ": missing"
+            if key == ("process", "orientation"):
+                text += "; choose --orientation row or --orientation col"
         case "value_error":
-            return f"{key}: {problem['ctx']['error']}".lstrip(": ")
+            text = f"{text}: {problem['ctx']['error']}".removeprefix(": ")
+        case "union_tag_invalid" | "union_tag_not_found":
+            branches = _branches(section.model_fields[str(key[-1])])
+            text += f".kind: must be one of {', '.join(branches)}"
         case _:
             shown = repr(problem["input"])
             shown = shown if len(shown) <= 60 else shown[:57] + "..."
-            return f"{key}: {problem['msg'][0].lower()}{problem['msg'][1:]}, not {shown}"
+            text += f": {message[0].lower()}{message[1:]}, not {shown}"
+    return f"{layers[number].source}: {text}"
 
 
-def _is_tag(part: int | str) -> bool:
-    """Whether this is pydantic's own name of a union's branch and no key of ours."""
-    return isinstance(part, str) and not part.replace("_", "").isalnum()
+def _dotted(key: Key) -> str:
+    return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in key).lstrip(".")
 
 
-def _keys(model: type[BaseModel]) -> list[str]:
-    return [field.alias or name for name, field in model.model_fields.items()]
+def _place(model: type[BaseModel], location: Key) -> tuple[Key, type[BaseModel]]:
+    """The key at pydantic's `location`, and the section that holds it."""
+    key: list[str | int] = []
+    section, below = model, None
+    branches: Mapping[str, type[BaseModel]] = {}
+    for part in location:
+        if part in branches:  # process.ddpm.timesteps: the tag of a union and no key
+            below, branches = branches[str(part)], {}
+        elif isinstance(part, int):
+            key.append(part)
+        elif part.replace("_", "").isalnum():  # else pydantic's own name of a union's branch
+            key.append(part)
+            section = below or section
+            field = section.model_fields.get(part)
+            below = None if field is None else _section_in(field.annotation)
+            branches = {} if field is None else _branches(field)
+    return tuple(key), section
 
 
-def _model_at(model: type[BaseModel], location: list[int | str]) -> type[BaseModel]:
-    for part in location[:-1]:
-        if isinstance(part, str) and part in model.model_fields:
-            model = _model_in(model.model_fields[part].annotation) or model
-    return model
+def _branches(field: FieldInfo) -> dict[str, type[BaseModel]]:
+    """The branches of a discriminated union by their `kind`; {} where the field is none."""
+    if field.discriminator is None:
+        return {}
+    return {get_args(b.model_fields["kind"].annotation)[0]: b for b in get_args(field.annotation)}
 
 
-def _model_in(annotation: Any) -> type[BaseModel] | None:
+def _section_in(annotation: Any) -> type[BaseModel] | None:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
-    return next((m for m in map(_model_in, get_args(annotation)) if m is not None), None)
+    return next((m for m in map(_section_in, get_args(annotation)) if m is not None), None)

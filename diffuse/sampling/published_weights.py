@@ -16,9 +16,10 @@ from typing import Any
 
 from torch import Tensor
 
-from diffuse.config.presets import Layer, resolve
+from diffuse.config.presets import resolve
 from diffuse.config.processes import Orientation
 from diffuse.config.schema import Config
+from diffuse.config.validation import Layer
 from diffuse.models import build
 from diffuse.models.averaging import Averaging
 from diffuse.models.cnn import Cnn

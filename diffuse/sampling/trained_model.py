@@ -14,9 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from diffuse.config.presets import Layer, resolve
+from diffuse.config.presets import resolve
 from diffuse.config.sampler_spec import SamplerSpec
 from diffuse.config.schema import Config
+from diffuse.config.validation import Layer
 from diffuse.data.tensors import load_split, to_x0
 from diffuse.models import build, build_process
 from diffuse.models.process import Process

@@ -16,9 +16,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
-from diffuse.config.presets import Layer, find_yaml, read_yaml, shown
+from diffuse.config.presets import find_yaml, read_yaml, shown
 from diffuse.config.section import Section
-from diffuse.config.validation import validated
+from diffuse.config.validation import Layer, validated
 from diffuse.runtime.errors import UserError
 
 GPU_OPTIONS = {"gpus", "gpus-per-node", "gpus-per-task", "gres"}
@@ -101,14 +101,7 @@ class ClusterFile:
 
     def resolve(self, layers: Iterable[Layer]) -> Cluster:
         """The settings with `layers` over them; UserError names what is wrong and where."""
-        merged, sources = dict(self.values), {}
-        for layer in layers:
-            for key, value in layer.values.items():
-                if isinstance(value, Mapping) and isinstance(before := merged.get(key), Mapping):
-                    value = {**before, **value}  # extra
-                merged[key] = value
-                sources[key] = layer.source
-        return validated(Cluster, merged, self.source, sources)
+        return validated(Cluster, [Layer(self.source, self.values), *layers])
 
 
 def choose(name: str | None) -> ClusterFile:

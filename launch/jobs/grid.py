@@ -14,11 +14,11 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field
 
-from diffuse.config.presets import Layer, find_yaml, preset_layer, read_yaml, resolve, shown
+from diffuse.config.presets import find_yaml, preset_layer, read_yaml, resolve, shown
 from diffuse.config.processes import Orientation
 from diffuse.config.schema import Config, Epochs
 from diffuse.config.section import CommaSeparated, Section
-from diffuse.config.validation import validated
+from diffuse.config.validation import Layer, validated
 from diffuse.rundir.evaluations import Figure
 from diffuse.runtime.errors import UserError
 
@@ -131,7 +131,7 @@ def load_grid(name: str, overrides: Overrides | None = None) -> Grid:
     values = read_yaml(path)
     if not values.get("runs"):
         raise UserError(f"{source}: the grid is empty; list what to train under `runs:`")
-    file = validated(GridFile, values, source)
+    file = validated(GridFile, [Layer(source, values)])
     cluster = Layer(f"{source}: cluster", file.cluster)
     runs: dict[str, GridRun] = {}
     for index, entry in enumerate(file.runs):

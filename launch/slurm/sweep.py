@@ -11,7 +11,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from diffuse.config.presets import Layer
+from diffuse.config.validation import Layer
 from diffuse.runtime.errors import EnvironmentFailed, UserError
 from launch.jobs import snapshot
 from launch.jobs.cluster import ClusterFile

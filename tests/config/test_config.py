@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from diffuse.config.presets import CONFIGS, Layer, load_config, parse_set, read_config
+from diffuse.config.presets import CONFIGS, load_config, parse_set, read_config
+from diffuse.config.validation import Layer
 from diffuse.runtime.errors import UserError
 
 PRESETS = sorted(
@@ -114,8 +115,8 @@ def test_run_names_are_safe_file_names(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("assignment", "said"),
     [
-        ("process.timestep=4", "--set: process.timestep: unknown key; allowed: beta_1, beta_2"),
-        ("nothing=4", "--set: nothing: unknown key; allowed: checkpoint, data"),
+        ("process.timestep=4", "--set: process.timestep: unknown key; allowed: kind, timesteps"),
+        ("nothing=4", "--set: nothing: unknown key; allowed: preset, seed"),
         ("train.lr=fast", "--set: train.lr: input should be a valid number"),
         ("train.lr=.nan", "train.lr: input should be a finite number"),
         ("train.epochs=0", "train.epochs: input should be greater than or equal to 1"),
@@ -139,6 +140,7 @@ def test_run_names_are_safe_file_names(tmp_path: Path) -> None:
         ("eval.samplers=ddim-2000", "steps must be from 1 to T = 1000"),
         ("train=3", "train: input should be"),
         ("=3", "write KEY=VALUE"),
+        ("model.channels=16,0", "--set: model.channels[1]: input should be greater than or equal"),
         ("model.kind=unet", "--set: model.kind: does not go with configs/ddpm/default.yaml, which"),
     ],
 )

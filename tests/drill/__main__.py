@@ -23,8 +23,7 @@ import typer
 from rich.console import Console
 
 from diffuse.data.staging import stage_mnist
-from diffuse.runtime import errors
-from diffuse.runtime.options import default_data_dir
+from diffuse.runtime import errors, options
 from tests.drill import cluster, damage, endurance, kills, signals, storage, tracker
 from tests.drill.drill import Drill
 from tests.drill.tally import Tally
@@ -74,7 +73,7 @@ def main(
         typer.Option(envvar="DRILL_MINUTES", help="Go on with the next seeds for so long."),
     ] = 0.0,
     folder: Annotated[Path | None, typer.Option(help="For its files.")] = None,
-    data_dir: Annotated[Path | None, typer.Option(help="Where mnist.h5 is.")] = None,
+    data_dir: options.DataDir = options.DATA,
 ) -> None:
     """Attack small trainings and sweeps with faults; nothing may be lost."""
     chosen = parts or list(PARTS)
@@ -87,7 +86,7 @@ def main(
     for name in LOADED:
         importlib.import_module(name)
     seed = random.SystemRandom().randrange(10_000) if seed is None else seed
-    data = stage_mnist((data_dir or default_data_dir()).absolute()).parent
+    data = stage_mnist(data_dir.absolute()).parent
     root = Path(tempfile.mkdtemp(prefix="diffuse-drill-", dir=folder))
     console = Console(width=100 if not sys.stdout.isatty() else None)
     tally = Tally(console)
