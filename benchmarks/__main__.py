@@ -24,6 +24,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.in_turn import in_turn
 from benchmarks.judging import cached_fid, classifier_features, inception_features
 from benchmarks.logging_cost import logging_cost
+from diffuse import ROOT
 from diffuse.config.presets import load_config
 from diffuse.config.processes import AveragingConfig
 from diffuse.config.schema import Config
@@ -36,7 +37,6 @@ from diffuse.runtime import errors, options
 from diffuse.runtime.distributed import DTYPES, resolve_precision
 from diffuse.sampling.trained_model import Trained
 
-ROOT = Path(__file__).resolve().parent.parent
 BATCH = 128
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
 

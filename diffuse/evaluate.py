@@ -54,11 +54,7 @@ def main(
     data_dir: options.DataDir = options.DATA,
     output: Annotated[
         Path | None,
-        typer.Option(
-            parser=options.typed_path,
-            metavar="FOLDER",
-            help="Folder for the results of a weight file. Default: the current one.",
-        ),
+        options.folder("Folder for the results of a weight file. Default: the current one."),
     ] = None,
 ) -> None:
     """Judge a model by FID, KID and IS against the real images."""

@@ -28,10 +28,8 @@ def main(
     ] = "auto",
     idx_dir: Annotated[
         Path | None,
-        typer.Option(
-            parser=options.typed_path,
-            metavar="FOLDER",
-            help="Folder with MNIST's four IDX files, gzipped or not; nothing is downloaded then.",
+        options.folder(
+            "Folder with MNIST's four IDX files, gzipped or not; nothing is downloaded then."
         ),
     ] = None,
     inception: Annotated[
@@ -40,11 +38,7 @@ def main(
     ] = False,
     inception_file: Annotated[
         Path | None,
-        typer.Option(
-            parser=options.typed_path,
-            metavar="FILE",
-            help="File of Inception's weights (.pth) to stage instead of a download.",
-        ),
+        options.input_file("File of Inception's weights (.pth) to stage instead of a download."),
     ] = None,
 ) -> None:
     """Stage MNIST as HDF5; does nothing where it is there and intact."""

@@ -46,10 +46,8 @@ def main(
     data_dir: options.DataDir = options.DATA,
     output: Annotated[
         Path | None,
-        typer.Option(
-            parser=options.typed_path,
-            metavar="FOLDER",
-            help="Folder for the files. Default: samples/ of the run, or else the current one.",
+        options.folder(
+            "Folder for the files. Default: samples/ of the run, or else the current one."
         ),
     ] = None,
 ) -> None:

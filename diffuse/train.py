@@ -27,11 +27,7 @@ def main(
     ] = None,
     config: Annotated[
         Path | None,
-        typer.Option(
-            parser=options.typed_path,
-            metavar="FILE",
-            help="Complete config instead of a preset: the config.yaml of a run.",
-        ),
+        options.input_file("Complete config instead of a preset: the config.yaml of a run."),
     ] = None,
     epochs: Annotated[
         int | None, typer.Option(help="Epochs to train. Default: those of the preset.")

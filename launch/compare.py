@@ -29,21 +29,13 @@ def main(
     grid: options.OfGrid = None,
     runs_dir: options.RunsDir = options.RUNS,
     output: Annotated[
-        Path | None,
-        typer.Option(
-            parser=options.typed_file,
-            metavar="FILE",
-            help="HTML page to write. Default: RUNS_DIR/report.html.",
-        ),
+        Path | None, options.output_file("HTML page to write. Default: RUNS_DIR/report.html.")
     ] = None,
     as_json: options.AsJson = False,
     csv_file: Annotated[
         Path | None,
-        typer.Option(
-            "--csv",
-            parser=options.typed_file,
-            metavar="FILE",
-            help="CSV file to write: a line for each evaluation with its whole protocol.",
+        options.output_file(
+            "CSV file to write: a line for each evaluation with its whole protocol.", "--csv"
         ),
     ] = None,
 ) -> None:

@@ -9,15 +9,13 @@ from pathlib import Path
 
 import pytest
 
+from diffuse import ROOT
 from diffuse.data.staging import stage_mnist
 from diffuse.rundir.directory import RunDir
 from tests import programs
 from tests.cluster import install
 from tests.cluster.cluster import Cluster
 from tests.lab import DDPM, EPOCHS, SMALL, Lab
-
-ROOT = Path(__file__).resolve().parent.parent
-
 
 # Fixtures that start a Slurm cluster, and the groups of tests that take longest.
 CLUSTERS = ("slurm", "slurm_without_accounting", "tight")

@@ -13,12 +13,11 @@ from typing import Any
 
 import torch
 
+from diffuse import ROOT
 from diffuse.rundir import checkpoints
 from diffuse.rundir.directory import RunDir
 from diffuse.runtime import files
 from tests.forks import Fork
-
-ROOT = Path(__file__).resolve().parent.parent
 
 # A network and a data set so small that a step takes milliseconds.
 TINY = (

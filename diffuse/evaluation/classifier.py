@@ -137,12 +137,7 @@ def augment(x: Tensor) -> Tensor:
 
 @app.command()
 def main(
-    output: Annotated[
-        Path,
-        typer.Option(
-            parser=options.typed_file, metavar="FILE", help="File of weights (.pt) to write."
-        ),
-    ],
+    output: Annotated[Path, options.output_file("File of weights (.pt) to write.")],
     data_dir: options.DataDir = options.DATA,
     epochs: Annotated[int, typer.Option(min=1, help="Epochs to train.")] = 5,
     seed: Annotated[int, typer.Option(min=0, help="Seed of weights and order.")] = 0,

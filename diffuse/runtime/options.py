@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -27,7 +27,22 @@ def typed_file(text: str | Path) -> Path:
 
 def default_data_dir() -> Path:
     """The folder of the data unless --data-dir names one: $DIFFUSE_DATA, or ./data."""
-    return Path(os.environ.get("DIFFUSE_DATA") or DATA)
+    return typed_path(os.environ.get("DIFFUSE_DATA") or DATA)
+
+
+def folder(text: str, **more: Any) -> Any:
+    """An option that takes a folder, with its help text."""
+    return typer.Option(parser=typed_path, metavar="FOLDER", help=text, **more)
+
+
+def input_file(text: str) -> Any:
+    """An option that takes a file to read."""
+    return typer.Option(parser=typed_path, metavar="FILE", help=text)
+
+
+def output_file(text: str, *names: str) -> Any:
+    """An option that takes a file to write."""
+    return typer.Option(*names, parser=typed_file, metavar="FILE", help=text)
 
 
 RUNS, DATA = Path("runs"), Path("data")  # below the folder that a program is started from
@@ -41,17 +56,9 @@ Source = Annotated[
         help="Run directory (runs/...), checkpoint (.pt) or weight file of the report (.pth).",
     ),
 ]
-RunsDir = Annotated[
-    Path, typer.Option(parser=typed_path, metavar="FOLDER", help="Folder of the run directories.")
-]
+RunsDir = Annotated[Path, folder("Folder of the run directories.")]
 DataDir = Annotated[
-    Path,
-    typer.Option(
-        parser=typed_path,
-        metavar="FOLDER",
-        envvar="DIFFUSE_DATA",
-        help="Folder of mnist.h5, which diffuse.prepare writes.",
-    ),
+    Path, folder("Folder of mnist.h5, which diffuse.prepare writes.", envvar="DIFFUSE_DATA")
 ]
 Device = Annotated[str, typer.Option(help=_DEVICE)]
 DeviceSetting = Annotated[

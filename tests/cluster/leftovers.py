@@ -17,10 +17,10 @@ from pathlib import Path
 import psutil
 from filelock import FileLock, Timeout
 
+from diffuse import ROOT
 from tests.cluster.configuration import NODES
 
 HOSTS = Path("/etc/hosts")
-ROOT = Path(__file__).resolve().parent.parent.parent
 DAEMONS = {"munged", "mariadbd", "slurmdbd", "slurmctld", "slurmd"}
 
 

@@ -14,15 +14,14 @@ import torch
 from torch import Tensor, nn
 
 import diffuse
+from diffuse import ROOT
 from diffuse.config.schema import CnnConfig, UNetConfig
 from diffuse.models import build
 from diffuse.models.averaging import Averaging
 from diffuse.models.ddpm import Ddpm
 from diffuse.runtime.errors import UserError
 
-PUBLISHED = Path(
-    os.environ.get("DIFFUSE_REFERENCE", Path(__file__).resolve().parents[3] / "shared/reference")
-)
+PUBLISHED = Path(os.environ.get("DIFFUSE_REFERENCE", ROOT.parent / "shared/reference"))
 
 
 class ReportNetwork(nn.Module):
