@@ -1,8 +1,8 @@
-"""Remove what nothing needs any more: `python launch/clean.py` shows it, `--yes` removes it.
+"""Remove files that nothing needs any more: `python launch/clean.py` shows it, `--yes` removes it.
 
-Code of jobs that have ended and that no run would go on with, what the launcher gave to jobs that
-have ended, checkpoints between the ones that were asked for, logs of attempts that a later one took
-over. Never a result: no checkpoint that was asked for, no evaluation, picture, metric or manifest.
+Code that no job and no unfinished run uses, files of jobs that have ended, checkpoints between the
+requested epochs, logs of attempts that a later one took over. Never a result: no checkpoint of a
+requested epoch, no evaluation, picture, metric or manifest.
 """
 
 from __future__ import annotations
@@ -31,15 +31,15 @@ def main(
     ] = False,
     as_json: options.AsJson = False,
 ) -> None:
-    """Show, or with --yes remove, what nothing needs any more."""
+    """Show, or with --yes remove, files that nothing needs any more."""
     from diffuse.runtime.console import screen
-    from launch.inspection.removable import holding, remove, unneeded
+    from launch.inspection.removable import removable, remove, submissions_held
 
     if not runs_dir.is_dir():
         raise errors.UserError(f"{runs_dir}: no such folder; name it by --runs-dir")
     root, out = runs_dir.absolute(), screen(stderr=as_json)
-    with holding(root) if yes else contextlib.nullcontext():
-        found = unneeded(root)
+    with submissions_held(root) if yes else contextlib.nullcontext():
+        found = removable(root)
         for kind in dict.fromkeys(item.kind for item in found):
             items = [item for item in found if item.kind == kind]
             out.print(f"{kind}: {len(items)}, {sum(i.size for i in items) / 1e6:.1f} MB")

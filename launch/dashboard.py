@@ -1,7 +1,7 @@
 """Set up the project's workspace in W&B: `python launch/dashboard.py`.
 
 Loss, FID, IS and sample grids of all runs, grouped by preset and orientation, made by W&B's own
-library (`pip install 'diffuse[track]'`). `--dry-run` shows what would be there.
+library (`pip install 'diffuse[track]'`). `--dry-run` shows it and sends nothing.
 """
 
 from __future__ import annotations
@@ -139,7 +139,7 @@ def workspace(entity: str, project: str, name: str, update: str | None = None) -
 
 
 def spec(made: Any) -> dict[str, Any]:
-    """What W&B is sent, as plain values."""
+    """The content that W&B is sent, as plain values."""
     view = made._to_model()
     plain: dict[str, Any] = json.loads(view.spec.model_dump_json(by_alias=True, exclude_none=True))
     return {"entity": made.entity, "project": made.project, "name": made.name, "spec": plain}

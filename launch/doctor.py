@@ -50,7 +50,7 @@ def main(
     settings = file.resolve([parse_set(cluster_set or [], source="--cluster-set")])
     place = site_checks.Place(settings, file.source, runs_dir.absolute(), data_dir.absolute())
     out = screen(stderr=as_json)
-    found = site_checks.here(place)
+    found = site_checks.site_checks(place)
     if job and settings.kind == "local":
         raise errors.UserError("--job is for a cluster: name one by --cluster")
     if job:

@@ -1,4 +1,4 @@
-"""How the runs stand: `python launch/status.py [--grid part2] [--follow]`.
+"""The states of runs: `python launch/status.py [--grid part2] [--follow]`.
 
 From the run directories and one call each of squeue and sacct; right also without accounting, from
 another shell, and after Slurm has forgotten the jobs.
@@ -31,8 +31,8 @@ def main(
         str | None, typer.Option(metavar="RUN", help="Name of a run: print its newest log instead.")
     ] = None,
 ) -> None:
-    """Show how every run stands."""
-    from launch.inspection.run_status import counts, standings
+    """Show the state of every run."""
+    from launch.inspection.run_status import counts, run_statuses
 
     if not runs_dir.is_dir():
         raise errors.UserError(f"{runs_dir}: no such folder; name it by --runs-dir")
@@ -40,7 +40,7 @@ def main(
         _show_log(runs_dir, log)
         return
     root = runs_dir.absolute()
-    rows = standings(root, grid)
+    rows = run_statuses(root, grid)
     if as_json:
         print(json.dumps({"runs": [row.as_plain() for row in rows]}, indent=2))
         return
@@ -59,13 +59,13 @@ def _show_log(runs_dir: Path, name: str) -> None:
     """Print the newest log of a run; the others are named on standard error."""
     from diffuse.rundir.directory import RunDir
     from launch.jobs.ledger import submissions
-    from launch.jobs.logs import newest_log, unheard
+    from launch.jobs.logs import newest_log, startup_output
 
     run = RunDir(runs_dir / name)
     jobs = [job for s in submissions(runs_dir) for job in s.jobs if job["run"] == name]
     # What the last job printed where its program could not start, and so has no log
     begun = [job for job in jobs if job["job_id"]]
-    path = (unheard(run, begun[-1]) if begun else None) or newest_log(run)
+    path = (startup_output(run, begun[-1]) if begun else None) or newest_log(run)
     if path is None:
         known = ", ".join(sorted(p.parent.name for p in runs_dir.glob("*/logs"))[:8])
         raise errors.UserError(f"{run.path}: no log here; runs with logs: {known or 'none'}")

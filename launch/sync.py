@@ -46,8 +46,8 @@ def main(
             continue
         problem = _upload(run, timeout)
         failed += problem is not None
-        said = f"FAILED: {problem}" if problem else f"{_online(run).get('sent', 0)} rows sent"
-        print(f"{run.name}: {said}")
+        outcome = f"FAILED: {problem}" if problem else f"{_online(run).get('sent', 0)} rows sent"
+        print(f"{run.name}: {outcome}")
     if not todo:
         print(f"nothing to send: W&B has all {len(runs)} runs of {runs_dir}")
     raise typer.Exit(1 if failed else 0)
@@ -65,11 +65,11 @@ def _runs(grid: str | None, runs_dir: Path) -> list[RunDir]:
 
         names = {run.name for run in load_grid(grid).runs}
     found = [RunDir(path.parent) for path in runs_dir.glob("*/metrics.jsonl")]
-    asked = [r for r in found if names is None or r.name in names or _grid_of(r) == grid]
-    if not asked:
+    chosen = [r for r in found if names is None or r.name in names or _grid_of(r) == grid]
+    if not chosen:
         what = f"no run of grid {grid}" if grid else "no run"
         raise errors.UserError(f"{runs_dir}: {what} has been started there")
-    tracked = [run for run in asked if run.config().tracking.mode != "disabled"]
+    tracked = [run for run in chosen if run.config().tracking.mode != "disabled"]
     return sorted(tracked, key=lambda run: str(run.attempt(1).get("started")))
 
 
@@ -82,14 +82,14 @@ def _grid_of(run: RunDir) -> str | None:
 
 
 def _unsent(run: RunDir) -> int:
-    """How many events were written since W&B last had all of them."""
+    """The number of events written since W&B last had all of them."""
     with run.metrics_path.open("rb") as file:
         written = sum(line.endswith(b"\n") for line in file)
     return max(0, written - int(_online(run).get("line", 0)))
 
 
 def _online(run: RunDir) -> dict[str, Any]:
-    """What the last mirror that W&B confirmed left: up to which line, and how many rows it sent."""
+    """The record of the last mirror that W&B confirmed: its last line and the rows sent."""
     from diffuse.runtime import files
 
     return files.read_json(run.path / "wandb" / "online.json")
@@ -127,14 +127,14 @@ def _upload(run: RunDir, timeout: float) -> str | None:
         start_new_session=True,
     )
     try:
-        said, _ = process.communicate(timeout=timeout + 10)
+        output, _ = process.communicate(timeout=timeout + 10)
     except subprocess.TimeoutExpired:
         return f"not done after {timeout:.0f} s"
     finally:
         mirror.end(process)
     if process.returncode == 0:
         return None
-    lines = [line for line in said.splitlines() if line.startswith("W&B")]
+    lines = [line for line in output.splitlines() if line.startswith("W&B")]
     return lines[-1].removeprefix("W&B ") if lines else f"exit code {process.returncode}"
 
 

@@ -20,7 +20,7 @@ INDIFFERENT = ("system", "tracking", "checkpoint", "samples", "eval")
 
 @dataclass(frozen=True)
 class Column:
-    """What is known by one whole protocol."""
+    """All results measured under one protocol."""
 
     cells: tuple[Cell, ...]  # the run with the best FID first, each run's epochs in order
 
@@ -112,7 +112,7 @@ class SeedMean:
 
 
 def over_seeds(group: Group, results: Sequence[Result]) -> list[SeedMean]:
-    """What only a seed tells apart, put together, each epoch for itself."""
+    """Mean and deviation over runs that differ by their seed only, for each epoch."""
     by_name = {result.name: result for result in results}
     alike: dict[str, dict[int, Cell]] = {}
     for cell in sorted(group.cells, key=lambda c: c.epoch):
@@ -190,7 +190,7 @@ class Pair:
 
 
 def reruns(results: Sequence[Result], runs_dir: Path) -> list[Pair]:
-    """Each run beside what `sweep --rerun` made of it."""
+    """Each run beside its reruns by `sweep --rerun`."""
     pairs = []
     for result in results:
         for path in sorted(runs_dir.glob("rerun-*/*")):

@@ -144,7 +144,7 @@ def _section(
     names: Mapping[str, str],
     looks: Mapping[str, Look],
 ) -> dict[str, Any]:
-    """What the page says of protocols that differ by the sampler only."""
+    """The part of the page for protocols that differ by the sampler only."""
     means = over_seeds(group, results)
     return {
         "group": group,

@@ -1,4 +1,4 @@
-"""What the runs of a grid came to, read from their directories alone.
+"""The results of runs, read from their directories alone.
 
 Damage in one run is named and costs that run only.
 """
@@ -37,7 +37,7 @@ class Cell:
 
     @property
     def source(self) -> str:
-        """What the sampler starts from: noise, the prior, or test images."""
+        """The start of the sampler: noise, the prior, or test images."""
         return self.figure.protocol.source
 
     def value(self, key: str) -> float | None:
@@ -48,7 +48,7 @@ class Cell:
 
 @dataclass
 class Result:
-    """One run: what it is, how it stands, what it came to."""
+    """One run: its config, its state, its losses and figures."""
 
     name: str
     dir: RunDir
@@ -126,11 +126,11 @@ def _missing(result: Result, config: Config | None) -> list[str]:
     if state in ("failed", "interrupted"):
         at, reason = status.get("epoch", "?"), status.get("reason", "unknown")
         found.append(f"{state} after epoch {at}: {reason}")
-    asked = config.evaluated_epochs if config else ()
+    wanted_epochs = config.evaluated_epochs if config else ()
     evaluated = {cell.epoch for cell in result.cells}
-    left = [epoch for epoch in asked if epoch not in evaluated]
+    left = [epoch for epoch in wanted_epochs if epoch not in evaluated]
     wanted = config.sampler_specs(config.eval.samplers) if config else ()
-    for epoch in sorted(evaluated.intersection(asked)):
+    for epoch in sorted(evaluated.intersection(wanted_epochs)):
         made = {cell.sampler for cell in result.cells if cell.epoch == epoch}
         if lacking := [str(spec) for spec in wanted if str(spec) not in made]:
             found.append(f"{_epochs([epoch])} not evaluated by {', '.join(lacking)}")

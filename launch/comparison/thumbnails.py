@@ -29,7 +29,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class Album:
-    """What of a run can be seen."""
+    """The pictures of a run."""
 
     grids: list[Picture]  # samples over epochs, each a square
     strips: list[Picture]  # one test image a column: original, degraded, then restored by epoch

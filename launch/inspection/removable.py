@@ -1,4 +1,4 @@
-"""What under a runs folder no result, no job and no resumption needs.
+"""Files under a runs folder that no result, no job and no resumption needs.
 
 A run that trains now or waits in Slurm is left alone; where jobs were submitted and Slurm does not
 answer, everything is.
@@ -17,7 +17,7 @@ from typing import Any
 from diffuse.rundir.directory import RunDir
 from diffuse.runtime.errors import DiffuseError, EnvironmentFailed
 from launch.jobs.ledger import Ledger, submissions
-from launch.jobs.logs import unheard
+from launch.jobs.logs import startup_output
 from launch.slurm import commands
 from launch.slurm.commands import Job
 from launch.slurm.live_jobs import job_id, live_jobs
@@ -40,15 +40,15 @@ class Item:
     size: int  # bytes
 
 
-def unneeded(runs_dir: Path) -> list[Item]:
+def removable(runs_dir: Path) -> list[Item]:
     """Everything that can go, in order of kind and path, that of reruns included."""
-    found = [item for root in roots(runs_dir) for item in _unneeded(root)]
+    found = [item for root in roots(runs_dir) for item in _removable(root)]
     return sorted(found, key=lambda item: KINDS.index(item.kind))
 
 
 @contextlib.contextmanager
-def holding(runs_dir: Path) -> Iterator[None]:
-    """Nothing is submitted inside the block, which would need what is unneeded now."""
+def submissions_held(runs_dir: Path) -> Iterator[None]:
+    """Nothing is submitted inside the block, which would need what is found removable now."""
     with contextlib.ExitStack() as stack:
         for root in roots(runs_dir):
             if (root / ".launch").is_dir():
@@ -61,7 +61,7 @@ def roots(runs_dir: Path) -> list[Path]:
     return [runs_dir, *sorted(runs_dir.glob("rerun-*"))]
 
 
-def _unneeded(runs_dir: Path) -> Iterator[Item]:
+def _removable(runs_dir: Path) -> Iterator[Item]:
     runs = [RunDir(path.parent) for path in sorted(runs_dir.glob("*/config.yaml"))]
     queue = _queue(runs_dir, runs)
     if queue is None:
@@ -87,7 +87,7 @@ def remove(item: Item) -> None:
 
 
 def _queue(runs_dir: Path, runs: Sequence[RunDir]) -> dict[str, Job] | None:
-    """What waits or runs in Slurm; None where that may be much and Slurm is silent."""
+    """The jobs in Slurm's queue; None where there may be some and Slurm does not answer."""
     if not (
         any(submission.jobs for submission in submissions(runs_dir))
         or (runs_dir / ".launch" / "doctor").exists()
@@ -118,7 +118,7 @@ def _code(runs_dir: Path, busy: Collection[str]) -> Iterator[Item]:
 
 
 def _job_folders(runs_dir: Path, live: set[Path]) -> Iterator[Item]:
-    """What jobs were given that have all ended, unless it may tell why a run is not done.
+    """The folders of jobs that have all ended, unless one may tell why a run is not done.
 
     Args:
         live: the folders that waiting and running jobs work in.
@@ -128,7 +128,7 @@ def _job_folders(runs_dir: Path, live: set[Path]) -> Iterator[Item]:
         last.update({(job["run"], job["program"]): job for job in submission.jobs if job["run"]})
     for (name, _), record in last.items():
         run = RunDir(runs_dir / name)
-        if run.status().get("state") != "done" and unheard(run, record):
+        if run.status().get("state") != "done" and startup_output(run, record):
             live.add(Path(record["folder"]))
     for path in sorted((runs_dir / ".launch").glob("*/jobs-*")):
         # A sweep on this machine has its jobs in no queue.
@@ -146,11 +146,11 @@ def _checkpoints(run: RunDir) -> Iterator[Item]:
     The newest is what it goes on from, and the one before where that is damaged.
     """
     try:
-        asked = set(run.config().evaluated_epochs)
+        wanted = set(run.config().evaluated_epochs)
     except DiffuseError:
         return
     kept_all = run.config().checkpoint.keep == "all"
-    results = asked.union(run.trained_epochs() if kept_all else (), run.evaluated_epochs())
+    results = wanted.union(run.trained_epochs() if kept_all else (), run.evaluated_epochs())
     status = run.status()
     steps = status.get("steps_per_epoch")
     kept = 1 if status.get("state") == "done" else 2
@@ -164,7 +164,7 @@ def _checkpoints(run: RunDir) -> Iterator[Item]:
 
 
 def _logs(run: RunDir) -> Iterator[Item]:
-    """What attempts of a job logged that a later attempt of the same job took over."""
+    """Logs of attempts at a job that a later attempt at the same job took over."""
     latest: dict[str, int] = {}
     matches = []
     for path in sorted(run.logs.glob("*")):

@@ -1,4 +1,4 @@
-"""How every run stands: its directory's own word, beside what Slurm says of its jobs.
+"""The state of every run, by its own directory and by Slurm's answers about its jobs.
 
 Accounting may be missing or late, and Slurm forgets jobs: what the run directory says is the truth
 about the training, the queue is the truth about what waits or runs, and sacct only explains an end.
@@ -15,14 +15,14 @@ from typing import Any
 from diffuse.rundir.directory import SILENT_AFTER_S, RunDir, silence_s
 from diffuse.runtime.errors import EnvironmentFailed, UserError
 from launch.jobs.ledger import Ledger, submissions
-from launch.jobs.logs import gave_up, last_error, newest_log, unheard
+from launch.jobs.logs import final_error, last_error, newest_log, startup_output
 from launch.slurm import commands
-from launch.slurm.commands import Job, explained
+from launch.slurm.commands import Job, end_reason
 from launch.slurm.live_jobs import job_id, own_job
 
 
 @dataclass(frozen=True)
-class Standing:
+class RunStatus:
     """One run as a row of `launch/status.py`."""
 
     run: str
@@ -47,17 +47,17 @@ class Standing:
 
 
 @dataclass(frozen=True)
-class SlurmSaid:
-    """What Slurm says of all jobs, asked once."""
+class SlurmJobs:
+    """Slurm's answers about all jobs, asked once."""
 
     queue: Mapping[str, Job]
-    silent: str  # why it does not answer; "" where it does, or where there is none
+    outage: str  # why it does not answer; "" where it does, or where there is none
     past: Mapping[str, Job]
 
 
 @dataclass(frozen=True)
-class Submitted:
-    """What sweeps submitted last for a run."""
+class SubmittedJobs:
+    """The last jobs that sweeps submitted for a run."""
 
     grid: str = ""
     jobs: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # program: its record
@@ -67,7 +67,7 @@ class Submitted:
         return str(self.jobs.get(program, {}).get("job_id", ""))
 
 
-def standings(runs_dir: Path, grid: str | None = None) -> list[Standing]:
+def run_statuses(runs_dir: Path, grid: str | None = None) -> list[RunStatus]:
     """All runs under `runs_dir`, or those that sweeps of `grid` submitted or ran; by name.
 
     One squeue call and one sacct call at most.
@@ -81,15 +81,15 @@ def standings(runs_dir: Path, grid: str | None = None) -> list[Standing]:
     attempts = {n: RunDir(runs_dir / n).attempt(number) for n, number in numbers.items() if number}
     own = {name: job_id(attempt) for name, attempt in attempts.items()}
     is_asked = any(own.values()) or any(submission.jobs for submission in found)
-    queue, silent = _queue() if is_asked else ({}, "")
-    submitted: dict[str, Submitted] = {}
+    queue, outage = _queue() if is_asked else ({}, "")
+    submitted: dict[str, SubmittedJobs] = {}
     for submission in found:
-        commands.identify(submission.jobs, queue)
+        commands.fill_in_ids(submission.jobs, queue)
         for record in submission.jobs:
             if record["run"] and record["job_id"]:
-                before = submitted.get(record["run"], Submitted()).jobs
+                before = submitted.get(record["run"], SubmittedJobs()).jobs
                 jobs = {**before, record["program"]: record}
-                submitted[record["run"]] = Submitted(submission.grid, jobs)
+                submitted[record["run"]] = SubmittedJobs(submission.grid, jobs)
                 if grid in (None, submission.grid):
                     names.add(record["run"])
     if grid is not None and not names:
@@ -98,22 +98,22 @@ def standings(runs_dir: Path, grid: str | None = None) -> list[Standing]:
         )
     shown = [known for name, known in submitted.items() if name in names]
     ids = {i for known in shown for i in map(known.id, known.jobs)} | set(own.values())
-    past = {} if silent else commands.accounting(i for i in ids if i and i not in queue)
-    said = SlurmSaid(queue, silent, past)
+    past = {} if outage else commands.accounting(i for i in ids if i and i not in queue)
+    slurm = SlurmJobs(queue, outage, past)
     return [
-        _standing(
+        _run_status(
             RunDir(runs_dir / name),
-            submitted.get(name, Submitted()),
+            submitted.get(name, SubmittedJobs()),
             numbers.get(name, 0),
             attempts.get(name, {}),
-            said,
+            slurm,
         )
         for name in sorted(names)
     ]
 
 
 def _queue() -> tuple[dict[str, Job], str]:
-    """What waits or runs, and why Slurm does not answer; ({}, "") where there is none."""
+    """The jobs in the queue, and why Slurm does not answer; ({}, "") without Slurm."""
     if not shutil.which("squeue"):
         return {}, ""
     try:
@@ -122,18 +122,18 @@ def _queue() -> tuple[dict[str, Job], str]:
         return {}, str(error).partition(";")[0]
 
 
-def _standing(
-    run: RunDir, submitted: Submitted, number: int, attempt: Mapping[str, Any], said: SlurmSaid
-) -> Standing:
+def _run_status(
+    run: RunDir, submitted: SubmittedJobs, number: int, attempt: Mapping[str, Any], slurm: SlurmJobs
+) -> RunStatus:
     status = run.status()
-    found = ((name, said.queue.get(submitted.id(name))) for name in submitted.jobs)
-    live = {name: job for name, job in found if job is not None and job.is_live}
-    own = own_job(status, attempt, said.queue)
+    queued = ((name, slurm.queue.get(submitted.id(name))) for name in submitted.jobs)
+    active = {name: job for name, job in queued if job is not None and job.is_live}
+    own = own_job(status, attempt, slurm.queue)
     if own is not None:
-        live.setdefault("train", own)
+        active.setdefault("train", own)
     evaluated = set(run.evaluated_epochs())
-    state, reason, job = _state(run, status, submitted, job_id(attempt), evaluated, live, said)
-    return Standing(
+    state, reason, job = _state(run, status, submitted, job_id(attempt), evaluated, active, slurm)
+    return RunStatus(
         run=run.name,
         state=state,
         reason=reason,
@@ -153,63 +153,64 @@ def _standing(
 def _state(
     run: RunDir,
     status: Mapping[str, Any],
-    submitted: Submitted,
+    submitted: SubmittedJobs,
     own: str,
     evaluated: set[int],
-    live: Mapping[str, Job],
-    slurm: SlurmSaid,
+    active: Mapping[str, Job],
+    slurm: SlurmJobs,
 ) -> tuple[str, str, Job | None]:
     """State, reason, and the live job where there is one.
 
     Args:
         own: the job of the newest attempt, whoever submitted it.
-        live: the jobs that wait or run, by program.
+        active: the jobs that wait or run, by program.
     """
-    said = str(status.get("state", ""))
-    if job := live.get("train"):
+    own_state = str(status.get("state", ""))
+    if job := active.get("train"):
         if job.state == "PENDING":
-            again = "requeued" if said in ("interrupted", "running") else "queued"
+            again = "requeued" if own_state in ("interrupted", "running") else "queued"
             return again, job.reason, job
-        if job.state == "COMPLETING" and said in ("done", "failed", "interrupted"):
-            return said, str(status.get("reason", "")), job
+        if job.state == "COMPLETING" and own_state in ("done", "failed", "interrupted"):
+            return own_state, str(status.get("reason", "")), job
         return "running", "" if job.state == "RUNNING" else job.state.lower(), job
-    if job := live.get("evaluate"):
+    if job := active.get("evaluate"):
         if job.state != "PENDING":
             return "evaluating", "", job
-        if said == "done":
+        if own_state == "done":
             return "queued", f"evaluation: {job.reason}", job
     beats = silence_s(status) < SILENT_AFTER_S
-    if said == "running" and (run.running_process() or (slurm.silent and beats)):
+    if own_state == "running" and (run.running_process() or (slurm.outage and beats)):
         return "running", "", None
-    program = "evaluate" if said == "done" else "train"
+    program = "evaluate" if own_state == "done" else "train"
     last = max(submitted.id(program), own if program == "train" else "", key=_number)
-    asked = set(submitted.jobs.get("evaluate", {}).get("epochs", ()))
-    unevaluated = asked - evaluated
-    if slurm.silent and last and (unevaluated if said == "done" else said != "failed"):
-        return "unknown", slurm.silent, None
-    why = explained(slurm.past.get(last))
-    early = unheard(run, submitted.jobs[program]) if last == submitted.id(program) != "" else None
-    error = last_error(early) if early else gave_up(run, program)
+    wanted = set(submitted.jobs.get("evaluate", {}).get("epochs", ()))
+    unevaluated = wanted - evaluated
+    if slurm.outage and last and (unevaluated if own_state == "done" else own_state != "failed"):
+        return "unknown", slurm.outage, None
+    why = end_reason(slurm.past.get(last))
+    is_submitted = last == submitted.id(program) != ""
+    early = startup_output(run, submitted.jobs[program]) if is_submitted else None
+    error = last_error(early) if early else final_error(run, program)
     if error and why.startswith("OUT_OF_MEMORY"):
         error = why
     elif early and why not in ("", "FAILED"):
         error = ""  # accounting knows better why
-    if said == "failed":
-        return said, (error if early else "") or str(status.get("reason", "")), None
-    if said == "done":
+    if own_state == "failed":
+        return own_state, (error if early else "") or str(status.get("reason", "")), None
+    if own_state == "done":
         if error or (why and unevaluated):
             again = "; the next sweep evaluates it" if unevaluated else ""
             return "failed", f"evaluation: {error or why}{again}", None
-        return said, "", None
+        return own_state, "", None
     if error:
         return "failed", error, None
-    if said == "running":
+    if own_state == "running":
         if not why and beats:
-            return said, "", None
-        gone = why or "its job is gone"
-        return "lost", f"{gone}; the next sweep goes on from its checkpoint", None
-    if said == "interrupted":
-        return said, f"{why or status.get('reason', '')}; the next sweep goes on", None
+            return own_state, "", None
+        why = why or "its job is gone"
+        return "lost", f"{why}; the next sweep goes on from its checkpoint", None
+    if own_state == "interrupted":
+        return own_state, f"{why or status.get('reason', '')}; the next sweep goes on", None
     # It ended before it could say anything.
     if why:
         return "failed", why, None
@@ -222,7 +223,7 @@ def _number(job: str) -> int:
     return int(job.partition("_")[0] or 0)
 
 
-def counts(rows: Sequence[Standing]) -> str:
+def counts(rows: Sequence[RunStatus]) -> str:
     """`12 done, 3 running`."""
     by_state: dict[str, int] = {}
     for row in rows:

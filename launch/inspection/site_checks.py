@@ -1,4 +1,4 @@
-"""What can be checked on the login node: Slurm, the filesystem, the image, data, W&B, versions."""
+"""Checks on the login node: Slurm, the filesystem, the image, data, W&B, versions."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Place:
         return Path(named).expanduser().absolute() if named else None
 
 
-def here(place: Place) -> list[Check]:
+def site_checks(place: Place) -> list[Check]:
     """All checks that this machine can make, in the order of the table."""
     found = [versions(place)]
     if place.settings.kind == "slurm":

@@ -1,4 +1,4 @@
-"""The table of `launch/status.py`: how every run stands, once or until all have ended."""
+"""The table of `launch/status.py`: the state of every run, once or until all have ended."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from diffuse.runtime import console
-from launch.inspection.run_status import Standing, counts, standings
+from launch.inspection.run_status import RunStatus, counts, run_statuses
 
 REFRESH_S = 5.0
 MOST_ROWS = 500  # nobody reads more, and laying them out takes seconds
@@ -25,7 +25,7 @@ STYLES = {
     "requeued": "yellow",
     "unknown": "yellow",
 }
-GOES_ON = ("queued", "requeued", "running", "evaluating", "unknown")
+GOING_ON = ("queued", "requeued", "running", "evaluating", "unknown")
 # The states that want attention first.
 ORDER = ("failed", "lost", "unknown", "running", "evaluating", "interrupted", "requeued", "queued")
 
@@ -35,29 +35,29 @@ def watch(root: Path, grid: str | None, out: Console) -> int:
 
     A live table on a terminal; elsewhere a row whenever something happened.
     """
-    rows = standings(root, grid)
+    rows = run_statuses(root, grid)
     if console.is_live(out):
         with Live(table(rows, out.height - 3), console=out, auto_refresh=False) as live:
-            while _lives(rows):
+            while _is_going_on(rows):
                 time.sleep(REFRESH_S)
-                rows = standings(root, grid)
+                rows = run_statuses(root, grid)
                 live.update(table(rows, out.height - 3), refresh=True)
     else:
         out.print(table(rows, MOST_ROWS))
-        while _lives(rows):
+        while _is_going_on(rows):
             time.sleep(REFRESH_S)
-            before, rows = {(r.run, r.state, r.epoch) for r in rows}, standings(root, grid)
-            if news := [r for r in rows if (r.run, r.state, r.epoch) not in before]:
-                out.print(table(news, MOST_ROWS))
+            before, rows = {(r.run, r.state, r.epoch) for r in rows}, run_statuses(root, grid)
+            if changed := [r for r in rows if (r.run, r.state, r.epoch) not in before]:
+                out.print(table(changed, MOST_ROWS))
     out.print(counts(rows) or f"no runs in {root}")
     return int(any(row.state in ("failed", "lost") for row in rows))
 
 
-def _lives(rows: list[Standing]) -> bool:
-    return any(row.state in GOES_ON for row in rows)
+def _is_going_on(rows: list[RunStatus]) -> bool:
+    return any(row.state in GOING_ON for row in rows)
 
 
-def table(rows: list[Standing], room: int) -> Table:
+def table(rows: list[RunStatus], room: int) -> Table:
     """At most `room` rows; where there are more, what runs or went wrong comes first."""
     made = console.table(
         "run", "job", "state", "epoch", "loss", "images/s", "ETA", "evaluated", "attempts", "node"

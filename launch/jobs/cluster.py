@@ -57,7 +57,7 @@ Options = Annotated[dict[str, str | int | float | bool], AfterValidator(_as_opti
 
 
 class Cluster(Section):
-    """What a job is given. `local` reads only kind and array_parallelism."""
+    """The resources of a job. `local` reads only kind and array_parallelism."""
 
     kind: Literal["local", "slurm"]
     partition: str | None = None
@@ -80,8 +80,8 @@ class Cluster(Section):
     @property
     def gpus(self) -> str | None:
         """The value of --gpus-per-node; None: no GPU, or `extra` asks for it in the site's way."""
-        asked = any(self.extra.get(option, False) is not False for option in GPU_OPTIONS)
-        if asked or not self.gpus_per_node:
+        is_in_extra = any(self.extra.get(option, False) is not False for option in GPU_OPTIONS)
+        if is_in_extra or not self.gpus_per_node:
             return None
         return f"{self.gpu_type}:{self.gpus_per_node}" if self.gpu_type else f"{self.gpus_per_node}"
 

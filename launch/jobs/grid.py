@@ -48,7 +48,7 @@ class GridFile(Section):
 
 @dataclass(frozen=True)
 class Overrides:
-    """What the command line says about all cells."""
+    """Settings of all cells from the command line."""
 
     epochs: tuple[int, ...] | None = None
     seeds: tuple[int, ...] | None = None
@@ -142,7 +142,7 @@ def load_grid(name: str, overrides: Overrides | None = None) -> Grid:
 
 
 def grid_name(name: str) -> str:
-    """What the grid named on a command line is called; UserError where there is none such."""
+    """The name of the grid that a command line names; UserError where there is no such grid."""
     return _find(name).stem
 
 

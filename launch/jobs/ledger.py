@@ -1,4 +1,4 @@
-"""What the launcher remembers beside the runs, under RUNS/.launch/: locks, and who holds them.
+"""The launcher's records beside the runs, under RUNS/.launch/: submissions, locks, their holders.
 
 runs/.launch/<grid>/lock, holder.json    one sweep of a grid at a time
 runs/.launch/lock, holder.json           one submission at a time: grids share runs
@@ -115,7 +115,7 @@ class Ledger:
 
 
 def submissions(runs_dir: Path, grid: str = "*") -> list[Submission]:
-    """What was submitted under `runs_dir`, oldest first; damaged files are left out."""
+    """The submissions under `runs_dir`, oldest first; damaged files are left out."""
     known = {f.name for f in fields(Submission)}
     found = []
     for path in (runs_dir / ".launch").glob(f"{grid}/submissions/*.json"):

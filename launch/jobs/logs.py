@@ -1,4 +1,4 @@
-"""Why an attempt or a job ended, as its record, its log, its output or accounting tell."""
+"""Why an attempt or a job ended, by its record, its log or its output."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ RESUMABLE = (75, 130, -2, -10, -12, -15)  # interrupted, or killed by a signal t
 OTHERS = ("srun: ", "slurmstepd", "submitit ")  # they tell that a program ended, not why
 
 
-def gave_up(run: RunDir, program: str) -> str:
+def final_error(run: RunDir, program: str) -> str:
     """The error with which the newest attempt of `program` ended for good; "" where none did."""
     newest: tuple[str, int] = ("", 0)
     code, log = None, run.logs
@@ -27,17 +27,17 @@ def gave_up(run: RunDir, program: str) -> str:
             newest, code, log = began, record.get("code"), path.with_suffix(".log")
     if code in (None, 0, *RESUMABLE):
         return ""
-    return killed(code) if code < 0 else last_error(log)
+    return end_by_signal(code) if code < 0 else last_error(log)
 
 
-def killed(code: int) -> str:
+def end_by_signal(code: int) -> str:
     """The end by a signal, whose number is -`code`."""
     name = signal.Signals(-code).name
     return f"killed by {name}" + (" (out of memory?)" if name == "SIGKILL" else "")
 
 
-def unheard(run: RunDir, record: Mapping[str, Any]) -> Path | None:
-    """What a job printed that began, but ended before its program could; None of other jobs.
+def startup_output(run: RunDir, record: Mapping[str, Any]) -> Path | None:
+    """The output of a job that began, but ended before its program could; None of other jobs.
 
     Args:
         record: the ledger's, of a job that neither waits nor runs.

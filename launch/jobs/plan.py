@@ -1,4 +1,4 @@
-"""What of a grid is already there, and so what is left to do, read from the run directories."""
+"""Which cells of a grid are done and which jobs are left, read from the run directories."""
 
 from __future__ import annotations
 

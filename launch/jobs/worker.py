@@ -1,4 +1,4 @@
-"""What a job runs: one program as a child process, its output in the run's logs.
+"""The functions that jobs run: each starts one program as a child, its output in the run's logs.
 
 submitit imports this module by name wherever the job runs, so it takes paths and plain values only
 and loads no torch: the child does. Signals are handed on to the child, which saves and ends; its
@@ -183,7 +183,7 @@ def _in_batch_job() -> bool:
 
 
 def _require_progress(run: RunDir, program: str, what: str, most: int) -> dict[str, Any]:
-    """What this start's record says of progress so far; ends the job where requeues bring none.
+    """The progress so far, for this start's record; ends the job where requeues bring none.
 
     Args:
         what: is made by `program` where it gets on.
@@ -192,15 +192,15 @@ def _require_progress(run: RunDir, program: str, what: str, most: int) -> dict[s
     progress = _newest(run, program)
     if _rank() == 0 and _starts_without_progress(run, program, progress) > most:
         name = job_name(program)
-        said = (
+        message = (
             f"error: {run.name}: {most} requeue{'s' * (most != 1)} in a row without a {what}; the"
             " time limit, or the notice before it, is too short (cluster: time, max_requeues)"
         )
         at = files.now()
         record = {"program": program, "progress": progress, "started": at, "ended": at, "code": 1}
         files.write_json(run.logs / f"{name}.json", record)
-        files.write_text(run.logs / f"{name}.log", f"{said}\n")
-        sys.exit(said)
+        files.write_text(run.logs / f"{name}.log", f"{message}\n")
+        sys.exit(message)
     return {"progress": progress}
 
 
@@ -216,7 +216,7 @@ def _newest(run: RunDir, program: str) -> str | None:
 
 
 def _starts_without_progress(run: RunDir, program: str, progress: str | None) -> int:
-    """How often in a row this Slurm job has started from where it would start from now."""
+    """The starts in a row of this Slurm job from the point where it would start now."""
     attempt = int(os.environ.get("SLURM_RESTART_COUNT", 0))
     stem = job_name(program).rpartition("-r")[0]
     count = 0

@@ -49,17 +49,17 @@ def plan_table(planned: Sequence[Planned]) -> Table:
     return table
 
 
-class Watch:
+class SweepDisplay:
     """Shows a sweep while it runs: a live table, or a line for each thing that happens."""
 
     def __init__(self, target: Console, title: str) -> None:
         self.console, self.title = target, title
         self.live: Live | None = None
         self.states: dict[str, str] = {}
-        self.progress: dict[str, tuple[int, float]] = {}  # epoch and when it was last said
+        self.progress: dict[str, tuple[int, float]] = {}  # epoch and when it was last shown
 
     @contextmanager
-    def shown(self) -> Iterator[Watch]:
+    def shown(self) -> Iterator[SweepDisplay]:
         """Keep the screen up to date inside the block."""
         if not console.is_live(self.console):
             yield self
@@ -74,7 +74,7 @@ class Watch:
             self.live.update(self._progress_table(outcomes), refresh=True)
         else:
             for outcome in outcomes:
-                self._say_news(outcome)
+                self._say_change(outcome)
 
     def say(self, text: str) -> None:
         """A line that stays."""
@@ -93,7 +93,7 @@ class Watch:
             table.add_row(f"... and {len(by_state) - room} more")
         return table
 
-    def _say_news(self, outcome: Outcome) -> None:
+    def _say_change(self, outcome: Outcome) -> None:
         name, state = outcome.planned.name, outcome.state
         if self.states.get(name, "queued") != state:
             self.states[name] = state
@@ -102,10 +102,10 @@ class Watch:
             self.say(f"{name}: {state}{detail}")
             self.progress[name] = (0, time.monotonic())
         if state == "training":
-            epoch, said = self.progress[name]
+            epoch, shown_at = self.progress[name]
             facts = _facts(outcome)
             now = int(facts.get("at", 0))
-            since = time.monotonic() - said
+            since = time.monotonic() - shown_at
             if facts and (since > LINE_EVERY_S or (now > epoch and since > LINE_EVERY_S / 6)):
                 self.progress[name] = (now, time.monotonic())
                 self.say(
@@ -114,19 +114,19 @@ class Watch:
                 )
 
 
-def ending(
+def show_end(
     target: Console,
     title: str,
     planned: Sequence[Planned],
     outcomes: Sequence[Outcome],
     again: str,
 ) -> None:
-    """How a sweep ended: counts, each failure with its last error and log, the pictures.
+    """Print the end of a sweep: counts, each failure with its last error and log, the pictures.
 
     Args:
         again: what goes on from here: `the same command`.
     """
-    pictures(target, planned)
+    show_pictures(target, planned)
     for p in planned:
         if p.state != "done" and not any(o.planned.name == p.name for o in outcomes):
             target.print(f"not started here: {p.name}: {p.detail}", soft_wrap=True)
@@ -142,7 +142,7 @@ def ending(
         target.print(f"{again} goes on from there", soft_wrap=True)
 
 
-def pictures(target: Console, planned: Sequence[Planned], most: int = 12) -> None:
+def show_pictures(target: Console, planned: Sequence[Planned], most: int = 12) -> None:
     """The newest picture of each run."""
     drawn = [(p.dir, p.dir.pictured_epochs()) for p in planned]
     found = [run.picture_path(epochs[-1]) for run, epochs in drawn if epochs]
@@ -156,7 +156,7 @@ def pictures(target: Console, planned: Sequence[Planned], most: int = 12) -> Non
 
 
 def _facts(outcome: Outcome) -> dict[str, Any]:
-    """What the run's status.json says, as text; {} before this attempt's first word."""
+    """The progress in the run's status.json, as text; {} before this attempt has written it."""
     status = outcome.planned.dir.status()
     if not status or (outcome.state == "training" and status.get("state") != "running"):
         return {}

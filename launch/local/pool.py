@@ -27,7 +27,7 @@ from diffuse import ROOT
 from diffuse.runtime.errors import UserError
 from launch.jobs import worker as jobs
 from launch.jobs.ledger import Ledger
-from launch.jobs.logs import killed, last_error
+from launch.jobs.logs import end_by_signal, last_error
 from launch.jobs.plan import Planned
 
 State = Literal["queued", "training", "evaluating", "done", "interrupted", "failed", "left"]
@@ -38,7 +38,7 @@ YEAR_MIN = 365 * 24 * 60  # submitit's local jobs have a time limit; ours have n
 
 @dataclass
 class Outcome:
-    """What has become of one planned run in this sweep."""
+    """The state of one planned run in this sweep."""
 
     planned: Planned
     state: State = "queued"
@@ -234,7 +234,7 @@ def _notice_evaluation(outcome: Outcome) -> None:
 
 
 def _conclude(outcome: Outcome, job: submitit.Job[Any], stopping: bool) -> None:
-    """Take down how a job ended."""
+    """Record how a job ended."""
     try:
         result = job.result() if job.paths.result_pickle.exists() else {}
     except submitit.core.utils.UncompletedJobError as error:
@@ -253,4 +253,4 @@ def _conclude(outcome: Outcome, job: submitit.Job[Any], stopping: bool) -> None:
             outcome.log = job.paths.stderr
             outcome.reason = outcome.reason or "the job was killed"
         if outcome.code is not None and outcome.code < 0:
-            outcome.reason = killed(outcome.code)
+            outcome.reason = end_by_signal(outcome.code)

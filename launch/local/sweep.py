@@ -45,7 +45,7 @@ def run(
             gpus = pool.visible_gpus(device)
             parallel = settings.array_parallelism or len(gpus) or 1
             jobs = pool.Pool(ledger, data_dir, gpus, parallel, evaluate)
-            with display.Watch(out, title).shown() as watch:
+            with display.SweepDisplay(out, title).shown() as watch:
                 outcomes = jobs.run(todo, stopper, watch)
     ended = plan(grid, runs_dir)
     if as_json:
@@ -56,7 +56,7 @@ def run(
                 log = str(outcome.log) if outcome.log else None
                 run.update(outcome=outcome.state, reason=outcome.reason or None, log=log)
         print(json.dumps(plain, indent=2))
-    display.ending(out, title, ended, outcomes, again)
+    display.show_end(out, title, ended, outcomes, again)
     if evaluate and not stopper.signals and any(p.evaluated for p in ended):
         from launch.comparison import page, results  # draws by matplotlib: not before it is due
 

@@ -1,6 +1,6 @@
-"""The one file that asks Slurm: what the site allows, and what has become of jobs.
+"""The one file that asks Slurm: the limits of the site, the states of jobs.
 
-Every question is one call for all jobs together. submit.py is what hands jobs in.
+Every question is one call for all jobs together. executor.py hands jobs in.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ FINAL = {
     *("PREEMPTED", "REVOKED", "TIMEOUT"),
 }
 
-# What tells a process of a job about that job; a job submitted from within would believe it.
-OF_A_JOB = re.compile(
+# Variables that Slurm sets inside a job; a job submitted from there must not inherit them.
+JOB_VARIABLES = re.compile(
     r"S(LURM|BATCH|RUN)_(?!(CONF|CONF_SERVER|CLUSTERS|JWT)$).*"
     r"|SUBMITIT_.*|MASTER_(ADDR|PORT)|(LOCAL_)?(RANK|WORLD_SIZE)"
 )
@@ -33,7 +33,7 @@ OF_A_JOB = re.compile(
 
 @dataclass(frozen=True)
 class Job:
-    """What Slurm says of one job, an array's task counting as one."""
+    """Slurm's record of one job, an array's task counting as one."""
 
     id: str  # 12, or 12_3
     state: str  # PENDING, RUNNING, TIMEOUT, ...
@@ -66,7 +66,7 @@ class Partition:
 
 @dataclass(frozen=True)
 class Site:
-    """What this cluster allows."""
+    """The partitions and limits of this cluster."""
 
     partitions: tuple[Partition, ...]
     max_array_size: int
@@ -118,7 +118,7 @@ def queue() -> dict[str, Job]:
     return {job.id: job for job in jobs}
 
 
-def identify(records: Iterable[dict[str, Any]], queue: Mapping[str, Job]) -> None:
+def fill_in_ids(records: Iterable[dict[str, Any]], queue: Mapping[str, Job]) -> None:
     """Fill in the `job_id` of a ledger's records whose launcher did not live to hear it."""
     by_place = {(job.folder, job.task): job.id for job in queue.values()}
     for record in records:
@@ -126,13 +126,13 @@ def identify(records: Iterable[dict[str, Any]], queue: Mapping[str, Job]) -> Non
             record["job_id"] = by_place.get((record.get("folder", ""), record.get("task", 0)), "")
 
 
-def kept() -> int:
-    """How many jobs of all users Slurm keeps, those included that have ended not long ago."""
+def job_count() -> int:
+    """The number of jobs of all users that Slurm keeps, including those that ended recently."""
     return _ask("squeue", "--noheader", "--array", "--states=all", "--format=%i").count("\n")
 
 
 def accounting(ids: Iterable[str]) -> dict[str, Job]:
-    """What accounting remembers of jobs, by id; {} on a site without it. One sacct call.
+    """The jobs that accounting remembers, by id; {} on a site without it. One sacct call.
 
     Args:
         ids: of jobs or whole arrays; the answer has an array's tasks one by one.
@@ -159,8 +159,8 @@ def accounting(ids: Iterable[str]) -> dict[str, Job]:
     return jobs
 
 
-def explained(job: Job | None) -> str:
-    """How accounting says that a job ended; "" where it does not say, or the job ended well."""
+def end_reason(job: Job | None) -> str:
+    """Why a job ended, by accounting; "" where that is not known, or the job ended well."""
     if job is None or job.state in ("COMPLETED", "RUNNING", "PENDING", ""):
         return ""
     return f"{job.state} (cluster: memory_gb)" if job.state == "OUT_OF_MEMORY" else job.state
@@ -174,13 +174,13 @@ def cancel(ids: Sequence[str]) -> None:
 
 @contextlib.contextmanager
 def outside_any_job(settings: Cluster) -> Iterator[None]:
-    """An environment for sbatch without what an enclosing job (salloc, srun) has set in it.
+    """An environment for sbatch without the variables of an enclosing job (salloc, srun).
 
     SBATCH_* go, too, since they win over a batch script's options; but SBATCH_ACCOUNT, which many
     a site has its users set, stays where the cluster file names no account.
     """
     kept = set() if settings.account else {"SBATCH_ACCOUNT"}
-    names = [name for name in os.environ if OF_A_JOB.fullmatch(name) and name not in kept]
+    names = [name for name in os.environ if JOB_VARIABLES.fullmatch(name) and name not in kept]
     hidden = {name: os.environ.pop(name) for name in names}
     try:
         yield
@@ -199,9 +199,9 @@ def _ask(*command: str) -> str:
     except subprocess.TimeoutExpired:
         raise EnvironmentFailed(f"{command[0]}: {NO_ANSWER}") from None
     if done.returncode:
-        said = (done.stderr.strip() or done.stdout.strip() or "no message").splitlines()[-1]
+        answer = (done.stderr.strip() or done.stdout.strip() or "no message").splitlines()[-1]
         raise EnvironmentFailed(
-            f"Slurm does not answer ({said}); without a cluster use --cluster local"
+            f"Slurm does not answer ({answer}); without a cluster use --cluster local"
         )
     return done.stdout
 

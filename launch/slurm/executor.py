@@ -32,7 +32,7 @@ from launch.slurm import commands
 
 # Rank 0 says by a file that the work was interrupted: of several ranks srun ends some by a signal
 # once the first has ended, and then reports that instead.
-NAME = """\
+JOB_ID = """\
 job=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}
 job=${job:-$SLURM_JOB_ID}
 export DIFFUSE_INTERRUPTED=%s/interrupted-$job-r${SLURM_RESTART_COUNT:-0}"""
@@ -54,7 +54,7 @@ exit $code"""
 
 
 def resources(settings: Cluster, least_ranks: int = 1) -> dict[str, Any]:
-    """What one job is given, by sbatch's names with underscores; None leaves it to the site."""
+    """The resources of one job, by sbatch's names with underscores; None leaves it to the site."""
     return {
         "partition": settings.partition,
         "account": settings.account,
@@ -107,14 +107,14 @@ class Submitter:
         executor = self._executor(program, folder, settings, throttle, after)
         try:
             quiet = contextlib.redirect_stderr(io.StringIO())  # submitit prints what it raises
-            with _limited(), quiet, commands.outside_any_job(settings):
+            with _time_limit(), quiet, commands.outside_any_job(settings):
                 jobs = executor.map_array(function, *zip(*calls, strict=True))
         except (FailedJobError, FailedSubmissionError) as error:
             lines = [line for line in str(error).splitlines() if line.strip()]
-            said = (lines or ["no message"])[-1].removeprefix("sbatch: ").removeprefix("error: ")
-            if _code(error.__cause__) == -signal.SIGTERM:
-                said = commands.NO_ANSWER
-            raise EnvironmentFailed(f"sbatch refused: {said}") from None
+            answer = (lines or ["no message"])[-1].removeprefix("sbatch: ").removeprefix("error: ")
+            if _exit_code(error.__cause__) == -signal.SIGTERM:
+                answer = commands.NO_ANSWER
+            raise EnvironmentFailed(f"sbatch refused: {answer}") from None
         return [str(job.job_id) for job in jobs]
 
     def _executor(
@@ -130,7 +130,7 @@ class Submitter:
         if after:
             options |= {"dependency": after, "kill_on_invalid_dep": "yes"}
         options |= {key.replace("-", "_"): value for key, value in settings.extra.items()}
-        name = (NAME % shlex.quote(str(folder))).splitlines()
+        name = (JOB_ID % shlex.quote(str(folder))).splitlines()
         executor.update_parameters(
             job_name=f"{program}-{self.grid}",
             **resources(settings, self.least_ranks),
@@ -206,12 +206,12 @@ def image_sha256(image: Path) -> str:
     return digest
 
 
-def _code(cause: BaseException | None) -> int | None:
+def _exit_code(cause: BaseException | None) -> int | None:
     return cause.returncode if isinstance(cause, CalledProcessError) else None
 
 
 @contextlib.contextmanager
-def _limited() -> Iterator[None]:
+def _time_limit() -> Iterator[None]:
     """Ends sbatch, the only child of the launcher, where it hangs with Slurm's controller."""
 
     def end() -> None:

@@ -1,4 +1,4 @@
-"""Which jobs of runs wait or run in Slurm, and whose."""
+"""The pending and running Slurm jobs of each run."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def live_jobs(
     queue = commands.queue() if queue is None else queue
     found: dict[str, list[Job]] = {}
     for submission in submissions(runs_dir, grid):
-        commands.identify(submission.jobs, queue)
+        commands.fill_in_ids(submission.jobs, queue)
         for record in submission.jobs:
             job = queue.get(record["job_id"])
             if job is not None and job.is_live:

@@ -23,7 +23,7 @@ from launch.slurm.executor import Submitter
 
 @dataclass(frozen=True)
 class Request:
-    """One run that lacks something, and what its jobs are to be given."""
+    """One run with missing cells, and the resources of its jobs."""
 
     planned: Planned
     settings: Cluster
@@ -39,7 +39,7 @@ def submit_all(
     site: Site,
     report: Cluster | None,
 ) -> str:
-    """Submit what the runs lack.
+    """Submit the missing trainings and evaluations of these runs.
 
     Args:
         report: resources of the job that compares the grid at the end; None: no such job.
@@ -47,24 +47,24 @@ def submit_all(
     Returns why there is no report's job where Slurm refuses that one: a partition of GPUs, say, for
     a job without. The runs do not need it. Raises EnvironmentFailed where it refuses another.
     """
-    chain = _Chain(submitter, ledger, submission, data_dir)
-    for settings, group in _shapes(requests):
-        parts = list(_split(group, site.max_array_size))
+    pipeline = _Pipeline(submitter, ledger, submission, data_dir)
+    for settings, group in _by_resources(requests):
+        parts = list(_arrays(group, site.max_array_size))
         throttle = max(1, (settings.array_parallelism or len(group)) // len(parts))
         for part in parts:
-            after = chain.train(part, settings, throttle) if part[0].planned.is_todo else None
+            after = pipeline.train(part, settings, throttle) if part[0].planned.is_todo else None
             if part[0].evaluate and any(request.planned.unevaluated for request in part):
-                chain.evaluate(part, settings, throttle, after)
-    if report is not None and chain.arrays:
+                pipeline.evaluate(part, settings, throttle, after)
+    if report is not None and pipeline.arrays:
         try:
-            chain.report(report)
+            pipeline.report(report)
         except EnvironmentFailed as error:
             return str(error)
     return ""
 
 
 @dataclass
-class _Chain:
+class _Pipeline:
     """The arrays of one submission, handed in one after another."""
 
     submitter: Submitter
@@ -74,7 +74,7 @@ class _Chain:
     arrays: list[str] = field(default_factory=list)  # their ids so far
 
     def train(self, part: Sequence[Request], settings: Cluster, throttle: int) -> str:
-        """Returns what an evaluation of the same runs depends on."""
+        """Returns the dependency of an evaluation of the same runs."""
         calls: list[tuple[Any, ...]] = []
         for request in part:
             config = request.planned.run.config.model_dump(mode="json")
@@ -132,8 +132,8 @@ class _Chain:
         return ids
 
 
-def _shapes(requests: Sequence[Request]) -> Iterator[tuple[Cluster, list[Request]]]:
-    """The requests by what they are to be given and whether they train."""
+def _by_resources(requests: Sequence[Request]) -> Iterator[tuple[Cluster, list[Request]]]:
+    """The requests by their resources and whether they train."""
     groups: dict[tuple[str, bool], list[Request]] = {}
     for request in requests:
         key = (request.settings.model_dump_json(), request.planned.is_todo)
@@ -142,7 +142,7 @@ def _shapes(requests: Sequence[Request]) -> Iterator[tuple[Cluster, list[Request
         yield group[0].settings, group
 
 
-def _split(group: Sequence[Request], size: int) -> Iterator[Sequence[Request]]:
+def _arrays(group: Sequence[Request], size: int) -> Iterator[Sequence[Request]]:
     """Arrays no longer than the site's MaxArraySize (whose largest index is one less)."""
     for start in range(0, len(group), size):
         yield group[start : start + size]

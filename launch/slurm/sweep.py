@@ -1,4 +1,4 @@
-"""A sweep on a Slurm cluster: submit what is missing, say so, return."""
+"""A sweep on a Slurm cluster: submit the missing jobs, print their ids, return."""
 
 from __future__ import annotations
 
@@ -58,19 +58,19 @@ def submit(
     with ledger.locked(LOCK_WAIT_S), ledger.submitting(LOCK_WAIT_S):
         ledger.note_runs(run.name for run in grid.runs)
         planned = plan(grid, ledger.runs_dir)
-        live = live_jobs(ledger.runs_dir, runs=[p.dir for p in planned])
+        active = live_jobs(ledger.runs_dir, runs=[p.dir for p in planned])
         lacking = [p for p in planned if p.is_todo or (evaluate and p.unevaluated)]
-        waiting = {p.name: live[p.name] for p in lacking if p.name in live}
+        waiting = {p.name: active[p.name] for p in lacking if p.name in active}
         todo = [p for p in lacking if p.name not in waiting and p.state != "running"]
         title = f"grid {grid.name} in {runs_dir}"
         out.print(f"{title}: {summary(planned)}", soft_wrap=True)
         for name, jobs in waiting.items():
             out.print(f"  {name}: {', '.join(map(str, jobs))}", soft_wrap=True)
         if not todo:
-            hint = f"; what these runs lack after them, {again} submits then"
+            hint = f"; when these jobs have ended, {again} submits what is still missing"
             out.print("nothing to submit" + (hint if waiting else ""), soft_wrap=True)
             return 0
-        todo, left = _within_limit(todo, evaluate, site.max_jobs - commands.kept())
+        todo, left = _within_limit(todo, evaluate, site.max_jobs - commands.job_count())
         code = snapshot.take(ledger.code_dir)
         submission = Submission(
             name=f"{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}-{time.time_ns() % 10**6:06d}",
@@ -109,7 +109,7 @@ def submit(
     if left:
         out.print(
             f"{left} run{'s are' if left > 1 else ' is'} left: Slurm keeps at most {site.max_jobs}"
-            f" jobs here (MaxJobCount); {again} submits them once others are gone",
+            f" jobs here (MaxJobCount); {again} submits them once others have ended",
             soft_wrap=True,
         )
     return 0

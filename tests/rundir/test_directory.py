@@ -21,11 +21,11 @@ from diffuse.runtime.errors import UserError
 from diffuse.sampling.trained_model import load
 from launch.comparison.results import read
 from launch.comparison.thumbnails import album
-from launch.inspection.removable import unneeded
-from launch.inspection.run_status import standings
+from launch.inspection.removable import removable
+from launch.inspection.run_status import run_statuses
 from launch.jobs.grid import load_grid
 from launch.jobs.plan import look_at
-from launch.local.display import pictures
+from launch.local.display import show_pictures
 
 STEMS = (
     *("mine", "best_model", "epoch_x", "epoch_", "step_best", "epoch_0020.bak", "epoch_0020-copy"),
@@ -96,7 +96,7 @@ def test_a_folder_that_is_not_there_lists_nothing(tmp_path: Path) -> None:
 
 
 def test_status_counts_evaluations_whatever_else_lies_there(run: RunDir) -> None:
-    (row,) = standings(run.path.parent)
+    (row,) = run_statuses(run.path.parent)
     assert (row.state, row.evaluated) == ("done", 3)
 
 
@@ -104,7 +104,7 @@ def test_clean_never_shows_a_persons_own_file(run: RunDir) -> None:
     mine = (run.logs / "train-7-r00-notes.txt", run.logs / "train-7-r00.log.bak")
     for path in (*mine, run.logs / "train-7-r00.log", run.logs / "train-7-r01.log"):
         files.write_text(path, "said")
-    found = {item.path for item in unneeded(run.path.parent)}
+    found = {item.path for item in removable(run.path.parent)}
     assert found == {run.step_checkpoint_path(25), run.logs / "train-7-r00.log"}
     assert not found & the_persons_own(run)
 
@@ -113,13 +113,13 @@ def test_clean_keeps_the_highest_step_whatever_the_files_dates(run: RunDir) -> N
     files.write_json(run.status_path, {"state": "interrupted", "steps_per_epoch": 10})
     for step in (100_000_020, 100_000_010):  # as a copy without its dates leaves them
         files.write_text(run.step_checkpoint_path(step), "weights")
-    found = {item.path for item in unneeded(run.path.parent)}
+    found = {item.path for item in removable(run.path.parent)}
     assert found == {run.step_checkpoint_path(step) for step in (25, 100_000_010)}
 
 
 def test_clean_keeps_all_checkpoints_whose_order_is_not_known(run: RunDir) -> None:
     files.write_json(run.status_path, {"state": "done"})
-    assert unneeded(run.path.parent) == []
+    assert removable(run.path.parent) == []
 
 
 def test_a_sweep_sees_trained_and_evaluated_epochs_only(run: RunDir, tmp_path: Path) -> None:
@@ -164,7 +164,7 @@ def test_the_newest_picture_is_that_of_the_highest_epoch(
     grid = tmp_path / "grid.yaml"
     grid.write_text("runs: [{preset: ddpm/default, epochs: [2]}]")
     (planned,) = load_grid(str(grid)).runs
-    pictures(Console(width=400), [look_at(planned, run)])
+    show_pictures(Console(width=400), [look_at(planned, run)])
     assert capsys.readouterr().out.split() == ["pictures:", str(run.picture_path(10_000))]
 
 
@@ -185,7 +185,7 @@ def test_status_and_compare_agree_on_a_training_without_a_heartbeat(
     files.write_json(run.attempt_path(1), {"host": "elsewhere"})
     run.checkpoint_path(9999).unlink()
     run.evaluation_path(9999).unlink()
-    (row,) = standings(run.path.parent)
+    (row,) = run_statuses(run.path.parent)
     assert row.state == ("lost" if is_silent else "running")
     told = any("but silent for 4 minutes" in problem for problem in read(run.path).problems)
     assert told == (is_silent and silence_s(status) < math.inf)

@@ -17,8 +17,8 @@ import pytest
 from diffuse.rundir.attempt import Attempt
 from diffuse.rundir.directory import RunDir
 from diffuse.runtime import files
-from launch.inspection.run_status import standings
-from launch.inspection.status_table import GOES_ON
+from launch.inspection.run_status import run_statuses
+from launch.inspection.status_table import GOING_ON
 from launch.jobs.ledger import Ledger, Submission
 from launch.slurm.commands import Job
 from launch.slurm.live_jobs import live_jobs
@@ -68,7 +68,7 @@ def test_a_run_stands_as_its_directory_says(
     run = a_run(tmp_path, state, **facts)
     if record is not None:
         ended(run, *record)
-    (row,) = standings(tmp_path)
+    (row,) = run_statuses(tmp_path)
     assert row.state == expected
     assert reason in row.reason
     assert (row.attempts, row.node) == (1, "node7")
@@ -147,13 +147,13 @@ def test_where_slurm_does_not_answer_nothing_is_lost_and_watching_goes_on(
         a_run(runs, state, heartbeat=time.time() - 400)
     submitted(runs, "run", "7_0")
     squeue("exit 1")
-    (row,) = standings(runs)
-    assert (row.state, row.state in GOES_ON) == ("unknown", True)
+    (row,) = run_statuses(runs)
+    assert (row.state, row.state in GOING_ON) == ("unknown", True)
     assert "Slurm does not answer" in row.reason
     squeue("7_0|RUNNING||node7|train-grid|/tmp")
-    assert [row.state for row in standings(runs)] == ["running"]
+    assert [row.state for row in run_statuses(runs)] == ["running"]
     squeue("")
-    (row,) = standings(runs)
+    (row,) = run_statuses(runs)
     assert row.state == {"running": "lost"}.get(state, state)
 
 
@@ -164,7 +164,7 @@ def test_what_has_ended_is_known_without_slurm(
         a_run(tmp_path / "runs", state, state)
         submitted(tmp_path / "runs", state, "7_0" if state == "done" else "8_0")
     squeue("exit 1")
-    assert [row.state for row in standings(tmp_path / "runs")] == ["done", "failed"]
+    assert [row.state for row in run_statuses(tmp_path / "runs")] == ["done", "failed"]
 
 
 @pytest.mark.parametrize(
@@ -184,7 +184,7 @@ def test_a_job_that_no_sweep_submitted_is_known_once_it_has_begun(
     attempted(a_run(runs, state, "single", heartbeat=0), job_id="560")
     ids = ("555_3", "560")
     squeue("\n".join(f"{i}|{listed}|Why|node2|diffuse-ddpm|/home" for i in ids))
-    rows = standings(runs)
+    rows = run_statuses(runs)
     assert [row.state for row in rows] == [expected] * 2
     assert [row.job for row in rows] == list(ids)
     directories = [RunDir(runs / name) for name in ("array", "single")]
@@ -204,7 +204,7 @@ def test_a_job_that_ended_before_its_program_tells_why(
     ):
         folder = submitted(runs, f"run-{job}", job)
         files.write_text(folder / f"{job}_0_log.out", f"submitit INFO begins\n{said}\n")
-    rows = standings(runs)
+    rows = run_statuses(runs)
     assert [row.state for row in rows] == ["failed", "failed"]
     assert "no apptainer on node1" in rows[0].reason
     assert rows[1].reason == "ModuleNotFoundError: No module named 'diffuse'"
@@ -216,7 +216,7 @@ def test_a_job_that_ended_before_its_program_tells_why(
     # what was trained after it, outside Slurm, say, tells more
     time.sleep(0.01)
     ended(a_run(runs, "failed", "run-7_0", reason="the loss became nan"), "train", 1, "error: nan")
-    assert standings(runs)[0].reason == "the loss became nan"
+    assert run_statuses(runs)[0].reason == "the loss became nan"
 
 
 def test_a_program_that_was_killed_is_called_so_and_accounting_knows_of_memory(
@@ -225,10 +225,10 @@ def test_a_program_that_was_killed_is_called_so_and_accounting_knows_of_memory(
     runs = tmp_path / "runs"
     ended(a_run(runs, "running", heartbeat=0), "train", -9, "epoch 3/80 loss 0.1")
     submitted(runs, "run", "7")
-    (row,) = standings(runs)
+    (row,) = run_statuses(runs)
     assert (row.state, row.reason) == ("failed", "killed by SIGKILL (out of memory?)")
     (tmp_path / "bin" / "sacct").write_text("#!/bin/sh\necho '7|OUT_OF_MEMORY|node1|train'\n")
-    (row,) = standings(runs)
+    (row,) = run_statuses(runs)
     assert (row.state, row.reason) == ("failed", "OUT_OF_MEMORY (cluster: memory_gb)")
 
 
@@ -238,7 +238,7 @@ def test_a_superseded_attempt_that_ends_late_does_not_speak_for_its_successor(
     logs = a_run(tmp_path, "interrupted") / "logs"
     files.write_json(logs / "train-8-r00.json", {"started": "2026-01-02T00:00:00", "code": 75})
     files.write_json(logs / "train-7-r00.json", {"started": "2026-01-01T00:00:00", "code": 1})
-    assert [row.state for row in standings(tmp_path)] == ["interrupted"]
+    assert [row.state for row in run_statuses(tmp_path)] == ["interrupted"]
 
 
 @pytest.mark.parametrize("state", ["SIGNALING", "STOPPED", "SPECIAL_EXIT", "RESIZING", "PENDING"])
