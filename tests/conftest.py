@@ -24,20 +24,29 @@ LONGEST = (
     *("test_tracking", "test_compare", "test_sweep", "test_image", "test_sample"),
 )
 
+# What `make test-fast` leaves out, beside what runs on Slurm.
+SLOW = {
+    *("test_drill", "test_cluster", "test_fuzz", "test_image", "test_notebook", "test_compare"),
+    *("test_evaluate", "test_reference_features", "test_tracking", "test_secrets"),
+    "test_distributed",
+}
+
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Group the tests that one process runs, those of a file or a cluster; the longest go first.
 
-    There are two clusters: jobs on both mostly wait, for Slurm's clocks.
+    There are two usual clusters: jobs on both mostly wait, for Slurm's clocks.
     """
-    on_slurm = itertools.count()
+    turns = itertools.cycle(("slurm-0", "slurm-1"))
     groups: dict[pytest.Item, str] = {}
     for item in items:
         groups[item] = item.path.stem
-        if not {*CLUSTERS}.isdisjoint(getattr(item, "fixturenames", ())):
-            groups[item] = f"slurm-{next(on_slurm) % 2}"
+        if found := {*CLUSTERS}.intersection(getattr(item, "fixturenames", ())):
+            groups[item] = next(turns) if "slurm" in found else "slurm-1"
             item.add_marker("slurm")
+        if item.path.stem in SLOW:
+            item.add_marker("slow")
         item.add_marker(pytest.mark.xdist_group(groups[item]))
     ranks = {group: rank for rank, group in enumerate(LONGEST)}
     items.sort(key=lambda item: ranks.get(groups[item], len(ranks)))

@@ -94,7 +94,8 @@ def _server() -> str:
     """The address of this process's server, which ends with it."""
     folder = tempfile.TemporaryDirectory(prefix="diffuse-forks-")
     address = str(Path(folder.name) / "socket")
-    env = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    drop = ("PYTHONPATH", "PYTHONDONTWRITEBYTECODE")
+    env = {name: value for name, value in os.environ.items() if name not in drop}
     process = subprocess.Popen(
         [sys.executable, "-m", "tests.forks", address],
         cwd=ROOT,

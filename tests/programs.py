@@ -33,8 +33,8 @@ TINY = (
 
 
 def environment(**more: str) -> dict[str, str]:
-    """One thread, no cluster, no W&B key, the project on the path."""
-    ours = ("SLURM_", "DIFFUSE_", "WANDB_")
+    """One thread, no cluster, no W&B key, the project on the path and its bytecode kept."""
+    ours = ("SLURM_", "DIFFUSE_", "WANDB_", "PYTHONDONTWRITEBYTECODE")
     env = {k: v for k, v in os.environ.items() if not k.startswith(ours)}
     env["NETRC"] = os.devnull
     return env | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **more}
