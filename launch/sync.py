@@ -124,6 +124,7 @@ def _upload(run: RunDir, timeout: float) -> str | None:
         stderr=subprocess.DEVNULL,
         env=mirror.environment(),
         text=True,
+        errors="replace",
         start_new_session=True,
     )
     try:

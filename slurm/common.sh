@@ -14,6 +14,7 @@ fail() { # fail CODE MESSAGE
 
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd) || exit 1
 export PYTHONPATH=$ROOT PYTHONSAFEPATH=1 PYTHONUNBUFFERED=1
+export SLURM_EXPORT_ENV=ALL # after sbatch --export=NONE srun would take no variables along
 
 # ---- one rank per GPU and four cores each (the headers' --cpus-per-gpu); without GPUs one per node
 ranks=${SLURM_GPUS_ON_NODE:-0}

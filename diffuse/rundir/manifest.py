@@ -66,7 +66,11 @@ def code_version() -> dict[str, Any]:
     def git(*arguments: str) -> str | None:
         try:
             done = subprocess.run(
-                ["git", "-C", str(folder), *arguments], capture_output=True, text=True, timeout=10
+                ["git", "-C", str(folder), *arguments],
+                capture_output=True,
+                text=True,
+                errors="replace",
+                timeout=10,
             )
         except (OSError, subprocess.TimeoutExpired):
             return None

@@ -225,7 +225,9 @@ def _checked(name: str, look: Callable[[], object], remedy: str) -> Check:
 def _output(command: list[str]) -> str:
     """The last line that a command prints; DiffuseError with its own words where it fails."""
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+        done = subprocess.run(
+            command, capture_output=True, text=True, errors="replace", timeout=120
+        )
     except subprocess.TimeoutExpired:
         raise DiffuseError(f"{command[0]} has not answered for 120 s") from None
     except FileNotFoundError:

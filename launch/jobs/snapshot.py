@@ -35,7 +35,7 @@ def take(code_dir: Path, root: Path = ROOT) -> Snapshot:
     files = _files(root)
     digest = hashlib.sha256()
     for name, content in files.items():
-        digest.update(f"{name}\0{len(content)}\0".encode() + content)
+        digest.update(os.fsencode(f"{name}\0{len(content)}\0") + content)
     snapshot = Snapshot(digest.hexdigest()[:12], code_dir / digest.hexdigest()[:12], _commit(root))
     if not snapshot.path.exists():
         code_dir.mkdir(parents=True, exist_ok=True)
@@ -84,7 +84,14 @@ def _git(root: Path, *arguments: str) -> str:
     """The output of git; "" where there is none."""
     command = ["git", "-C", str(root), *arguments]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
+        done = subprocess.run(
+            command,
+            capture_output=True,
+            text=True,
+            errors="surrogateescape",  # as Python has the names of files
+            timeout=20,
+            check=True,
+        )
     except (OSError, subprocess.SubprocessError):
         return ""
     return done.stdout.strip()

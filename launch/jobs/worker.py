@@ -156,7 +156,7 @@ def _child(
     if asked_to_stop:  # between two programs of a chain
         return INTERRUPTED
     with log_path.open("ab", buffering=0) as log:
-        log.write(f"$ {' '.join(command)}\n".encode())
+        log.write(os.fsencode(f"$ {' '.join(command)}\n"))
         # A session of its own: a terminal's Ctrl-C reaches the launcher alone, which decides.
         child = subprocess.Popen(
             command,

@@ -88,7 +88,9 @@ def visible_gpus(device: str) -> list[str]:
         return _gpus(listed.split(","))
     try:
         command = ["nvidia-smi", "--query-gpu=index", "--format=csv,noheader"]
-        found = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
+        found = subprocess.run(
+            command, capture_output=True, text=True, errors="replace", timeout=20, check=True
+        )
     except (OSError, subprocess.SubprocessError):
         return []
     return _gpus(found.stdout.splitlines())

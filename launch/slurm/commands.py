@@ -24,6 +24,9 @@ FINAL = {
     *("PREEMPTED", "REVOKED", "TIMEOUT"),
 }
 
+# How sbatch says a job's id, with --parsable or without, and perhaps the cluster's name.
+SUBMITTED = re.compile(r"(?:Submitted batch job )?(\d+)(?:;.*| on cluster .*)?")
+
 # Variables that Slurm sets inside a job; a job submitted from there must not inherit them.
 JOB_VARIABLES = re.compile(
     r"S(LURM|BATCH|RUN)_(?!(CONF|CONF_SERVER|CLUSTERS|JWT)$).*"
@@ -73,20 +76,14 @@ class Site:
     max_jobs: int = 10_000  # that Slurm keeps, of all users, each task of an array counting
 
     def check(self, settings: Cluster, source: str) -> None:
-        """Refuse, before anything is submitted, an unknown partition or too long a time limit."""
-        known = {partition.name: partition for partition in self.partitions}
-        if settings.partition is None:
-            chosen = [partition for partition in self.partitions if partition.is_default]
-        else:
-            names = [name.strip() for name in settings.partition.split(",")]
-            for name in names:
-                if name not in known:
-                    raise UserError(
-                        f"{source}: unknown partition {name!r}; allowed here: {', '.join(known)}"
-                    )
-            chosen = [known[name] for name in names]
-        for partition in chosen:
-            if settings.time is not None and settings.time > partition.max_minutes:
+        """Refuse, before anything is submitted, a longer time limit than its partition allows.
+
+        A partition that is not listed may be hidden or another cluster's: sbatch knows.
+        """
+        names = [name.strip() for name in (settings.partition or "").split(",")]
+        for partition in self.partitions:
+            chosen = partition.name in names if settings.partition else partition.is_default
+            if chosen and settings.time is not None and settings.time > partition.max_minutes:
                 raise UserError(
                     f"{source}: time: {settings.time} minutes is more than partition"
                     f" {partition.name} allows ({partition.max_minutes:.0f})"
@@ -95,9 +92,10 @@ class Site:
 
 def site() -> Site:
     """Ask the controller for partitions and limits."""
+    listed = _ask("scontrol", "show", "partition", "--all", "--oneliner")  # hidden ones, too
     partitions = [
         Partition(facts["PartitionName"], facts.get("Default") == "YES", _minutes(facts["MaxTime"]))
-        for facts in map(_pairs, _ask("scontrol", "show", "partition", "--oneliner").splitlines())
+        for facts in map(_pairs, listed.splitlines())
         if "PartitionName" in facts
     ]
     config = _ask("scontrol", "show", "config")
@@ -166,6 +164,29 @@ def end_reason(job: Job | None) -> str:
     return f"{job.state} (cluster: memory_gb)" if job.state == "OUT_OF_MEMORY" else job.state
 
 
+def submit(*command: str, script: str | None = None) -> str:
+    """Hand in a job by an sbatch command; the job's id, whatever else a site's sbatch prints.
+
+    Args:
+        script: the job, where the command names no file.
+
+    Raises EnvironmentFailed with Slurm's own words where it refuses.
+    """
+    try:
+        done = _run(command, script)
+    except subprocess.TimeoutExpired:
+        raise EnvironmentFailed(f"sbatch refused: {NO_ANSWER}") from None
+    lines = [line.strip() for line in (done.stdout + "\n" + done.stderr).splitlines()]
+    if done.returncode:
+        errors = [line.partition("error: ")[2] for line in lines if "error: " in line]
+        said = "; ".join(errors) or ([line for line in lines if line] or ["no message"])[-1]
+        raise EnvironmentFailed(f"sbatch refused: {said.removeprefix('sbatch: ')}")
+    ids = [found.group(1) for found in map(SUBMITTED.fullmatch, lines) if found]
+    if not ids:
+        raise EnvironmentFailed(f"sbatch printed no job's id, but: {done.stdout.strip()!r}")
+    return ids[-1]
+
+
 def cancel(ids: Sequence[str]) -> None:
     """End these jobs."""
     for start in range(0, len(ids), 500):
@@ -191,11 +212,7 @@ def outside_any_job(settings: Cluster) -> Iterator[None]:
 def _ask(*command: str) -> str:
     """The output of a Slurm command; EnvironmentFailed where it fails or hangs."""
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S)
-    except FileNotFoundError:
-        raise EnvironmentFailed(
-            f"{command[0]} is not here; on a machine without Slurm use --cluster local"
-        ) from None
+        done = _run(command)
     except subprocess.TimeoutExpired:
         raise EnvironmentFailed(f"{command[0]}: {NO_ANSWER}") from None
     if done.returncode:
@@ -204,6 +221,24 @@ def _ask(*command: str) -> str:
             f"Slurm does not answer ({answer}); without a cluster use --cluster local"
         )
     return done.stdout
+
+
+def _run(command: Sequence[str], script: str | None = None) -> subprocess.CompletedProcess[str]:
+    """Run a Slurm command. Names of jobs and people may be in any encoding."""
+    try:
+        return subprocess.run(
+            command,
+            input=script,
+            stdin=subprocess.DEVNULL if script is None else None,
+            capture_output=True,
+            text=True,
+            errors="surrogateescape",
+            timeout=TIMEOUT_S,
+        )
+    except FileNotFoundError:
+        raise EnvironmentFailed(
+            f"{command[0]} is not here; on a machine without Slurm use --cluster local"
+        ) from None
 
 
 def _pairs(line: str) -> dict[str, str]:

@@ -9,23 +9,17 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import io
 import shlex
-import signal
 import sys
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from subprocess import CalledProcessError
 from typing import Any
 
-import psutil
 import submitit
-from submitit.core.utils import FailedJobError, FailedSubmissionError
+from submitit.core import utils
 
 from diffuse.runtime import files
-from diffuse.runtime.errors import EnvironmentFailed
 from launch.jobs.cluster import Cluster
 from launch.jobs.snapshot import Snapshot
 from launch.slurm import commands
@@ -105,16 +99,8 @@ class Submitter:
         Raises EnvironmentFailed with Slurm's own words where it refuses.
         """
         executor = self._executor(program, folder, settings, throttle, after)
-        try:
-            quiet = contextlib.redirect_stderr(io.StringIO())  # submitit prints what it raises
-            with _time_limit(), quiet, commands.outside_any_job(settings):
-                jobs = executor.map_array(function, *zip(*calls, strict=True))
-        except (FailedJobError, FailedSubmissionError) as error:
-            lines = [line for line in str(error).splitlines() if line.strip()]
-            answer = (lines or ["no message"])[-1].removeprefix("sbatch: ").removeprefix("error: ")
-            if _exit_code(error.__cause__) == -signal.SIGTERM:
-                answer = commands.NO_ANSWER
-            raise EnvironmentFailed(f"sbatch refused: {answer}") from None
+        with _our_sbatch(), commands.outside_any_job(settings):
+            jobs = executor.map_array(function, *zip(*calls, strict=True))
         return [str(job.job_id) for job in jobs]
 
     def _executor(
@@ -152,6 +138,7 @@ class Submitter:
             "DIFFUSE_CODE": self.snapshot.hash,
             "DIFFUSE_GRID": self.grid,
             "OMP_NUM_THREADS": str(settings.cpus_per_task),
+            "SLURM_EXPORT_ENV": "ALL",  # sbatch's --export=NONE is for the job, not for its srun
             # submitit would requeue by itself, from inside the image: give it a signal nobody sends
             "SUBMITIT_PREEMPT_SIGNAL": "WINCH",
         }
@@ -206,24 +193,26 @@ def image_sha256(image: Path) -> str:
     return digest
 
 
-def _exit_code(cause: BaseException | None) -> int | None:
-    return cause.returncode if isinstance(cause, CalledProcessError) else None
+class _Sbatch:
+    """What submitit runs sbatch by; its own waits for ever, and takes a banner's words as they are.
+
+    A site's sbatch may be a wrapper that prints more than the job's id, in any encoding.
+    """
+
+    def __init__(self, command: list[str], verbose: bool) -> None:
+        self.command = command
+
+    def __call__(self) -> str:
+        return f"Submitted batch job {commands.submit(*self.command)}"
 
 
 @contextlib.contextmanager
-def _time_limit() -> Iterator[None]:
-    """Ends sbatch, the only child of the launcher, where it hangs with Slurm's controller."""
-
-    def end() -> None:
-        for child in psutil.Process().children():
-            child.terminate()
-
-    timer = threading.Timer(commands.TIMEOUT_S, end)
-    timer.start()
+def _our_sbatch() -> Iterator[None]:
+    theirs, utils.CommandFunction = utils.CommandFunction, _Sbatch
     try:
         yield
     finally:
-        timer.cancel()
+        utils.CommandFunction = theirs
 
 
 def _notice_s(minutes: int | None) -> int:

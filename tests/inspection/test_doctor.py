@@ -116,8 +116,8 @@ def test_each_failure_has_its_remedy(slurm: Cluster, tmp_path: Path) -> None:
         env=slurm.env,
     )
     failed = {name for name, state in states(checks).items() if state == "failed"}
-    assert failed == {"limits", "sbatch --test-only", "image", "data"}
-    assert "allowed here: gpu, preempt, cancel" in checks["limits"]["detail"]
+    assert failed == {"sbatch --test-only", "image", "data"}
+    assert "nvalid partition" in checks["sbatch --test-only"]["detail"]
     assert checks["image"]["remedy"] == "build it: make image"
     assert "python -m diffuse.prepare" in checks["data"]["detail"]
 

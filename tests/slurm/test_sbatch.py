@@ -21,7 +21,12 @@ SMALL = (*TINY, "--device=cpu", "--set=samples.images=4")
 
 
 def sbatch(
-    slurm: Cluster, folder: Path, script: str, *arguments: str | Path, options: tuple[str, ...] = ()
+    slurm: Cluster,
+    folder: Path,
+    script: str,
+    *arguments: str | Path,
+    options: tuple[str, ...] = (),
+    root: Path = ROOT,
 ) -> str:
     """Submit slurm/SCRIPT from `folder`; the job's id."""
     command = ["sbatch", "--parsable", "--cpus-per-gpu=1", *options]
@@ -29,7 +34,7 @@ def sbatch(
     env = programs.environment(**slurm.env, VIRTUAL_ENV="yes", PYTHONPATH="")
     env["PATH"] = f"{Path(sys.executable).parent}:{env['PATH']}"
     done = subprocess.run(
-        [*command, str(ROOT / "slurm" / script), *map(str, arguments)],
+        [*command, str(root / "slurm" / script), *map(str, arguments)],
         cwd=folder,
         env=env,
         capture_output=True,
