@@ -51,8 +51,9 @@ def remove_leftovers(folder: Path, *, others_write: bool) -> None:
             machine that is gone now.
     """
     for path in folder.glob(".*.tmp"):
-        host, _, pid = path.stem.rpartition(".")[2].rpartition("-")
-        gone = host == socket.gethostname() and pid.isdigit() and not psutil.pid_exists(int(pid))
+        begin, _, pid = path.stem.rpartition("-")  # a host's name may have dots, as the file's
+        here = begin.endswith(f".{socket.gethostname()}")
+        gone = here and pid.isdecimal() and not psutil.pid_exists(int(pid))
         if gone or not others_write:
             path.unlink(missing_ok=True)
 
