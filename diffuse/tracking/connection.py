@@ -31,10 +31,10 @@ def has_key(server: str) -> bool:
     """Whether there is a key in the environment or netrc; it is never read out."""
     if os.environ.get("WANDB_API_KEY"):
         return True
-    path = os.environ.get("NETRC") or Path.home() / ".netrc"
     try:
+        path = os.environ.get("NETRC") or Path.home() / ".netrc"
         return netrc.netrc(str(path)).authenticators(urlsplit(server).hostname or "") is not None
-    except (OSError, netrc.NetrcParseError):
+    except (OSError, RuntimeError, netrc.NetrcParseError):  # RuntimeError: there is no home
         return False
 
 

@@ -13,6 +13,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
@@ -125,6 +126,10 @@ def environment() -> dict[str, str]:
     root = str(ROOT)
     env["PYTHONPATH"] = os.pathsep.join(filter(None, [root, env.get("PYTHONPATH")]))
     env.pop("WANDB_SERVICE", None)  # of a client around this program
+    try:
+        Path.home()
+    except RuntimeError:  # in a container whose user has no entry; the client wants one
+        env["HOME"] = tempfile.gettempdir()
     return env | {"WANDB_ERROR_REPORTING": "false", "OMP_NUM_THREADS": "1"}
 
 
