@@ -75,7 +75,7 @@ def main(
     checkpoints = _checkpoints(source, epoch)
     if threads:
         torch.set_num_threads(threads)
-    with join(device, config.system.collective_timeout_s) as world:
+    with join(device, config.system.collective_timeout_s, stop) as world:
         in_run = source.is_dir() and world.is_main
         try:
             scorer = Scorer.load(extractor or config.eval.extractor, data_dir, world, stop)

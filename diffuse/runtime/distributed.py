@@ -11,16 +11,22 @@ import contextlib
 import datetime
 import os
 import re
+import socket
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal, TypeVar
 
+import psutil
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed import Store, TCPStore  # type: ignore[attr-defined]
 from torch.nn.parallel import DistributedDataParallel
 
+from diffuse.runtime import console
 from diffuse.runtime.errors import EnvironmentFailed, UserError, skip_finalization
+from diffuse.runtime.preemption import StopRequest
 
 Precision = Literal["bf16", "fp16", "fp32"]
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
@@ -28,6 +34,9 @@ DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 # that ends because another one, under way beside it, timed out.
 GLOO = re.compile("gloo|Application timeout caused pair closure")
 T = TypeVar("T")
+PATIENCE_S = 1.0  # for ranks that start a little later, before a rank says for whom it waits
+CONNECT_S = 1.0
+PLACE_REMEDY = "start ranks by torchrun or srun; to be alone, unset RANK and WORLD_SIZE"
 
 
 @dataclass(frozen=True)
@@ -84,15 +93,17 @@ class World:
 
 
 @contextlib.contextmanager
-def join(device: str, timeout_s: float) -> Iterator[World]:
+def join(device: str, timeout_s: float, stop: StopRequest | None = None) -> Iterator[World]:
     """Find this process's place, choose its device, and join the others.
 
     Args:
         device: auto (CUDA where there is one), cpu or cuda.
         timeout_s: a collective that takes longer ends the process, so that no rank waits for ever.
+        stop: ends the wait for the others, too.
 
-    Raises UserError where CUDA is asked for and there is none, EnvironmentFailed where another rank
-    is gone: at the start, or later in a collective within the block.
+    Raises UserError where CUDA is asked for and there is none, or where the variables that tell a
+    rank its place are incomplete; EnvironmentFailed where another rank is gone: at the start, or
+    later in a collective within the block; Interrupted where `stop` was asked for at the start.
     """
     rank, local_rank, size = _place()
     chosen = choose_device(device, local_rank)
@@ -108,6 +119,7 @@ def join(device: str, timeout_s: float) -> Iterator[World]:
     try:
         dist.init_process_group(
             "cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo",
+            store=_meet(rank, size, timeout_s, stop),
             rank=rank,
             world_size=size,
             timeout=datetime.timedelta(seconds=timeout_s),
@@ -161,19 +173,94 @@ def device_name(device: torch.device) -> str:
 def _place() -> tuple[int, int, int]:
     """(rank, local rank, world size) of this process; for Slurm sets MASTER_ADDR and _PORT too."""
     env = os.environ
-    if "RANK" in env and "WORLD_SIZE" in env:  # torchrun
-        return int(env["RANK"]), int(env.get("LOCAL_RANK", 0)), int(env["WORLD_SIZE"])
     # SLURM_NTASKS is also set in a batch script, where nobody else would join; the step's is not.
-    size = int(env.get("SLURM_STEP_NUM_TASKS", 1))
-    if size == 1 or "SLURM_PROCID" not in env:
-        return 0, 0, 1
-    from submitit.slurm.slurm import SlurmJobEnvironment
+    tasks = 1 if _is_in_a_persons_shell() else int(env.get("SLURM_STEP_NUM_TASKS", 1))
+    in_step = tasks > 1 and "SLURM_PROCID" in env
+    if in_step:
+        from submitit.slurm.slurm import SlurmJobEnvironment
 
-    env.setdefault("MASTER_ADDR", SlurmJobEnvironment().hostnames[0])
-    # Jobs that share a node must not share a port: job and step number tell them apart.
-    number = int(env["SLURM_JOB_ID"]) * 17 + int(env.get("SLURM_STEP_ID", 0))
-    env.setdefault("MASTER_PORT", str(20_000 + number % 12_000))
-    return int(env["SLURM_PROCID"]), int(env["SLURM_LOCALID"]), size
+        env.setdefault("MASTER_ADDR", SlurmJobEnvironment().hostnames[0])
+        # Jobs that share a node must not share a port: job and step number tell them apart.
+        number = int(env["SLURM_JOB_ID"]) * 17 + int(env.get("SLURM_STEP_ID", 0))
+        env.setdefault("MASTER_PORT", str(20_000 + number % 12_000))
+    if in_step and not {"RANK", "WORLD_SIZE"} <= env.keys():
+        return int(env["SLURM_PROCID"]), int(env["SLURM_LOCALID"]), tasks
+    if not {"RANK", "WORLD_SIZE"} & env.keys():
+        return 0, 0, 1
+    size = _number("WORLD_SIZE", 1, 2**31)  # torchrun's
+    rank = _number("RANK", 0, size - 1)
+    return rank, _number("LOCAL_RANK", 0, size - 1) if "LOCAL_RANK" in env else rank, size
+
+
+def _number(name: str, least: int, most: int) -> int:
+    """The variable `name`; UserError where it is none of the numbers from `least` to `most`."""
+    text = os.environ.get(name)
+    if text is None:
+        others = [f"{n}={os.environ[n]}" for n in ("RANK", "WORLD_SIZE") if n in os.environ]
+        raise UserError(f"{name} is not set, but {' and '.join(others)}: {PLACE_REMEDY}")
+    if not text.isdecimal() or not least <= int(text) <= most:
+        raise UserError(f"{name}={text}: must be from {least} to {most}; {PLACE_REMEDY}")
+    return int(text)
+
+
+def _is_in_a_persons_shell() -> bool:
+    """Whether this was typed within `srun --pty bash`, whose other tasks, if any, are gone.
+
+    The step's task, that shell, has a terminal, and gives each command a process group of its own.
+    """
+    task = os.environ.get("SLURM_TASK_PID", "")
+    with contextlib.suppress(psutil.Error, ValueError, OSError):
+        in_its_group = os.getpgid(int(task)) == os.getpgrp()
+        return psutil.Process(int(task)).terminal() is not None and not in_its_group
+    return False
+
+
+def _meet(rank: int, size: int, timeout_s: float, stop: StopRequest | None) -> Store:
+    """The store by which ranks find each other, once all of them have come to it.
+
+    torch's own way into it waits without a word, and a signal does not end it.
+    """
+    host, port = os.environ.get("MASTER_ADDR"), _number("MASTER_PORT", 1, 65535)
+    if not host:
+        raise UserError(f"MASTER_ADDR is not set, but there are {size} ranks: {PLACE_REMEDY}")
+    serves = rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+    missing, store = (list(range(1, size)) if rank == 0 else [0]), None
+    began, said = time.monotonic(), False
+    while True:
+        if store is None:
+            store = _connect(host, port, size, serves)
+        if store is not None:
+            if rank == 0:
+                missing = [other for other in missing if not store.check([f"here {other}"])]
+                if not missing:
+                    store.set("all", "")
+            else:
+                store.set(f"here {rank}", "")
+            if store.check(["all"]):
+                store.set_timeout(datetime.timedelta(seconds=timeout_s))
+                return store
+        waited = time.monotonic() - began
+        names = ", ".join(map(str, missing[:8])) + (", ..." if len(missing) > 8 else "")
+        who = f"rank{'s' * (len(missing) > 1)} {names} of {size} at {host}:{port}"
+        if waited > PATIENCE_S and not said:
+            said = True
+            if rank == 0 or store is None:
+                console.note(f"rank {rank} waits for {who} (for {timeout_s:.0f} s at most)")
+        if stop is not None and stop.signal is not None:
+            raise stop.end(f"rank {rank} stopped while it waited for {who}")
+        if waited > timeout_s:
+            raise EnvironmentFailed(f"rank {rank} waited {timeout_s:.0f} s in vain for {who}")
+        time.sleep(0.02 if waited < PATIENCE_S else 0.2)
+
+
+def _connect(host: str, port: int, size: int, serves: bool) -> Store | None:
+    """The store at that address, served by this process or by another; None: not there yet."""
+    if not serves:  # torch's client would print a page about each attempt that fails
+        try:
+            socket.create_connection((host, port), CONNECT_S).close()
+        except OSError:
+            return None
+    return TCPStore(host, port, size, serves, wait_for_workers=False)
 
 
 def choose_device(device: str, local_rank: int = 0) -> torch.device:

@@ -48,7 +48,7 @@ def train(config: Config, runs_dir: Path, data_dir: Path, stop: StopRequest) -> 
     Raises UserError, EnvironmentFailed, TrainingFailed (a loss that is not finite), Interrupted
     (a signal asked to stop; saved) and Superseded (a newer attempt took over).
     """
-    with join(config.system.device, config.system.collective_timeout_s) as world:
+    with join(config.system.device, config.system.collective_timeout_s, stop) as world:
         try:
             run = _train(config, runs_dir, data_dir, stop, world)
             return run if world.is_main else None

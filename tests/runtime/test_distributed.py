@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import subprocess
 import time
 from pathlib import Path
 
@@ -35,14 +36,19 @@ errors.run(main)
 
 
 def ends(
-    folder: Path, last: str, timeout_s: int = 60, afresh: bool = False
+    folder: Path,
+    last: str,
+    timeout_s: int = 60,
+    afresh: bool = False,
+    absent: tuple[int, ...] = (),
 ) -> tuple[list[int], list[str]]:
-    """Exit codes and words of four ranks that do `last` when they have met."""
+    """Exit codes and words of four ranks, but those absent, that do `last` when they have met."""
     program, port = folder / "ends.py", programs.free_port()
     program.write_text(ENDS % {"last": last, "timeout_s": timeout_s})
     started = [
         programs.start(str(program), afresh=afresh, **programs.place(rank, 4, port))
         for rank in range(4)
+        if rank not in absent
     ]
     said = [rank.communicate(timeout=120)[1] for rank in started]
     return [rank.wait() for rank in started], said
@@ -82,6 +88,67 @@ def test_a_rank_that_hangs_is_told_by_every_collective_under_way(tmp_path: Path)
     for lines in said[:3]:
         assert lines.splitlines()[-1].startswith("error: rank "), lines
         assert "lost the others" in lines.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("place", "message"),
+    [
+        ("RANK=0 WORLD_SIZE=2", "MASTER_PORT is not set, but RANK=0 and WORLD_SIZE=2: "),
+        ("RANK=0 WORLD_SIZE=2 MASTER_PORT=29500", "MASTER_ADDR is not set, but there are 2 ranks"),
+        ("RANK=0 WORLD_SIZE=2 MASTER_ADDR=localhost", "MASTER_PORT is not set"),
+        ("RANK=0", "WORLD_SIZE is not set, but RANK=0: "),
+        ("WORLD_SIZE=2 MASTER_ADDR=localhost MASTER_PORT=29500", "RANK is not set"),
+        ("RANK=2 WORLD_SIZE=2", "RANK=2: must be from 0 to 1"),
+        ("RANK=zero WORLD_SIZE=2", "RANK=zero: must be from 0 to 1"),
+        ("RANK=0 WORLD_SIZE=2 MASTER_ADDR=localhost MASTER_PORT=http", "MASTER_PORT=http: must be"),
+    ],
+)
+def test_a_place_that_is_incomplete_or_impossible_is_one_line(
+    place: str, message: str, tmp_path: Path
+) -> None:
+    program = tmp_path / "ends.py"
+    program.write_text(ENDS % {"last": "pass", "timeout_s": 5})
+    done = programs.run(str(program), **dict(word.split("=") for word in place.split()))
+    assert (done.returncode, done.stdout) == (2, "")
+    (line,) = done.stderr.splitlines()
+    assert line.startswith(f"error: {message}")
+    assert "torchrun or srun" in line
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 75), (signal.SIGINT, 130)])
+def test_a_rank_says_for_whom_it_waits_and_ends_on_a_signal_meanwhile(
+    tmp_path: Path, data_dir: Path, rank: int, number: signal.Signals, code: int
+) -> None:
+    process = subprocess.Popen(
+        programs.command(
+            "diffuse.train",
+            "--preset=ddpm/default",
+            *programs.TINY,
+            f"--runs-dir={tmp_path}",
+            f"--data-dir={data_dir}",
+        ),
+        env=programs.environment(**programs.place(rank, 3, programs.free_port())),
+        cwd=programs.ROOT,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stderr is not None
+    first = process.stderr.readline()
+    others = "ranks 1, 2" if rank == 0 else "rank 0"
+    assert first.startswith(f"rank {rank} waits for {others} of 3 at 127.0.0.1:")
+    process.send_signal(number)
+    _, rest = process.communicate(timeout=20)
+    assert process.returncode == code
+    (line,) = rest.splitlines()
+    assert line.startswith(f"error: rank {rank} stopped while it waited for {others} of 3")
+    assert not any(tmp_path.iterdir())
+
+
+def test_ranks_that_never_come_are_named(tmp_path: Path) -> None:
+    codes, said = ends(tmp_path, "pass", timeout_s=2, absent=(2, 3))
+    assert codes == [1, 1]
+    assert "rank 0 waited 2 s in vain for ranks 2, 3 of 4 at 127.0.0.1:" in said[0]
 
 
 def test_a_rank_that_hangs_ends_the_others_within_the_timeout(
