@@ -13,7 +13,12 @@ fail() { # fail CODE MESSAGE
 }
 
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd) || exit 1
-export PYTHONPATH=$ROOT PYTHONSAFEPATH=1 PYTHONUNBUFFERED=1
+if [ -z "${DIFFUSE_IMAGE:-}" ]; then # behind this code stays what a module put on the path, torch perhaps
+  PYTHONPATH=$ROOT${PYTHONPATH:+:$PYTHONPATH}
+else # which has packages of its own
+  PYTHONPATH=$ROOT
+fi
+export PYTHONPATH PYTHONSAFEPATH=1 PYTHONUNBUFFERED=1
 export SLURM_EXPORT_ENV=ALL # after sbatch --export=NONE srun would take no variables along
 
 # ---- one rank per GPU and four cores each (the headers' --cpus-per-gpu); without GPUs one per node

@@ -156,10 +156,17 @@ def image(place: Place) -> Check:
         remedy = "load its module, and write that line under setup in the cluster file"
         return Check("image", "failed", "no apptainer here", remedy)
     code = "import diffuse, torch; print('torch', torch.__version__)"
+    alone = [
+        "env",
+        "-u",
+        "PYTHONPATH",
+        program,
+        "exec",
+    ]  # the packages of the image, not those here
     binds = [f"--bind={bind}" for bind in place.settings.binds]
     return _checked(
         "image",
-        lambda: f"{path}: {_output([program, 'exec', *binds, str(path), 'python', '-c', code])}",
+        lambda: f"{path}: {_output([*alone, *binds, str(path), 'python', '-c', code])}",
         "build it again: make image",
     )
 

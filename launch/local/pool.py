@@ -29,6 +29,7 @@ from launch.jobs import worker as jobs
 from launch.jobs.ledger import Ledger
 from launch.jobs.logs import end_by_signal, last_error
 from launch.jobs.plan import Planned
+from launch.slurm import commands
 
 State = Literal["queued", "training", "evaluating", "done", "interrupted", "failed", "left"]
 STOP_WAIT_S = 60.0  # for a step's end and its checkpoint, after the first Ctrl-C
@@ -176,7 +177,7 @@ class Pool:
             "MKL_NUM_THREADS": str(threads),
             "DIFFUSE_GRID": self.grid,
         }
-        with _ignoring(signal.SIGINT, signal.SIGHUP):
+        with _ignoring(signal.SIGINT, signal.SIGHUP), commands.outside_any_job():
             job = self.executor.submit(
                 jobs.train_then_evaluate,
                 str(run.dir.path),

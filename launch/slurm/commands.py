@@ -30,8 +30,10 @@ SUBMITTED = re.compile(r"(?:Submitted batch job )?(\d+)(?:;.*| on cluster .*)?")
 # Variables that Slurm sets inside a job; a job submitted from there must not inherit them.
 JOB_VARIABLES = re.compile(
     r"S(LURM|BATCH|RUN)_(?!(CONF|CONF_SERVER|CLUSTERS|JWT)$).*"
-    r"|SUBMITIT_.*|MASTER_(ADDR|PORT)|(LOCAL_)?(RANK|WORLD_SIZE)"
+    r"|SUBMITIT_.*|MASTER_(ADDR|PORT)|((LOCAL|GROUP|ROLE)_)?(RANK|WORLD_SIZE)|TORCHELASTIC_.*"
+    r"|DIFFUSE_INTERRUPTED"
 )
+JOB_NAMES = {"SLURM_JOB_ID", "SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID"}
 
 
 @dataclass(frozen=True)
@@ -164,16 +166,13 @@ def end_reason(job: Job | None) -> str:
     return f"{job.state} (cluster: memory_gb)" if job.state == "OUT_OF_MEMORY" else job.state
 
 
-def submit(*command: str, script: str | None = None) -> str:
+def submit(*command: str) -> str:
     """Hand in a job by an sbatch command; the job's id, whatever else a site's sbatch prints.
-
-    Args:
-        script: the job, where the command names no file.
 
     Raises EnvironmentFailed with Slurm's own words where it refuses.
     """
     try:
-        done = _run(command, script)
+        done = _run(command)
     except subprocess.TimeoutExpired:
         raise EnvironmentFailed(f"sbatch refused: {NO_ANSWER}") from None
     lines = [line.strip() for line in (done.stdout + "\n" + done.stderr).splitlines()]
@@ -194,13 +193,17 @@ def cancel(ids: Sequence[str]) -> None:
 
 
 @contextlib.contextmanager
-def outside_any_job(settings: Cluster) -> Iterator[None]:
+def outside_any_job(settings: Cluster | None = None) -> Iterator[None]:
     """An environment for sbatch without the variables of an enclosing job (salloc, srun).
 
     SBATCH_* go, too, since they win over a batch script's options; but SBATCH_ACCOUNT, which many
-    a site has its users set, stays where the cluster file names no account.
+    a site has its users set, stays where the cluster file names no account. Without settings, for
+    what is started on this machine: it ends with the enclosing job, whose name stays therefore,
+    but is no task of its step.
     """
-    kept = set() if settings.account else {"SBATCH_ACCOUNT"}
+    kept = JOB_NAMES
+    if settings is not None:
+        kept = set() if settings.account else {"SBATCH_ACCOUNT"}
     names = [name for name in os.environ if JOB_VARIABLES.fullmatch(name) and name not in kept]
     hidden = {name: os.environ.pop(name) for name in names}
     try:
@@ -223,13 +226,12 @@ def _ask(*command: str) -> str:
     return done.stdout
 
 
-def _run(command: Sequence[str], script: str | None = None) -> subprocess.CompletedProcess[str]:
+def _run(command: Sequence[str]) -> subprocess.CompletedProcess[str]:
     """Run a Slurm command. Names of jobs and people may be in any encoding."""
     try:
         return subprocess.run(
             command,
-            input=script,
-            stdin=subprocess.DEVNULL if script is None else None,
+            stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
             errors="surrogateescape",

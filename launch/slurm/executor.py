@@ -133,7 +133,6 @@ class Submitter:
 
     def _exports(self, settings: Cluster) -> list[str]:
         variables = {
-            "PYTHONPATH": str(self.snapshot.path),
             "PYTHONSAFEPATH": "1",  # the folder a job starts in is no code
             "DIFFUSE_CODE": self.snapshot.hash,
             "DIFFUSE_GRID": self.grid,
@@ -149,6 +148,9 @@ class Submitter:
             variables["DIFFUSE_IMAGE"] = str(path)
             variables["DIFFUSE_IMAGE_SHA256"] = image_sha256(path)
         lines = [f"export {name}={shlex.quote(value)}" for name, value in variables.items()]
+        # What a module has put on the path stays behind, torch perhaps; an image has its own.
+        rest = "" if settings.image else "${PYTHONPATH:+:$PYTHONPATH}"
+        lines.append(f"export PYTHONPATH={shlex.quote(str(self.snapshot.path))}{rest}")
         if settings.image:
             lines.append(
                 "APPTAINER=$(command -v apptainer || command -v singularity)"

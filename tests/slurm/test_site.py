@@ -1,8 +1,13 @@
-"""Sites that differ from ours, on the tests' real Slurm: what its commands print, hide and pass on."""
+"""Sites with habits of their own, on a real Slurm: what its commands print, hide and pass on."""
 
 from __future__ import annotations
 
+import contextlib
 import os
+import pty
+import re
+import select
+import shlex
 import shutil
 import subprocess
 import sys
@@ -68,7 +73,7 @@ def test_the_id_is_found_however_sbatch_prints_it(printed: str) -> None:
 
 def test_a_refusal_is_one_line_with_the_sites_own_reason() -> None:
     script = "echo banner; echo 'sbatch: error: no account' >&2; echo 'sbatch: error: failed' >&2"
-    with pytest.raises(commands.EnvironmentFailed, match="^sbatch refused: no account; failed$"):
+    with pytest.raises(commands.EnvironmentFailed, match=r"^sbatch refused: no account; failed$"):
         commands.submit("sh", "-c", f"{script}; exit 1")
     with pytest.raises(commands.EnvironmentFailed, match="no job's id, but: 'all well'"):
         commands.submit("echo", "all well")
@@ -114,3 +119,83 @@ def test_the_doctors_job_and_batch_scripts_work_without_an_environment(
     options = ("--export=NONE",)
     job = sbatch(lab.cluster, tmp_path, "train_ddpm.sh", *arguments, options=options, root=project)
     ended(lab.cluster, tmp_path, job)
+
+
+def test_packages_of_a_module_are_found_by_every_job_behind_the_code_it_is_to_run(
+    lab: Lab, tmp_path: Path
+) -> None:
+    """A module's PYTHONPATH: its folder also has another `diffuse`, which must not be taken."""
+    module = tmp_path / "module"
+    (module / "diffuse").mkdir(parents=True)
+    (module / "diffuse" / "__init__.py").touch()
+    (module / "sitecustomize.py").write_text(
+        "import importlib.util, pathlib\n"
+        "with (pathlib.Path(__file__).parent / 'seen').open('a') as seen:\n"
+        "    print(importlib.util.find_spec('diffuse').origin, file=seen)\n"
+    )
+
+    def seen() -> set[Path]:
+        lines = (module / "seen").read_text().splitlines()
+        (module / "seen").unlink()
+        return {Path(line).parent.parent for line in lines}
+
+    lab.grid.write_text(DDPM % 1)
+    setup = f"--cluster-set=setup=[export PYTHONPATH={module}]"
+    lab.sweep("--no-evaluate", setup)
+    lab.wait_empty(90)
+    assert seen() == set(lab.runs.glob(".launch/code/*"))
+    options = (f"--data-dir={lab.data_dir}", "--cluster=slurm", "--job", "--wait=60", ONE_CORE)
+    doctor(tmp_path, *options, setup, "--cluster-set=gpus_per_node=0", env=lab.cluster.env)
+    assert seen() == set(tmp_path.glob(".launch/doctor/code/*"))
+    arguments = (*SMALL, "--epochs=1", f"--data-dir={lab.data_dir}")
+    options = (f"--export=ALL,PYTHONPATH={module}",)
+    job = sbatch(lab.cluster, tmp_path, "train_ddpm.sh", *arguments, options=options)
+    ended(lab.cluster, tmp_path, job)
+    assert seen() == {ROOT}
+
+
+def in_a_shell(lab: Lab, commands: list[str], folder: Path) -> str:
+    """What a person sees who types these commands into `srun -n4 --pty bash`."""
+    leader, follower = pty.openpty()
+    shell = subprocess.Popen(
+        ["srun", "-n4", "--pty", "bash", "--norc"],
+        cwd=folder,
+        env=programs.environment(**lab.cluster.env),
+        stdin=follower,
+        stdout=follower,
+        stderr=follower,
+        start_new_session=True,
+    )
+    os.close(follower)
+    for command in commands:
+        os.write(leader, f"{command} </dev/null; echo code=$?\n".encode())
+    os.write(leader, b"exit\n")
+    shown = b""
+    with contextlib.suppress(OSError):  # its end, as Linux has it
+        while select.select([leader], [], [], 90)[0] and (more := os.read(leader, 65536)):
+            shown += more
+    shell.kill()
+    shell.wait()
+    os.close(leader)
+    return shown.decode(errors="replace")
+
+
+def test_in_a_shell_from_srun_a_training_and_a_sweep_are_one_process_and_srun_gives_ranks(
+    lab: Lab, tmp_path: Path
+) -> None:
+    lab.grid.write_text(DDPM % 1)
+    arguments = (*SMALL, "--epochs=1", f"--data-dir={lab.data_dir}")
+    train = programs.command("diffuse.train", "--preset=ddpm/default", *arguments)
+    sweep = [sys.executable, str(ROOT / "launch" / "sweep.py"), f"--runs-dir={lab.runs}"]
+    sweep += [*lab.command("--no-evaluate"), "--cluster=local"]
+    ranks = ["srun", "--overlap", "-n2", *train, f"--runs-dir={tmp_path}/two"]
+    alone = [*train, f"--runs-dir={tmp_path}/one"]
+    shown = in_a_shell(lab, [shlex.join(typed) for typed in (alone, sweep, ranks)], tmp_path)
+    codes = re.findall(r"^code=(\d+)", shown, re.MULTILINE)
+    assert codes == ["0", "0", "0"], shown
+    sizes = [
+        programs.read_json(programs.only_run(folder).manifest_path)["environment"]["world_size"]
+        for folder in (tmp_path / "one", tmp_path / "two")
+    ]
+    assert sizes == [1, 2]
+    assert lab.run().status()["state"] == "done"
