@@ -21,8 +21,8 @@ print(meter.bar is not None)
 """
 WATCH = """
 from diffuse.runtime.console import screen
-from launch.local.display import Watch
-with Watch(screen(), "work").shown() as watch:
+from launch.local.display import SweepDisplay
+with SweepDisplay(screen(), "work").shown() as watch:
     watch.say("a line")
     print(watch.live is not None)
 """
