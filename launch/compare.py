@@ -63,7 +63,7 @@ def main(
 
 
 def _of_grid(grid: str, runs_dir: Path) -> list[str]:
-    """The grid's runs: what sweeps were about (with their --set), or else what its file says."""
+    """The grid's runs: those of its sweeps (with their --set), or else those of its file."""
     from launch.jobs.grid import load_grid
     from launch.jobs.ledger import Ledger
 

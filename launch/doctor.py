@@ -40,7 +40,7 @@ def main(
     ] = 600,
     as_json: options.AsJson = False,
 ) -> None:
-    """Check what training here needs, and say how to mend what is missing."""
+    """Check the needs of a training here, and name a remedy for each failure."""
     from diffuse.config.presets import parse_set
     from diffuse.runtime.console import screen
     from launch.inspection import node_probe, site_checks

@@ -1,7 +1,7 @@
 """Train a whole grid: `python launch/sweep.py --grid part2`.
 
 On a Slurm cluster it submits and returns; elsewhere it works through the grid on this machine.
-The same command again does only what is missing.
+The same command again does only the missing work.
 """
 
 from __future__ import annotations
@@ -158,7 +158,7 @@ def _next_rerun(runs_dir: Path) -> Path:
 def _load(
     name: str, assignments: list[str], epochs: str | None, seeds: str | None, device: str | None
 ) -> Grid:
-    """The grid with what the command line says about all its cells."""
+    """The grid with the command line's settings for all its cells."""
     from diffuse.config.presets import parse_set
     from launch.jobs.grid import Overrides, load_grid, parse_numbers
 

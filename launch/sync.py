@@ -1,9 +1,9 @@
 """Upload runs to W&B from where there is a network: `python launch/sync.py --grid part2`.
 
-Compute nodes often have none, so their runs are recorded offline. W&B is asked what it has of each
-run, and gets the rest from the run directory: each line once, whatever was begun, cut off or
-uploaded before. The same command again sends only what is new. Needs W&B's client here:
-`pip install 'diffuse[track]'`.
+Compute nodes often have none, so their runs are recorded offline. W&B is asked for the rows it has
+of each run and gets the rest from the run directory: each line once, also after an upload that was
+cut off. The same command again sends only new rows. Needs W&B's client here: `pip install
+'diffuse[track]'`.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def main(
     ] = 900.0,
     dry_run: options.DryRun = False,
 ) -> None:
-    """Upload what W&B does not have yet, run by run, oldest first."""
+    """Upload the rows that W&B lacks, run by run, oldest first."""
     runs = _runs(grid, runs_dir)
     todo = [run for run in runs if _unsent(run)]
     if not dry_run and todo:
@@ -67,8 +67,8 @@ def _runs(grid: str | None, runs_dir: Path) -> list[RunDir]:
     found = [RunDir(path.parent) for path in runs_dir.glob("*/metrics.jsonl")]
     chosen = [r for r in found if names is None or r.name in names or _grid_of(r) == grid]
     if not chosen:
-        what = f"no run of grid {grid}" if grid else "no run"
-        raise errors.UserError(f"{runs_dir}: {what} has been started there")
+        scope = f"no run of grid {grid}" if grid else "no run"
+        raise errors.UserError(f"{runs_dir}: {scope} has been started there")
     tracked = [run for run in chosen if run.config().tracking.mode != "disabled"]
     return sorted(tracked, key=lambda run: str(run.attempt(1).get("started")))
 
@@ -111,7 +111,7 @@ def _require_wandb() -> None:
 
 
 def _upload(run: RunDir, timeout: float) -> str | None:
-    """Bring one run up to date; what went wrong, or None."""
+    """Bring one run up to date; the problem, or None."""
     import subprocess
 
     from diffuse.tracking import mirror

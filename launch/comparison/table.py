@@ -22,7 +22,7 @@ NOTE = (
 
 
 def show(found: list[Result], runs_dir: Path, out: Console) -> None:
-    """A table for each protocol, then what differs, what is missing, and what was rerun."""
+    """A table for each protocol, then differing settings, missing results, and reruns."""
     names = labels(found)
 
     def say(text: str) -> None:
@@ -51,9 +51,9 @@ def show(found: list[Result], runs_dir: Path, out: Console) -> None:
             shown = ", ".join(
                 f"{HEADINGS[k]} {score(m)} +- {score(s)}" for k, (m, s) in mean.scores.items()
             )
-            what = f"{mean.title}, epoch {mean.epoch}, {mean.sampler}"
-            what += f", mean +- standard deviation of {len(mean.seeds)} seeds"
-            say(f"{what}: {shown}")
+            subject = f"{mean.title}, epoch {mean.epoch}, {mean.sampler}"
+            subject += f", mean +- standard deviation of {len(mean.seeds)} seeds"
+            say(f"{subject}: {shown}")
         for label in group.labels:
             say(f"note: {label}")
     if any(result.cells for result in found):
@@ -103,9 +103,9 @@ def as_csv(found: list[Result]) -> str:
     for r in found:
         process = r.config.get("process", {})
         for cell in r.cells:
-            what = [r.name, r.config.get("preset"), process.get("orientation"), r.seed, cell.epoch]
+            run = [r.name, r.config.get("preset"), process.get("orientation"), r.seed, cell.epoch]
             of_cell = cell.figure.protocol.plain()
             about = [of_cell.get(key) for key in protocol]
             floor = [cell.figure.floor.values()[key] for key in floors]
-            writer.writerow([*what, *about, *(cell.value(key) for key in scores), *floor])
+            writer.writerow([*run, *about, *(cell.value(key) for key in scores), *floor])
     return text.getvalue()

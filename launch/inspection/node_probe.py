@@ -1,6 +1,6 @@
 """The doctor's short job: `diffuse.node_check` on a compute node, with two ranks at least.
 
-It is handed in as a sweep's jobs are, with a snapshot of the code: what fails there fails here.
+It is submitted as the jobs of a sweep are, with a snapshot of the code: it fails where they would.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ LEAST_RANKS = 2
 
 
 def run(place: Place, wait_s: float) -> list[Check]:
-    """Submit it, wait, and say what it found; it is cancelled on Ctrl-C and after `wait_s`."""
+    """Submit the job, wait, and return its checks; Ctrl-C and `wait_s` cancel it."""
     if place.image is not None and not place.image.is_file():
         return [Check("job", "failed", f"not submitted: {place.image} is not there", "make image")]
     folder = place.runs_dir / ".launch" / "doctor"
@@ -72,7 +72,7 @@ def _read(job: str, answer: Path) -> list[Check]:
         time.sleep(POLL_S)
     if not facts:
         log = answer.with_name(f"node_check-{job}-r00.log")
-        if not log.is_file():  # it could not start; submitit's name for what was printed
+        if not log.is_file():  # it could not start; submitit's name for its output
             log = answer.with_name(f"{job}_0_log.out")
         return [Check("job", "failed", f"job {job}: {last_error(log)}", f"its log: {log}")]
     return [

@@ -143,7 +143,7 @@ def _job_folders(runs_dir: Path, live: set[Path]) -> Iterator[Item]:
 def _checkpoints(run: RunDir) -> Iterator[Item]:
     """Checkpoints between those asked for; of an unfinished run the two newest stay.
 
-    The newest is what it goes on from, and the one before where that is damaged.
+    A run resumes from the newest, or from the one before where that is damaged.
     """
     try:
         wanted = set(run.config().evaluated_epochs)

@@ -1,7 +1,7 @@
 """The state of every run, by its own directory and by Slurm's answers about its jobs.
 
-Accounting may be missing or late, and Slurm forgets jobs: what the run directory says is the truth
-about the training, the queue is the truth about what waits or runs, and sacct only explains an end.
+Accounting may be missing or late, and Slurm forgets jobs: the run directory is the truth about the
+training, the queue is the truth about pending and running jobs, and sacct only explains an end.
 """
 
 from __future__ import annotations
@@ -162,7 +162,7 @@ def _state(
     """State, reason, and the live job where there is one.
 
     Args:
-        own: the job of the newest attempt, whoever submitted it.
+        own: the job of the newest attempt, from any submission.
         active: the jobs that wait or run, by program.
     """
     own_state = str(status.get("state", ""))

@@ -194,7 +194,7 @@ def staged(data_dir: Path) -> Iterator[Check]:
 
 
 def tracking() -> Check:
-    """How W&B will be reached; never what the key is."""
+    """How W&B will be reached; the key itself is never shown."""
     from diffuse.tracking import connection
 
     mode = os.environ.get("WANDB_MODE") or "auto"

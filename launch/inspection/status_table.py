@@ -58,7 +58,7 @@ def _is_going_on(rows: list[RunStatus]) -> bool:
 
 
 def table(rows: list[RunStatus], room: int) -> Table:
-    """At most `room` rows; where there are more, what runs or went wrong comes first."""
+    """At most `room` rows; of more, running and failed runs come first."""
     made = console.table(
         "run", "job", "state", "epoch", "loss", "images/s", "ETA", "evaluated", "attempts", "node"
     )

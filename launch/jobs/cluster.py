@@ -40,7 +40,7 @@ def _as_minutes(value: Any) -> Any:
 
 
 def _as_options(values: dict[str, Any]) -> dict[str, Any]:
-    """Options of sbatch by their names there; what would disturb the launcher is refused."""
+    """Options of sbatch by their names; those that the launcher sets itself are refused."""
     # underscores as dashes: one option has one name over all layers
     options = {key.replace("_", "-"): value for key, value in values.items()}
     for key in options:
@@ -100,7 +100,7 @@ class ClusterFile:
     values: Mapping[str, Any]
 
     def resolve(self, layers: Iterable[Layer]) -> Cluster:
-        """The settings with `layers` over them; UserError names what is wrong and where."""
+        """The settings with `layers` over them; UserError names the key and its place."""
         return validated(Cluster, [Layer(self.source, self.values), *layers])
 
 

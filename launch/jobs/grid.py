@@ -76,13 +76,13 @@ class GridRun:
 
     @property
     def evaluation(self) -> list[str]:
-        """The options of diffuse.evaluate for this run: by its grid, whatever it was trained by."""
+        """The options of diffuse.evaluate for this run: those of its grid, not of its training."""
         settings = self.config.eval
         options = ["--images", str(settings.images), "--extractor", settings.extractor]
         return options + (["--samplers", ",".join(settings.samplers)] if settings.samplers else [])
 
     def is_evaluated(self, figures: Sequence[Figure]) -> bool:
-        """Whether these figures of an epoch are what the grid asks for."""
+        """Whether these are the figures that the grid wants of an epoch."""
         settings = self.config.eval
         made = {
             f.protocol.sampler
@@ -130,7 +130,7 @@ def load_grid(name: str, overrides: Overrides | None = None) -> Grid:
     source = shown(path)
     values = read_yaml(path)
     if not values.get("runs"):
-        raise UserError(f"{source}: the grid is empty; list what to train under `runs:`")
+        raise UserError(f"{source}: the grid is empty; list presets under `runs:`")
     file = validated(GridFile, [Layer(source, values)])
     cluster = Layer(f"{source}: cluster", file.cluster)
     runs: dict[str, GridRun] = {}

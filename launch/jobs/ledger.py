@@ -50,11 +50,11 @@ class Ledger:
         return self.runs_dir / ".launch" / "code"
 
     def record(self, submission: Submission) -> None:
-        """Write down a submission, or what has been added to it."""
+        """Write down a submission, or additions to it."""
         files.write_json(self.path / "submissions" / f"{submission.name}.json", vars(submission))
 
     def note_runs(self, names: Iterable[str]) -> None:
-        """Remember which runs sweeps of this grid were about, whatever --set and --seeds said."""
+        """Remember the runs of this grid's sweeps, also those of other --set and --seeds."""
         known = self.runs()
         if new := [name for name in names if name not in known]:
             files.write_json(self.path / "runs.json", {"runs": known + new})
@@ -87,17 +87,17 @@ class Ledger:
         return self._held(self.path.parent, "a grid", wait_s)
 
     @contextlib.contextmanager
-    def _held(self, folder: Path, what: str, wait_s: float) -> Iterator[None]:
+    def _held(self, folder: Path, subject: str, wait_s: float) -> Iterator[None]:
         holder_path = folder / "holder.json"
         lock = contextlib.ExitStack()
-        cost = f"two sweeps of {what} at the same time may do the same work"
+        cost = f"two sweeps of {subject} at the same time may do the same work"
         try:
             folder.mkdir(parents=True, exist_ok=True)
             lock.enter_context(files.locked(folder / "lock", cost, wait_s))
         except Timeout:
             holder = files.read_json(holder_path)
             raise EnvironmentFailed(
-                f"{what} is being swept in {self.runs_dir} by process"
+                f"{subject} is being swept in {self.runs_dir} by process"
                 f" {holder.get('pid', '?')} on {holder.get('host', '?')} since"
                 f" {holder.get('since', '?')}; wait for it, or use another --runs-dir"
             ) from None

@@ -48,7 +48,7 @@ def startup_output(run: RunDir, record: Mapping[str, Any]) -> Path | None:
     output = Path(record.get("folder", "")) / f"{record['job_id']}_0_log.out"
     if not output.is_file():
         return None
-    log = newest_log(run)  # of what came after it, where that is newer
+    log = newest_log(run)  # a newer log is the one to read
     return None if log and log.stat().st_mtime > output.stat().st_mtime else output
 
 

@@ -18,7 +18,7 @@ State = Literal["done", "running", "new", "resume", "extend"]
 
 @dataclass(frozen=True)
 class Planned:
-    """One run of the grid beside what its directory holds."""
+    """One run of the grid beside the content of its directory."""
 
     run: GridRun
     dir: RunDir
@@ -48,7 +48,7 @@ def plan(grid: Grid, runs_dir: Path) -> list[Planned]:
 
 
 def look_at(run: GridRun, directory: RunDir) -> Planned:
-    """The state of one run: what a sweep would do about it."""
+    """The state of one run, and the work of a sweep on it."""
     if not directory.path.is_dir():
         return Planned(run, directory, "new", "new", frozenset(), frozenset())
     kept = frozenset(directory.trained_epochs())

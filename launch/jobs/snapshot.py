@@ -1,4 +1,4 @@
-"""The code as it is now, kept under the hash of its content: jobs run that, whatever is edited."""
+"""The code at submission, kept under the hash of its content: edits do not reach its jobs."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def _write(folder: Path, files: dict[str, bytes], about: dict[str, Any]) -> None
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content)
-        path.chmod(path.stat().st_mode & ~0o222)  # nobody writes; who reads, the umask says
+        path.chmod(path.stat().st_mode & ~0o222)  # nobody writes; the umask decides who reads
     (folder / "about.json").write_text(json.dumps(about))
 
 

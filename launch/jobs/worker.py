@@ -94,7 +94,7 @@ def train_then_evaluate(
 
 
 def report(runs_dir: str, arguments: Sequence[str], logs: str) -> dict[str, Any]:
-    """Compare what has become of a grid; returns as `train` does."""
+    """Compare the runs of a grid; returns as `train` does."""
     return _run("launch.compare", Path(logs), [*arguments, "--runs-dir", runs_dir], {})
 
 
@@ -182,19 +182,19 @@ def _in_batch_job() -> bool:
     return "DIFFUSE_INTERRUPTED" in os.environ
 
 
-def _require_progress(run: RunDir, program: str, what: str, most: int) -> dict[str, Any]:
+def _require_progress(run: RunDir, program: str, product: str, most: int) -> dict[str, Any]:
     """The progress so far, for this start's record; ends the job where requeues bring none.
 
     Args:
-        what: is made by `program` where it gets on.
+        product: a file of `program` that shows progress.
         most: requeues in a row without that.
     """
     progress = _newest(run, program)
     if _rank() == 0 and _starts_without_progress(run, program, progress) > most:
         name = job_name(program)
         message = (
-            f"error: {run.name}: {most} requeue{'s' * (most != 1)} in a row without a {what}; the"
-            " time limit, or the notice before it, is too short (cluster: time, max_requeues)"
+            f"error: {run.name}: {most} requeue{'s' * (most != 1)} in a row without a {product};"
+            " the time limit, or the notice before it, is too short (cluster: time, max_requeues)"
         )
         at = files.now()
         record = {"program": program, "progress": progress, "started": at, "ended": at, "code": 1}

@@ -124,7 +124,7 @@ def show_end(
     """Print the end of a sweep: counts, each failure with its last error and log, the pictures.
 
     Args:
-        again: what goes on from here: `the same command`.
+        again: the command that resumes, in words: `the same command`.
     """
     show_pictures(target, planned)
     for p in planned:

@@ -1,4 +1,4 @@
-"""A sweep on this machine: train and evaluate what is missing, then one page of all runs."""
+"""A sweep on this machine: train and evaluate the missing cells, then one page of all runs."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def run(
 
     Args:
         as_json: print runs and cells, as they are at the end, on standard output; `out` is stderr.
-        again: what goes on from here, for people: `the same command`.
+        again: the command that resumes, in words: `the same command`.
     """
     title = f"grid {grid.name} in {runs_dir}"
     ledger = Ledger(runs_dir.absolute(), grid.name)

@@ -111,7 +111,7 @@ def site() -> Site:
 
 def queue() -> dict[str, Job]:
     """This user's jobs that wait or run, by id; one squeue call."""
-    user = f"--user={os.getuid()}"  # who may have no name here
+    user = f"--user={os.getuid()}"  # a user may have no name here
     fields = ("%i", "%T", "%r", "%N", "%j", "%Z")
     text = _ask("squeue", "--noheader", "--array", user, f"--format={'|'.join(fields)}")
     jobs = (Job(*line.split("|", 5)) for line in text.splitlines() if line.count("|") >= 5)

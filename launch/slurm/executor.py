@@ -94,7 +94,7 @@ class Submitter:
 
         Args:
             folder: of this array alone; its jobs start there, and so can be found by it.
-            after: what it depends on, as sbatch has it; a dependency that can never be met ends it.
+            after: its dependency, as sbatch has it; one that can never be met ends it.
 
         Raises EnvironmentFailed with Slurm's own words where it refuses.
         """

@@ -42,7 +42,7 @@ def live_jobs(
 def own_job(
     status: Mapping[str, Any], attempt: Mapping[str, Any], queue: Mapping[str, Job]
 ) -> Job | None:
-    """The job in which a run is trained, or is to go on, whoever submitted that.
+    """The job in which a run is trained, or will resume, from any submission.
 
     Args:
         status: of the run.

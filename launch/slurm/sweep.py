@@ -39,7 +39,7 @@ def submit(
     """Submit the grid's missing jobs; 0 also where there is nothing to do.
 
     Args:
-        again: what goes on from here, for people: `the same command`.
+        again: the command that resumes, in words: `the same command`.
     """
     ledger = Ledger(runs_dir.absolute(), grid.name)
     _require_writable_in_a_script(ledger.path, data_dir)
@@ -116,7 +116,7 @@ def submit(
 
 
 def _require_writable_in_a_script(*paths: Path) -> None:
-    """UserError for what sbatch cannot read in its #SBATCH lines, however it is quoted."""
+    """UserError for text that sbatch cannot read in its #SBATCH lines, however quoted."""
     for path in paths:
         if set("\n\r%\\") & set(str(path)):
             raise UserError(
