@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import platform
 import socket
-import subprocess
 from importlib import metadata
 from typing import Any
 
@@ -13,7 +12,7 @@ import torch
 
 from diffuse import ROOT
 from diffuse.rundir.directory import RunDir
-from diffuse.runtime import console, distributed, files
+from diffuse.runtime import console, distributed, files, git
 from diffuse.runtime.distributed import World
 
 PACKAGES = ("diffuse", "torch", "torchvision", "torchmetrics", "numpy", "h5py", "wandb", "submitit")
@@ -61,23 +60,14 @@ def code_version() -> dict[str, Any]:
         described = os.environ.get("DIFFUSE_COMMIT", "")  # with a + where files were changed since
         changed = described.endswith("+") if described else None
         return {"snapshot": stated, "commit": described.rstrip("+") or None, "changed": changed}
-    folder = ROOT
-
-    def git(*arguments: str) -> str | None:
+    commit, changed = None, None
+    if git.is_checkout(ROOT):
         try:
-            done = subprocess.run(
-                ["git", "-C", str(folder), *arguments],
-                capture_output=True,
-                text=True,
-                errors="replace",
-                timeout=10,
-            )
-        except (OSError, subprocess.TimeoutExpired):
-            return None
-        return done.stdout.strip() if done.returncode == 0 else None
-
-    commit = git("rev-parse", "HEAD")
-    return {"commit": commit, "changed": bool(git("status", "--porcelain")) if commit else None}
+            commit = git.ask(ROOT, "rev-parse", "HEAD")
+            changed = bool(git.ask(ROOT, "status", "--porcelain"))
+        except git.GitFailed as error:
+            console.note(f"{ROOT}: {error}; so the commit is not recorded")
+    return {"commit": commit, "changed": changed}
 
 
 def _version(package: str) -> str | None:

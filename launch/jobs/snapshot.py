@@ -7,15 +7,16 @@ import json
 import os
 import shutil
 import socket
-import subprocess
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from diffuse import ROOT
+from diffuse.runtime import console, git
 from diffuse.runtime.files import now
 
 FOLDERS = ("diffuse", "launch", "configs")
+SURELY_OURS = ("*.py", "*.j2", "diffuse/weights/*", "configs/*/*.yaml")  # where git cannot tell
 
 
 @dataclass(frozen=True)
@@ -54,16 +55,27 @@ def _files(root: Path) -> dict[str, bytes]:
     """Every file of the project that a job may read, by relative path, in order."""
     paths = (path for folder in FOLDERS for path in (root / folder).rglob("*") if path.is_file())
     kept = (p for p in paths if "__pycache__" not in p.parts and not p.name.startswith("."))
-    names = {str(path.relative_to(root)) for path in kept} - _ignored(root)
+    names = {str(path.relative_to(root)) for path in kept}
+    try:
+        names -= _ignored(root)
+    except git.GitFailed as error:
+        names = {name for name in names if any(map(PurePath(name).match, SURELY_OURS))}
+        console.note(
+            f"{root}: {error}; so jobs get only what is surely the project's code"
+            f" ({', '.join(SURELY_OURS)}), and no commit is recorded"
+        )
     return {name: (root / name).read_bytes() for name in sorted(names)}
 
 
 def _ignored(root: Path) -> set[str]:
-    """Files that git is told to ignore: somebody's notes, data or keys, not the project's code."""
-    if not (root / ".git").exists():
+    """Files that git is told to ignore: somebody's notes, data or keys, not the project's code.
+
+    Raises GitFailed.
+    """
+    if not git.is_checkout(root):
         return set()
     command = ["ls-files", "--others", "--ignored", "--exclude-standard", "-z", "--", *FOLDERS]
-    return set(_git(root, *command).split("\0"))
+    return set(git.ask(root, *command).split("\0"))
 
 
 def _write(folder: Path, files: dict[str, bytes], about: dict[str, Any]) -> None:
@@ -76,22 +88,10 @@ def _write(folder: Path, files: dict[str, bytes], about: dict[str, Any]) -> None
 
 
 def _commit(root: Path) -> str | None:
-    """The git commit, with a + where files were changed since; None without git."""
-    return _git(root, "describe", "--always", "--abbrev=40", "--dirty=+", "--exclude=*") or None
-
-
-def _git(root: Path, *arguments: str) -> str:
-    """The output of git; "" where there is none."""
-    command = ["git", "-C", str(root), *arguments]
+    """The git commit, with a + where files were changed since; None where git does not know."""
+    if not git.is_checkout(root):
+        return None
     try:
-        done = subprocess.run(
-            command,
-            capture_output=True,
-            text=True,
-            errors="surrogateescape",  # as Python has the names of files
-            timeout=20,
-            check=True,
-        )
-    except (OSError, subprocess.SubprocessError):
-        return ""
-    return done.stdout.strip()
+        return git.ask(root, "describe", "--always", "--abbrev=40", "--dirty=+", "--exclude=*")
+    except git.GitFailed:
+        return None
