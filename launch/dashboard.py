@@ -80,7 +80,10 @@ def main(
 
     from diffuse.tracking import connection, uploader
 
-    mode, why = connection.settle("online")
+    try:
+        mode, why = connection.settle("online", uploader.client_settings())
+    except uploader.NotStarted as error:
+        raise errors.EnvironmentFailed(f"cannot reach W&B: {error}") from None
     if mode != "online":
         raise errors.EnvironmentFailed(f"cannot reach W&B: {why}")
     try:

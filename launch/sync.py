@@ -103,9 +103,12 @@ def _require_wandb() -> None:
         raise errors.EnvironmentFailed(
             "W&B's client is not installed here; pip install 'diffuse[track]'"
         )
-    from diffuse.tracking.connection import settle
+    from diffuse.tracking import connection, uploader
 
-    mode, why = settle("online")
+    try:
+        mode, why = connection.settle("online", uploader.client_settings())
+    except uploader.NotStarted as error:
+        raise errors.EnvironmentFailed(f"cannot upload: {error}") from None
     if mode != "online":
         raise errors.EnvironmentFailed(f"cannot upload: {why}")
 

@@ -1,4 +1,4 @@
-"""Whether W&B can be reached from here: a key and a server, found out without its client."""
+"""Whether W&B can be reached from here: by its client's settings, a key and a server."""
 
 from __future__ import annotations
 
@@ -7,35 +7,56 @@ import netrc
 import os
 import threading
 from pathlib import Path
+from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 PROBE_S = 5.0
+# The client's names of modes, old ones among them, and ours.
+MODES = {
+    "online": "online",
+    "run": "online",
+    "shared": "online",
+    "offline": "offline",
+    "dryrun": "offline",
+    "disabled": "disabled",
+}
 
 
-def settle(mode: str) -> tuple[str, str]:
+class ClientSettings(NamedTuple):
+    """What W&B's client takes from its variables, settings files and netrc."""
+
+    mode: str  # online, offline or disabled
+    server: str
+    has_key: bool
+    problem: str = ""  # why it is offline where nobody asked for that
+
+
+def settle(mode: str, client: ClientSettings) -> tuple[str, str]:
     """The mode to use, and why it is not online where that was possible.
 
-    auto: online where there is a key and a server that answers within a few seconds.
+    auto: as the client is set; online where there is a key and a server that answers within a few
+    seconds.
     """
-    if mode not in ("auto", "online"):
+    mode = client.mode if mode == "auto" else mode
+    if client.problem and mode != "disabled":
+        return "offline", client.problem
+    if mode != "online":
         return mode, ""
-    server = os.environ.get("WANDB_BASE_URL") or "https://api.wandb.ai"
-    if not has_key(server):
-        return "offline", "no API key: set WANDB_API_KEY or run `wandb login`"
-    if not answers(server):
-        return "offline", f"{urlsplit(server).hostname} does not answer"
+    if not client.has_key:
+        name = urlsplit(client.server).netloc
+        return "offline", f"no API key for {name}: set WANDB_API_KEY or run `wandb login`"
+    if not answers(client.server):
+        return "offline", f"{urlsplit(client.server).hostname} does not answer"
     return "online", ""
 
 
-def has_key(server: str) -> bool:
-    """Whether there is a key in the environment or netrc; it is never read out."""
-    if os.environ.get("WANDB_API_KEY"):
-        return True
-    try:
-        path = os.environ.get("NETRC") or Path.home() / ".netrc"
-        return netrc.netrc(str(path)).authenticators(urlsplit(server).hostname or "") is not None
-    except (OSError, RuntimeError, netrc.NetrcParseError):  # RuntimeError: there is no home
-        return False
+def in_netrc(server: str) -> bool:
+    """Whether there is a key for this server in netrc, under HOST:PORT or the host alone."""
+    parts = urlsplit(server)
+    with contextlib.suppress(OSError, ValueError, RuntimeError, netrc.NetrcParseError):
+        known = netrc.netrc(os.environ.get("NETRC") or str(Path.home() / ".netrc"))
+        return any(known.authenticators(name) for name in (parts.netloc, parts.hostname or ""))
+    return False
 
 
 def answers(server: str) -> bool:
@@ -58,8 +79,12 @@ def answers(server: str) -> bool:
 
 
 def reason(error: Exception) -> str:
-    """The first line of an error, without any key."""
+    """An error in one line, without any key: its first, and of pydantic's the setting too."""
     text = str(error).strip() or type(error).__name__
+    if hasattr(error, "errors"):
+        first: dict[str, Any] = error.errors()[0]
+        name = "_".join(map(str, first["loc"])).upper()
+        text = f"WANDB_{name}={first['input']!r}: {first['msg']}"
     key = os.environ.get("WANDB_API_KEY")
     text = text.replace(key, "***") if key else text
     return text.splitlines()[0][:200]

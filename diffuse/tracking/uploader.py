@@ -13,6 +13,7 @@ where to go on; offline, wandb/offline.json does.
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import re
 import signal
@@ -29,7 +30,7 @@ from diffuse.config.schema import Config
 from diffuse.rundir.directory import RunDir
 from diffuse.runtime import files
 from diffuse.runtime.errors import UserError
-from diffuse.tracking.connection import reason, settle
+from diffuse.tracking.connection import MODES, ClientSettings, in_netrc, reason, settle
 from diffuse.tracking.rows import Tail, row_of
 
 Mode = Literal["online", "offline"]
@@ -54,11 +55,10 @@ def main(path: str, job: str, mode: str, limit_s: float, strict: bool) -> int:
         return say(f"not mirrored: {error}")
     except ImportError:
         return say("not mirrored: wandb is not installed; pip install 'diffuse[track]'")
-    if mode == "auto":
-        wanted = os.environ.get("WANDB_MODE")
-        mode = wanted if wanted in ("online", "offline", "disabled") else mode
-    settled, why = settle(mode)
+    for name in ("CACHE", "DATA", "ARTIFACT"):
+        os.environ[f"WANDB_{name}_DIR"] = str(run.path / "wandb" / name.lower())
     try:
+        settled, why = settle(mode, client_settings())
         if settled == "online":
             try:
                 return mirror(run, config, job, "online", ended, strict)
@@ -77,6 +77,44 @@ def main(path: str, job: str, mode: str, limit_s: float, strict: bool) -> int:
 
 class NotStarted(Exception):
     """W&B would not begin a run, for the reason given."""
+
+
+def client_settings() -> ClientSettings:
+    """The client's mode, its server, and whether it has a key, wherever they are set.
+
+    Where it cannot make sense of its mode or of its settings files, it is offline from here on, and
+    `problem` tells why. Raises NotStarted where it cannot make sense of another variable.
+    """
+    import wandb
+
+    problem = ""
+    if not os.environ.get("WANDB_MODE"):
+        os.environ.pop("WANDB_MODE", None)  # set to nothing is not set
+    elif os.environ["WANDB_MODE"] not in MODES:
+        problem = f"WANDB_MODE={os.environ['WANDB_MODE']!r}: W&B knows {', '.join(MODES)}"
+        os.environ["WANDB_MODE"] = "offline"
+    try:
+        with contextlib.redirect_stderr(io.StringIO()) as printed:
+            settings = wandb.setup().settings
+            server = str(settings.base_url)
+            has_key = bool(settings.api_key or getattr(settings, "identity_token_file", None))
+            has_key = has_key or _in_netrc(server)
+    except Exception as error:
+        raise NotStarted(reason(error)) from None
+    lines = [line.partition(" ERROR ") for line in printed.getvalue().splitlines()]
+    if unread := " ".join(text.strip() for _, found, text in lines if found):
+        # it goes on with its defaults, which are online and its maker's server
+        problem = problem or f"its settings files are wrong: {unread[:200]}"
+    return ClientSettings(MODES.get(settings.mode, "offline"), server, has_key, problem)
+
+
+def _in_netrc(server: str) -> bool:
+    """Whether netrc has a key for this server: the client knows its servers' other names."""
+    try:
+        from wandb.sdk.lib.wbauth import read_netrc_auth
+    except ImportError:  # an older client
+        return in_netrc(server)
+    return read_netrc_auth(host=server) is not None
 
 
 def mirror(
@@ -170,9 +208,6 @@ def begin(run: RunDir, config: Config, job: str, mode: Mode) -> Any:
     manifest = files.read_json(run.manifest_path)
     process = config.process
     tags = [process.kind, config.preset, process.variant]
-    folder = run.path / "wandb"
-    for name in ("CACHE", "DATA", "ARTIFACT"):
-        os.environ[f"WANDB_{name}_DIR"] = str(folder / name.lower())
     try:
         client = wandb.init(
             id=run_id(run),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import subprocess
 import sys
@@ -195,18 +194,28 @@ def staged(data_dir: Path) -> Iterator[Check]:
 
 def tracking() -> Check:
     """How W&B will be reached; the key itself is never shown."""
-    from diffuse.tracking import connection
+    from importlib.util import find_spec
 
-    mode = os.environ.get("WANDB_MODE") or "auto"
-    if mode in ("disabled", "offline"):
-        return Check("W&B", "ok", f"WANDB_MODE={mode}")
-    server = os.environ.get("WANDB_BASE_URL") or "https://api.wandb.ai"
-    if connection.has_key(server):
-        return Check("W&B", "ok", f"mode {mode}, a key is there")
+    if find_spec("wandb") is None:
+        detail = "its client is not installed here; that of the jobs decides"
+        return Check("W&B", "ok", f"{detail} (for sync.py: pip install -e '.[track]')")
+    from diffuse.tracking import uploader
+
+    try:
+        client = uploader.client_settings()
+    except uploader.NotStarted as error:
+        return Check("W&B", "failed", str(error), "runs are not mirrored; mend that setting")
+    if client.problem:
+        return Check("W&B", "failed", client.problem, "runs are logged offline; mend that setting")
+    if client.mode != "online":
+        return Check("W&B", "ok", f"its client is set to {client.mode}")
+    if client.has_key:
+        return Check("W&B", "ok", f"a key is there for {client.server}")
     return Check(
         "W&B",
         "ok",
-        "no key: runs are logged offline (python launch/sync.py brings them up later)",
+        f"no key for {client.server}: runs are logged offline"
+        " (python launch/sync.py brings them up later)",
     )
 
 
