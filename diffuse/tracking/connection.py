@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import netrc
 import os
+import tempfile
 import threading
+from collections.abc import MutableMapping
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
@@ -48,6 +50,14 @@ def settle(mode: str, client: ClientSettings) -> tuple[str, str]:
     if not answers(client.server):
         return "offline", f"{urlsplit(client.server).hostname} does not answer"
     return "online", ""
+
+
+def give_home(environment: MutableMapping[str, str]) -> None:
+    """A home for a user who has none, as in a bare container: the client wants one."""
+    try:
+        Path.home()
+    except RuntimeError:
+        environment["HOME"] = tempfile.gettempdir()
 
 
 def in_netrc(server: str) -> bool:

@@ -13,7 +13,6 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
@@ -24,6 +23,7 @@ from diffuse import ROOT
 from diffuse.config.schema import Config
 from diffuse.rundir.directory import RunDir
 from diffuse.runtime import console
+from diffuse.tracking.connection import give_home
 
 Job = Literal["train", "evaluate"]
 INTERRUPTED_END_S = 8.0  # the longest wait where Slurm is about to kill us
@@ -126,10 +126,7 @@ def environment() -> dict[str, str]:
     root = str(ROOT)
     env["PYTHONPATH"] = os.pathsep.join(filter(None, [root, env.get("PYTHONPATH")]))
     env.pop("WANDB_SERVICE", None)  # of a client around this program
-    try:
-        Path.home()
-    except RuntimeError:  # in a container whose user has no entry; the client wants one
-        env["HOME"] = tempfile.gettempdir()
+    give_home(env)
     return env | {"WANDB_ERROR_REPORTING": "false", "OMP_NUM_THREADS": "1"}
 
 

@@ -30,7 +30,7 @@ from diffuse.config.schema import Config
 from diffuse.rundir.directory import RunDir
 from diffuse.runtime import files
 from diffuse.runtime.errors import UserError
-from diffuse.tracking.connection import MODES, ClientSettings, in_netrc, reason, settle
+from diffuse.tracking.connection import MODES, ClientSettings, give_home, in_netrc, reason, settle
 from diffuse.tracking.rows import Tail, row_of
 
 Mode = Literal["online", "offline"]
@@ -85,6 +85,7 @@ def client_settings() -> ClientSettings:
     Where it cannot make sense of its mode or of its settings files, it is offline from here on, and
     `problem` tells why. Raises NotStarted where it cannot make sense of another variable.
     """
+    give_home(os.environ)
     import wandb
 
     problem = ""
