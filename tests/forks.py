@@ -1,9 +1,10 @@
 """Programs as forks of a process that has loaded torch: a start costs a tenth of `python -m`.
 
-A fork is the program's own process, with its arguments, environment, working directory and streams.
-The libraries are loaded already; the project's own code is imported afresh, from where `python -m`
-would take it. The one difference: what a library reads of the environment while it is imported
-(OMP_NUM_THREADS) is as for `tests.programs.environment`.
+A fork is the program's own process, with its arguments, environment, folder and streams. The
+libraries are loaded already; the project's own code is imported afresh, from where `python -m`
+would take it. Two things differ. What a library reads of the environment while it is imported
+(OMP_NUM_THREADS) is as for `tests.programs.environment`. And a fork ends when its threads and its
+exit handlers have: that Python then takes itself apart costs more than most starts.
 """
 
 from __future__ import annotations
@@ -24,7 +25,9 @@ import struct
 import subprocess
 import sys
 import tempfile
+import threading
 from pathlib import Path
+from typing import NoReturn
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -111,10 +114,7 @@ def _server() -> str:
 
 
 def _serve(address: str) -> None:
-    """Answer orders until the standard input, which the owner holds, is closed.
-
-    In a fork it returns when the program has, so that the interpreter ends as it always does.
-    """
+    """Answer orders until the standard input, which the owner holds, is closed."""
     for name in LIBRARIES:
         importlib.import_module(name)
     _draw()
@@ -131,11 +131,8 @@ def _serve(address: str) -> None:
             line, _ = door.accept()
             if os.fork() == 0:
                 door.close()
-                break
+                _keep(line)
             line.close()
-        else:
-            return
-    _keep(line)
 
 
 def _draw() -> None:
@@ -147,7 +144,7 @@ def _draw() -> None:
     figure.savefig(io.BytesIO())
 
 
-def _keep(line: socket.socket) -> None:
+def _keep(line: socket.socket) -> NoReturn:
     """Start the program, and tell its process number and its exit code."""
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     head, streams, _, _ = socket.recv_fds(line, NUMBER.size, 2)
@@ -156,7 +153,7 @@ def _keep(line: socket.socket) -> None:
     if pid == 0:
         line.close()
         _become(order["arguments"], order["cwd"], order["env"], streams)
-        return
+        _end(_run(order["arguments"]))
     for stream in streams:
         os.close(stream)
     with contextlib.suppress(OSError):  # the owner is gone
@@ -166,7 +163,7 @@ def _keep(line: socket.socket) -> None:
 
 
 def _become(arguments: list[str], cwd: str, env: dict[str, str], streams: list[int]) -> None:
-    """Run the program in this process."""
+    """Make this process the one that the order is for."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     for number, stream in enumerate(streams, 1):
@@ -177,15 +174,39 @@ def _become(arguments: list[str], cwd: str, env: dict[str, str], streams: list[i
     os.environ.update(env)
     for name in [name for name in sys.modules if name.partition(".")[0] == "tests"]:
         del sys.modules[name]
-    module = arguments[0] == "-m"
-    first = cwd if module else str(Path(arguments[0]).resolve().parent)
     path = env.get("PYTHONPATH")
+    first = cwd if arguments[0] == "-m" else str(Path(arguments[0]).resolve().parent)
     sys.path[:1] = [first, *(path.split(os.pathsep) if path else ())]
-    sys.argv = arguments[1:] if module else arguments
-    if module:
-        runpy.run_module(arguments[1], run_name="__main__", alter_sys=True)
-    else:
-        runpy.run_path(arguments[0], run_name="__main__")
+
+
+def _run(arguments: list[str]) -> int:
+    """Run `-m module ...` or `script ...`; the exit code."""
+    try:
+        if arguments[0] == "-m":
+            sys.argv = arguments[1:]
+            runpy.run_module(arguments[1], run_name="__main__", alter_sys=True)
+        else:
+            sys.argv = arguments
+            runpy.run_path(arguments[0], run_name="__main__")
+    except SystemExit as end:
+        if end.code is None or isinstance(end.code, int):
+            return end.code or 0
+        print(end.code, file=sys.stderr)
+        return 1
+    except BaseException:
+        sys.excepthook(*sys.exc_info())  # type: ignore[arg-type]
+        return 1
+    return 0
+
+
+def _end(code: int) -> NoReturn:
+    """End as Python does, up to where it takes itself apart."""
+    threading._shutdown()
+    atexit._run_exitfuncs()
+    with contextlib.suppress(OSError):
+        sys.stdout.flush()
+        sys.stderr.flush()
+    os._exit(code)
 
 
 if __name__ == "__main__":

@@ -58,8 +58,8 @@ def ends(
     ("last", "code"), [("pass", 0), ("raise errors.Interrupted('stopped')", 75)], ids=["0", "75"]
 )
 def test_every_rank_ends_with_the_code_of_what_it_did(last: str, code: int, tmp_path: Path) -> None:
-    for afresh in (True, False, False):
-        codes, said = ends(tmp_path, last, afresh=afresh)
+    for _ in range(3):
+        codes, said = ends(tmp_path, last, afresh=True)  # to take itself apart
         assert codes == [code] * 4, said
 
 
