@@ -129,6 +129,13 @@ def test_a_signal_saves_at_the_step_boundary_and_the_same_command_goes_on(
     programs.assert_same_training(stopped, whole, EPOCHS)
 
 
+def catches(pid: int, number: int) -> bool:
+    """Whether a process has taken a signal over."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    (mask,) = [line.split()[1] for line in status.splitlines() if line.startswith("SigCgt:")]
+    return bool(int(mask, 16) >> (number - 1) & 1)
+
+
 def test_a_signal_during_start_up_ends_with_its_code_and_loses_nothing(
     tmp_path: Path, data_dir: Path
 ) -> None:
@@ -140,9 +147,12 @@ def test_a_signal_during_start_up_ends_with_its_code_and_loses_nothing(
         cwd=programs.ROOT,
         stderr=subprocess.PIPE,
     )
-    time.sleep(1.5)  # torch is being imported
+    deadline = time.monotonic() + 60
+    while not catches(process.pid, signal.SIGUSR2) and time.monotonic() < deadline:
+        time.sleep(0.01)
     process.send_signal(signal.SIGUSR2)
     process.send_signal(signal.SIGUSR2)  # containers deliver it twice
+    assert "libtorch" not in Path(f"/proc/{process.pid}/maps").read_text(), "before torch is loaded"
     process.communicate(timeout=60)
     assert process.returncode == 75
 
