@@ -19,7 +19,7 @@ IN_PARALLEL := --dist loadgroup --no-loadscope-reorder
 .PHONY: help quickstart test test-fast cluster drill check bench image clean
 
 help: ## List the targets
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-14s%s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 quickstart: $(VENV)/.train $(DATA)/mnist.h5 ## Train both models on real MNIST (9 minutes on 2 cores) and show pictures
 	$(BIN)/python launch/sweep.py --grid quick --cluster local --parallel 2 --data-dir $(DATA)

@@ -85,7 +85,7 @@ class Mirror:
     def cpu_seconds(self) -> float:
         """Processor time of the mirror and of the client's own processes so far."""
         used = 0.0
-        with contextlib.suppress(psutil.NoSuchProcess):
+        with contextlib.suppress(psutil.Error):
             assert self.process is not None
             mirror = psutil.Process(self.process.pid)
             for process in (mirror, *mirror.children(recursive=True)):
@@ -148,10 +148,10 @@ def notes(run: RunDir, start: int = 0) -> list[str]:
 
 def end(process: subprocess.Popen[Any]) -> None:
     """Leave nothing of the mirror behind: neither it nor the client's own processes."""
-    with contextlib.suppress(psutil.NoSuchProcess):
+    with contextlib.suppress(psutil.Error):
         family = psutil.Process(process.pid).children(recursive=True)
         for child in family:
-            with contextlib.suppress(psutil.NoSuchProcess):
+            with contextlib.suppress(psutil.Error):
                 child.kill()
     if process.poll() is None:
         with contextlib.suppress(ProcessLookupError):

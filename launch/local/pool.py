@@ -122,7 +122,9 @@ class Pool:
     ) -> None:
         self.grid, self.data_dir, self.gpus, self.parallel = ledger.grid, data_dir, gpus, parallel
         self.evaluate = evaluate
-        self.threads = max(1, len(os.sched_getaffinity(0)) // parallel)
+        from joblib import cpu_count  # knows affinity and quotas; it takes a while to import
+
+        self.threads = max(1, cpu_count() // parallel)
         self.folder = ledger.path / f"jobs-{time.strftime('%Y%m%dT%H%M%S')}-{os.getpid()}"
         self.executor = submitit.LocalExecutor(self.folder)
         self.executor.update_parameters(timeout_min=YEAR_MIN)
@@ -200,10 +202,10 @@ class Pool:
     def _kill(self) -> None:
         """End controllers, jobs and trainings at once."""
         for _, job in self.active.values():
-            with contextlib.suppress(psutil.NoSuchProcess):
+            with contextlib.suppress(psutil.Error):
                 controller = psutil.Process(int(job.job_id))
                 for process in [*controller.children(recursive=True), controller]:
-                    with contextlib.suppress(psutil.NoSuchProcess):
+                    with contextlib.suppress(psutil.Error):
                         process.kill()
 
 
