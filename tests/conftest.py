@@ -28,7 +28,7 @@ LONGEST = (
 SLOW = {
     *("test_drill", "test_cluster", "test_fuzz", "test_image", "test_notebook", "test_compare"),
     *("test_evaluate", "test_reference_features", "test_tracking", "test_secrets"),
-    "test_distributed",
+    *("test_distributed", "test_lowest_versions", "test_nameless"),
 }
 
 

@@ -18,6 +18,8 @@ from diffuse.config.validation import Layer, merge, validated
 from diffuse.runtime.errors import UserError
 
 CONFIGS = ROOT / "configs"
+if not (CONFIGS / "ddpm").is_dir():  # installed without a checkout: the package has a copy
+    CONFIGS = ROOT / "diffuse" / "configs"
 
 
 class Misleading(yaml.MarkedYAMLError):
