@@ -13,6 +13,13 @@ fail() { # fail CODE MESSAGE
 }
 
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd) || exit 1
+case $ROOT in *:*) fail 2 "$ROOT: Python's search path takes no folder with a colon; rename it" ;; esac
+expanded() { # expanded PATH: with the home for a ~ in front, which the shell leaves as it is after =
+  case $1 in \~ | \~/*) printf '%s' "${HOME:-}${1#\~}" ;; *) printf '%s' "$1" ;; esac
+}
+for name in DIFFUSE_IMAGE DIFFUSE_DATA; do
+  [ -z "${!name:-}" ] || export "$name=$(expanded "${!name}")"
+done
 if [ -z "${DIFFUSE_IMAGE:-}" ]; then # behind this code stays what a module put on the path, torch perhaps
   PYTHONPATH=$ROOT${PYTHONPATH:+:$PYTHONPATH}
 else # which has packages of its own
@@ -43,16 +50,22 @@ MAX_STARTS=4 # in a row from one and the same checkpoint
 folders_named() { # folders of the files and folders in the arguments: the image must see them
   local word before=
   for word in "$@"; do
-    case $before in --runs-dir | --data-dir | --output) mkdir -p "$word" ;; esac
-    case $word in --runs-dir=* | --data-dir=* | --output=*) mkdir -p "${word#*=}" ;; esac
+    case $before in --runs-dir | --data-dir | --output) mkdir -p "$(expanded "$word")" ;; esac
+    case $word in --runs-dir=* | --data-dir=* | --output=*) mkdir -p "$(expanded "${word#*=}")" ;; esac
     before=$word
-    word=${word##*=}
+    case $word in --*=*) word=${word#*=} ;; esac
+    word=$(expanded "$word")
     if [ -d "$word" ]; then
       realpath "$word"
     elif [ -f "$word" ]; then
       realpath "$(dirname "$word")"
     fi
   done
+}
+
+bind() { # bind FOLDER: the image sees it
+  case $1 in *[:,\"]*) fail 2 "$1: Apptainer's --bind takes no path with a colon, a comma or a quotation mark" ;; esac
+  python+=(--bind "$1")
 }
 
 find_python() { # find_python ARGUMENTS: sets the array `python`
@@ -71,11 +84,13 @@ find_python() { # find_python ARGUMENTS: sets the array `python`
   DIFFUSE_IMAGE=$(realpath "$DIFFUSE_IMAGE")
   DIFFUSE_IMAGE_SHA256=$(image_sha256)
   export DIFFUSE_IMAGE DIFFUSE_IMAGE_SHA256
-  python=("$apptainer" exec --bind "$ROOT" --bind "$PWD")
-  while read -r folder; do
-    python+=(--bind "$folder")
+  python=("$apptainer" exec)
+  bind "$ROOT"
+  bind "$PWD"
+  while IFS= read -r folder; do
+    bind "$folder"
   done < <(folders_named "$@" | sort -u)
-  [ -z "${DIFFUSE_DATA:-}" ] || python+=(--bind "$(realpath "$DIFFUSE_DATA")")
+  [ -z "${DIFFUSE_DATA:-}" ] || bind "$(realpath "$DIFFUSE_DATA")"
   [ -z "${DIFFUSE_BINDS:-}" ] || python+=(--bind "$DIFFUSE_BINDS")
   [ "${SLURM_GPUS_PER_NODE:-0}" = 0 ] || python+=(--nv)
   python+=("$DIFFUSE_IMAGE" python)

@@ -16,6 +16,7 @@ from diffuse import ROOT
 from diffuse.config.schema import Config
 from diffuse.config.validation import Layer, merge, validated
 from diffuse.runtime.errors import UserError
+from diffuse.runtime.options import typed_path
 
 CONFIGS = ROOT / "configs"
 if not (CONFIGS / "ddpm").is_dir():  # installed without a checkout: the package has a copy
@@ -159,7 +160,7 @@ def parse_set(assignments: Sequence[str], source: str = "--set") -> Layer:
 def find_yaml(name: str, *, kind: str, folders: Sequence[str]) -> Path:
     """The file that a preset, grid or cluster is named by: under `configs/`, or any *.yaml path."""
     if name.endswith((".yaml", ".yml")):
-        path = Path(name)
+        path = typed_path(name)
         if path.is_file():
             return path.resolve()
         raise UserError(f"{kind} file {name}: not found")

@@ -11,10 +11,18 @@ from typing import Annotated, Any
 
 import typer
 
+from diffuse.runtime.errors import UserError
+
 
 def typed_path(text: str | Path) -> Path:
-    """A path as a person types it: every path on a command line is read here."""
-    return Path(text)
+    """A path as a person types it: every path on a command line or in a file is read here.
+
+    The shell leaves a `~` after `=` as it is. Raises UserError where its user has no home.
+    """
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:
+        raise UserError(f"{text}: no home is known for its ~; write the whole path") from None
 
 
 def typed_file(text: str | Path) -> Path:

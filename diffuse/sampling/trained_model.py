@@ -25,7 +25,7 @@ from diffuse.rundir import checkpoints
 from diffuse.rundir.directory import RunDir
 from diffuse.runtime import console
 from diffuse.runtime.errors import UserError
-from diffuse.runtime.options import default_data_dir
+from diffuse.runtime.options import default_data_dir, typed_path
 from diffuse.sampling import prior, published_weights
 from diffuse.sampling.generate import Start, from_images, from_noise, from_prior, generate
 
@@ -125,7 +125,7 @@ def load(
 
     Raises UserError where it is missing, damaged or something else.
     """
-    path, device = Path(path), torch.device(device)
+    path, device = typed_path(path), torch.device(device)
     if epoch is not None and not path.is_dir():
         raise UserError(f"an epoch is chosen of a run directory, and {path} is none")
     run: RunDir | None

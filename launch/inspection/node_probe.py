@@ -14,7 +14,7 @@ from launch.inspection.site_checks import Check, Place
 from launch.jobs import snapshot, worker
 from launch.jobs.logs import last_error
 from launch.slurm import commands
-from launch.slurm.executor import Submitter, resources
+from launch.slurm.executor import Submitter, require_readable, resources
 
 POLL_S = 1.0
 LEAST_RANKS = 2
@@ -25,6 +25,7 @@ def run(place: Place, wait_s: float) -> list[Check]:
     if place.image is not None and not place.image.is_file():
         return [Check("job", "failed", f"not submitted: {place.image} is not there", "make image")]
     folder = place.runs_dir / ".launch" / "doctor"
+    require_readable(folder, (place.runs_dir, place.data_dir), place.image is not None)
     folder.mkdir(parents=True, exist_ok=True)
     name = f"{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}-{secrets.token_hex(2)}"
     answer, token = folder / f"{name}.json", folder / f"{name}.token"

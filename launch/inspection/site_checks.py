@@ -42,7 +42,7 @@ class Place:
     @property
     def image(self) -> Path | None:
         named = self.settings.image
-        return Path(named).expanduser().absolute() if named else None
+        return Path(named).absolute() if named else None
 
 
 def site_checks(place: Place) -> list[Check]:

@@ -20,6 +20,7 @@ from diffuse.config.presets import find_yaml, read_yaml, shown
 from diffuse.config.section import Section
 from diffuse.config.validation import Layer, validated
 from diffuse.runtime.errors import UserError
+from diffuse.runtime.options import typed_path
 
 GPU_OPTIONS = {"gpus", "gpus-per-node", "gpus-per-task", "gres"}
 # What the launcher sets itself, and chains and finds its jobs by.
@@ -51,7 +52,14 @@ def _as_options(values: dict[str, Any]) -> dict[str, Any]:
     return options
 
 
+def _without_tilde(text: str) -> str:
+    """`~/image.sif`, or `~/data:/data,~/more`, with the home in its place."""
+    parts = re.split("([:,])", text)
+    return "".join(str(typed_path(part)) if part[:1] == "~" else part for part in parts)
+
+
 _AsList = BeforeValidator(lambda value: [value] if isinstance(value, str) else value)
+Bind = Annotated[str, AfterValidator(_without_tilde)]
 Minutes = Annotated[int, BeforeValidator(_as_minutes), Field(ge=1)]
 Options = Annotated[dict[str, str | int | float | bool], AfterValidator(_as_options)]
 
@@ -71,8 +79,10 @@ class Cluster(Section):
     memory_gb: float | None = Field(None, gt=0, description="per node; default: the site's")
     time: Minutes | None = Field(None, description="minutes per attempt; default: the partition's")
     array_parallelism: int | None = Field(None, ge=1, description="jobs running at a time")
-    image: str | None = Field(None, description="Apptainer image; none: this Python")
-    binds: Annotated[tuple[str, ...], _AsList] = Field((), description="more folders to bind")
+    image: Annotated[str, AfterValidator(_without_tilde)] | None = Field(
+        None, description="Apptainer image; none: this Python"
+    )
+    binds: Annotated[tuple[Bind, ...], _AsList] = Field((), description="more folders to bind")
     setup: Annotated[tuple[str, ...], _AsList] = Field((), description="shell lines before srun")
     max_requeues: int = Field(3, ge=0, description="in a row without a step of progress")
     extra: Options = Field({}, description="raw sbatch options")

@@ -11,7 +11,7 @@ import contextlib
 import functools
 import shlex
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ import submitit
 from submitit.core import utils
 
 from diffuse.runtime import files
+from diffuse.runtime.errors import UserError
 from launch.jobs.cluster import Cluster
 from launch.jobs.snapshot import Snapshot
 from launch.slurm import commands
@@ -144,7 +145,7 @@ class Submitter:
         if self.snapshot.commit:
             variables["DIFFUSE_COMMIT"] = self.snapshot.commit
         if settings.image:
-            path = Path(settings.image).expanduser().absolute()
+            path = Path(settings.image).absolute()
             variables["DIFFUSE_IMAGE"] = str(path)
             variables["DIFFUSE_IMAGE_SHA256"] = image_sha256(path)
         lines = [f"export {name}={shlex.quote(value)}" for name, value in variables.items()]
@@ -171,8 +172,26 @@ class Submitter:
         options = [f"--bind={shlex.quote(bind)}" for bind in binds]
         if settings.gpus_per_node:
             options.append("--nv")
-        image = shlex.quote(str(Path(settings.image).expanduser().absolute()))
+        image = shlex.quote(str(Path(settings.image).absolute()))
         return " ".join([start, '"$APPTAINER" exec', *options, image, "python"])
+
+
+def require_readable(folder: Path, binds: Iterable[Path], in_image: bool) -> None:
+    """UserError for a path that a job would misread, however it is quoted.
+
+    Args:
+        folder: holds job scripts and snapshots of the code.
+        binds: folders that the image must see, where there is one.
+    """
+    rules = [("\n\r%\\", (folder, *binds), "Slurm takes no path with %, \\ or a line break")]
+    rules += [(":", (folder,), "Python's search path takes no folder with a colon")]
+    if in_image:
+        words = "Apptainer's --bind takes no path with a colon, a comma or a quotation mark"
+        rules += [(':,"', tuple(binds), words)]
+    for characters, paths, words in rules:
+        for path in paths:
+            if set(characters) & set(str(path)):
+                raise UserError(f"{str(path)!r}: {words}; rename it, or use another")
 
 
 @functools.cache  # for each array of a sweep, also where nothing can be kept beside the image

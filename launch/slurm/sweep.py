@@ -19,7 +19,7 @@ from launch.jobs.grid import Grid
 from launch.jobs.ledger import Ledger, Submission, submissions
 from launch.jobs.plan import Planned, plan, summary
 from launch.slurm import commands, pipeline
-from launch.slurm.executor import Submitter
+from launch.slurm.executor import Submitter, require_readable
 from launch.slurm.live_jobs import live_jobs
 from launch.slurm.pipeline import Request
 
@@ -42,13 +42,15 @@ def submit(
         again: the command that resumes, in words: `the same command`.
     """
     ledger = Ledger(runs_dir.absolute(), grid.name)
-    _require_writable_in_a_script(ledger.path, data_dir)
     settings = file.resolve([grid.cluster, *typed])
-    site = commands.site()
     by_run = {run.name: file.resolve([*run.cluster, *typed]) for run in grid.runs}
+    in_image = any(chosen.image for chosen in (settings, *by_run.values()))
+    binds = (ledger.runs_dir, data_dir)
+    require_readable(ledger.path, binds, in_image)
+    site = commands.site()
     for chosen in {s.model_dump_json(): s for s in by_run.values()}.values():
         site.check(chosen, file.source)
-        if chosen.image is not None and not Path(chosen.image).expanduser().exists():
+        if chosen.image is not None and not Path(chosen.image).exists():
             raise UserError(f"{file.source}: image {chosen.image}: not found (make image)")
         if chosen.image is None and importlib.util.find_spec("torch") is None:
             raise UserError(
@@ -87,7 +89,6 @@ def submit(
                 soft_wrap=True,
             )
         folder = ledger.path / f"jobs-{submission.name}"
-        binds = (ledger.runs_dir, data_dir)
         try:
             refused = pipeline.submit_all(
                 [Request(p, by_run[p.name], evaluate) for p in todo],
@@ -113,15 +114,6 @@ def submit(
             soft_wrap=True,
         )
     return 0
-
-
-def _require_writable_in_a_script(*paths: Path) -> None:
-    """UserError for text that sbatch cannot read in its #SBATCH lines, however quoted."""
-    for path in paths:
-        if set("\n\r%\\") & set(str(path)):
-            raise UserError(
-                f"{str(path)!r}: Slurm takes no path with %, \\ or a line break; rename it"
-            )
 
 
 def cancel(runs_dir: Path, grid: str, only: str | None, out: Console) -> int:
