@@ -32,7 +32,9 @@ def test_nothing_is_lost(part: str, tmp_path: Path, data_dir: Path) -> None:
     assert "left out" not in done.stdout or os.environ.get("CI") != "true", done.stdout
 
 
-def test_a_loss_is_told_and_ends_the_drill_with_1(tmp_path: Path, data_dir: Path) -> None:
+def test_a_lost_result_is_reported_and_ends_the_drill_with_1(
+    tmp_path: Path, data_dir: Path
+) -> None:
     script = (
         "from tests.drill import __main__ as drill\n"
         "def broken(drill):\n"

@@ -181,7 +181,7 @@ def test_plots_of_a_run_use_colours_that_the_colour_blind_can_tell(tmp_path: Pat
     assert {look(k).colour[1:].lower() for k in range(3)} <= drawn
 
 
-def test_what_differs_names_the_runs_of_each_value_and_only_what_changes_a_cell(
+def test_differences_name_the_runs_of_each_value_and_only_settings_that_change_a_cell(
     runs: Path,
 ) -> None:
     done = launch("compare.py", f"--runs-dir={runs}")
@@ -282,7 +282,7 @@ def test_damage_is_named_and_costs_its_run_only(runs: Path) -> None:
     assert "Traceback" not in done.stderr
 
 
-def test_what_runs_say_is_escaped(runs: Path) -> None:
+def test_texts_of_runs_are_escaped(runs: Path) -> None:
     (run,) = runs.glob("cold-*")
     status = programs.read_json(run / "status.json")
     hostile = "<script>alert(1)</script>"
@@ -306,7 +306,7 @@ def test_a_hostile_name_is_only_a_name(runs: Path) -> None:
     assert name in Page(text).text
 
 
-def test_what_is_missing_is_named_with_its_reason(runs: Path) -> None:
+def test_a_missing_result_is_named_with_its_reason(runs: Path) -> None:
     cold, first, second = sorted(path for path in runs.iterdir() if (path / "logs").is_dir())
     (cold / "evaluations" / "epoch_0002.json").unlink()
     status = programs.read_json(first / "status.json")

@@ -85,7 +85,7 @@ def test_four_processes_at_once_stage_once(idx_dir: Path, tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("amplitude", [0.5, 1.0])
-def test_all_256_grey_values_survive_the_way_there_and_back(amplitude: float) -> None:
+def test_all_256_grey_values_survive_both_conversions(amplitude: float) -> None:
     grey = torch.arange(256, dtype=torch.uint8).repeat(784 // 256 + 1)[:784].reshape(1, 28, 28)
     x0 = to_x0(grey, amplitude)
     assert float(x0.min()) == -amplitude

@@ -18,7 +18,7 @@ def test_the_classifier_is_right_on_994_of_1000_test_images(data_dir: Path) -> N
     assert accuracy(load_classifier(), test.images, test.labels) >= 0.994
 
 
-def test_features_are_what_the_head_sees() -> None:
+def test_features_are_the_input_of_the_head() -> None:
     network, x = load_classifier(), torch.rand(3, 1, 28, 28)
     features = network.features(x)  # [3, 128]
     assert features.shape == (3, classifier.FEATURES)
@@ -43,7 +43,7 @@ def test_other_files_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         load_classifier()
 
 
-def test_what_its_training_makes_is_written_and_loads(tmp_path: Path, data_dir: Path) -> None:
+def test_a_trained_classifier_is_written_and_loads(tmp_path: Path, data_dir: Path) -> None:
     """On a few images: the command that made it takes minutes."""
     network = classifier.train_classifier(data_dir, epochs=1, batch=64, limit=640)
     assert isinstance(network, Classifier)

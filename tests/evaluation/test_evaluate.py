@@ -159,7 +159,7 @@ def test_a_killed_evaluation_goes_on_and_ends_with_the_same_images(
     assert {**a, "seconds": 0} == {**b, "seconds": 0}
 
 
-def test_what_follows_from_a_figure_is_made_up_for_after_a_death_between(
+def test_plots_and_event_of_a_figure_follow_after_a_death_between(
     copy: dict[str, RunDir], data_dir: Path
 ) -> None:
     """The plots and the event, by which W&B learns of it; and they are made up for once."""
@@ -232,7 +232,7 @@ def test_the_floor_is_a_fair_sample_of_the_test_set(data_dir: Path) -> None:
 
 
 @pytest.mark.parametrize("ranks", [1, 2])
-def test_training_judges_few_images_at_the_epochs_asked_for(
+def test_training_evaluates_few_images_at_the_requested_epochs(
     ranks: int, tmp_path: Path, data_dir: Path
 ) -> None:
     settings = ["--epochs=2", "--set=eval.at_epochs=1,2", "--set=eval.in_training=20"]
@@ -286,7 +286,7 @@ def random_inception(path: Path) -> Path:
     return path
 
 
-def test_inception_is_staged_from_a_file_and_extracts_what_torch_fidelity_does(
+def test_inception_is_staged_from_a_file_and_extracts_as_torch_fidelity_does(
     tmp_path: Path, data_dir: Path
 ) -> None:
     from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
@@ -355,7 +355,7 @@ def test_bad_input_is_one_line_and_exit_2(
     assert not list(runs["ddpm"].samples.glob("epoch_*_ddim-*.h5"))
 
 
-def test_more_restorations_than_there_are_test_images_are_refused(
+def test_more_restorations_than_test_images_are_refused(
     runs: dict[str, RunDir], data_dir: Path
 ) -> None:
     done = evaluate(runs["cold"].path, data_dir, "-n", "20000", "--samplers=direct,unconditional")

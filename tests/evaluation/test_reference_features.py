@@ -47,9 +47,7 @@ def test_features_are_cached_and_a_damaged_cache_is_made_again(
     assert len(calls) == 4, "once, and once after each damage"
 
 
-def test_the_real_images_features_stop_when_asked_to_and_go_on_from_there(
-    tmp_path: Path, data_dir: Path
-) -> None:
+def test_features_of_real_images_stop_on_request_and_resume(tmp_path: Path, data_dir: Path) -> None:
     extractor = features.load_extractor("classifier", data_dir, torch.device("cpu"))
     (tmp_path / "mnist.h5").symlink_to(data_dir / "mnist.h5")
     stop, seen = StopRequest(), 0

@@ -97,7 +97,7 @@ def test_it_shows_first_and_removes_only_with_yes_and_never_a_result(run: RunDir
     assert names(clean(runs), runs) == set()
 
 
-def test_a_run_that_trains_or_is_to_go_on_keeps_what_it_needs(run: RunDir) -> None:
+def test_a_run_that_trains_or_will_resume_keeps_its_files(run: RunDir) -> None:
     runs = run.path.parent
     files.write_json(run.status_path, {"state": "running"})
     assert names(clean(runs), runs) == set()
@@ -123,9 +123,7 @@ def test_old_code_goes_and_that_of_a_job_in_the_queue_stays(run: RunDir, slurm: 
     slurm.slurm("scancel", job)
 
 
-def test_what_ended_jobs_were_given_goes_and_what_may_tell_why_stays(
-    run: RunDir, slurm: Cluster
-) -> None:
+def test_job_files_of_ended_jobs_go_and_their_output_stays(run: RunDir, slurm: Cluster) -> None:
     runs = run.path.parent
     waits = runs / ".launch" / "grid" / "jobs-waits" / "01-train"
     waits.mkdir(parents=True)
@@ -172,5 +170,5 @@ def test_where_slurm_does_not_answer_nothing_is_removed(run: RunDir) -> None:
     assert clean(run.path.parent, env={"PATH": "/nonexistent"})["items"] == []
 
 
-def test_a_folder_that_is_not_there_is_named(tmp_path: Path) -> None:
+def test_a_missing_folder_is_named(tmp_path: Path) -> None:
     assert "no such folder" in clean(tmp_path / "none", code=2)["error"]

@@ -46,9 +46,7 @@ def test_a_site_that_is_ready_passes_every_check(
     assert not list(tmp_path.iterdir())
 
 
-def test_a_job_sees_what_only_a_node_can_tell(
-    slurm: Cluster, tmp_path: Path, data_dir: Path
-) -> None:
+def test_a_job_checks_the_node_itself(slurm: Cluster, tmp_path: Path, data_dir: Path) -> None:
     options = (
         f"--data-dir={data_dir}",
         "--cluster=slurm",
@@ -86,7 +84,7 @@ def test_a_job_that_fails_before_its_program_says_why(
     assert Path(checks["job"]["remedy"].removeprefix("its log: ")).is_file()
 
 
-def test_a_job_that_cannot_start_is_cancelled_and_said(
+def test_a_job_that_cannot_start_is_cancelled_and_reported(
     slurm: Cluster, tmp_path: Path, data_dir: Path
 ) -> None:
     busy = slurm.slurm("sbatch", "--parsable", "-N2", "--exclusive", "--wrap=sleep 60").strip()

@@ -74,7 +74,7 @@ def test_a_run_stands_as_its_directory_says(
     assert (row.attempts, row.node) == (1, "node7")
 
 
-def test_a_log_is_rank_0s_where_there_are_several(tmp_path: Path) -> None:
+def test_of_several_logs_rank_0s_is_shown(tmp_path: Path) -> None:
     run = a_run(tmp_path, "failed")
     ended(run, "train", 1, "error: what happened")
     time.sleep(0.01)
@@ -157,9 +157,7 @@ def test_where_slurm_does_not_answer_nothing_is_lost_and_watching_goes_on(
     assert row.state == {"running": "lost"}.get(state, state)
 
 
-def test_what_has_ended_is_known_without_slurm(
-    tmp_path: Path, squeue: Callable[[str], None]
-) -> None:
+def test_ended_runs_are_known_without_slurm(tmp_path: Path, squeue: Callable[[str], None]) -> None:
     for state in ("done", "failed"):
         a_run(tmp_path / "runs", state, state)
         submitted(tmp_path / "runs", state, "7_0" if state == "done" else "8_0")

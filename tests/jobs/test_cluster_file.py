@@ -39,7 +39,7 @@ def test_a_time_that_could_be_read_in_two_ways_is_refused(tmp_path: Path, writte
         resolved(tmp_path, "", f"time={written}")
 
 
-def test_gpus_are_asked_for_as_the_site_wants_them(tmp_path: Path) -> None:
+def test_gpus_are_requested_as_the_site_wants_them(tmp_path: Path) -> None:
     assert gpu_options(resolved(tmp_path, "gpus_per_node: 2")) == ["--gpus-per-node=2"]
     typed = resolved(tmp_path, "gpus_per_node: 2\ngpu_type: a100")
     assert gpu_options(typed) == ["--gpus-per-node=a100:2"]

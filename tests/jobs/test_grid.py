@@ -118,7 +118,7 @@ def test_a_bad_grid_is_explained_in_one_line_with_its_place(
     assert said in str(caught.value) and "\n" not in str(caught.value)
 
 
-def test_an_unknown_grid_is_answered_with_those_there_are() -> None:
+def test_an_unknown_grid_is_answered_with_the_existing_ones() -> None:
     with pytest.raises(UserError, match="unknown grid 'part3'; allowed: all, part1, part2, quick"):
         load_grid("part3")
 
@@ -175,7 +175,7 @@ def test_a_bad_cluster_setting_is_named_with_its_place(
         ({"state": "interrupted", "epoch": 5, "epochs": 8}, [2, 4], "2,4", "done", "done"),
     ],
 )
-def test_what_is_left_of_a_run_follows_from_its_directory(
+def test_the_rest_of_a_run_follows_from_its_directory(
     tmp_path: Path,
     status: dict[str, object] | None,
     kept: list[int],

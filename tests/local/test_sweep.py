@@ -176,7 +176,7 @@ def test_bad_input_is_one_line_and_exit_2_and_writes_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_runs_dir_that_cannot_be_written_is_said(tmp_path: Path, data_dir: Path) -> None:
+def test_a_runs_dir_that_cannot_be_written_is_named(tmp_path: Path, data_dir: Path) -> None:
     (tmp_path / "file").touch()
     ended = sweep(*local(write(tmp_path, PAIR), tmp_path / "file" / "runs", data_dir))
     assert ended.returncode == 1
@@ -318,7 +318,7 @@ def test_gpus_are_those_that_the_environment_or_the_driver_shows(
     assert visible_gpus("auto") == []
 
 
-def test_a_rerun_goes_beside_what_is_there(tmp_path: Path) -> None:
+def test_a_rerun_goes_beside_existing_runs(tmp_path: Path) -> None:
     (tmp_path / "runs" / "rerun-001").mkdir(parents=True)
     ended = sweep(
         "--grid=quick", "--rerun", "--dry-run", "--cluster=local", f"--runs-dir={tmp_path / 'runs'}"
@@ -328,7 +328,9 @@ def test_a_rerun_goes_beside_what_is_there(tmp_path: Path) -> None:
     assert "3 training jobs: 3 new" in ended.stdout
 
 
-def test_an_interrupted_rerun_names_what_goes_on_with_it(tmp_path: Path, data_dir: Path) -> None:
+def test_an_interrupted_rerun_names_the_command_that_resumes_it(
+    tmp_path: Path, data_dir: Path
+) -> None:
     again = tmp_path / "runs" / "rerun-001"
     grid = write(tmp_path, SLOW)
     arguments = local(grid, tmp_path / "runs", data_dir, "--only", "ddpm-*", "--epochs", "600")

@@ -27,7 +27,7 @@ def slowly(process: Averaging, x0: Tensor, t: Tensor) -> Tensor:
 @pytest.mark.parametrize("orientation", ORIENTATIONS)
 @pytest.mark.parametrize("group", [1, 2, 4, 7, 14, 28])
 @pytest.mark.parametrize("order", ["random", "inside-out", "outside-in"])
-def test_masks_do_what_loops_over_lines_do(orientation: str, group: int, order: str) -> None:
+def test_masks_equal_loops_over_lines(orientation: str, group: int, order: str) -> None:
     config = AveragingConfig.model_validate(
         {"kind": "averaging", "orientation": orientation, "group": group, "order": order}
     )

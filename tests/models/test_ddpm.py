@@ -113,7 +113,7 @@ def test_min_snr_weights_enter_the_loss_of_each_example() -> None:
     ("timesteps", "beta_1", "beta_2"),
     [(8600, 1e-4, 0.02), (100_000, 1e-6, 1e-3), (10, 0.01, 0.999), (1, 1e-6, 1e-6)],
 )
-def test_what_the_settings_allow_gives_finite_weights_losses_and_samples(
+def test_allowed_settings_give_finite_weights_losses_and_samples(
     timesteps: int, beta_1: float, beta_2: float
 ) -> None:
     config = DdpmConfig(kind="ddpm", timesteps=timesteps, beta_1=beta_1, beta_2=beta_2, min_snr=5.0)

@@ -93,7 +93,7 @@ def test_a_ddpm_weight_file_gives_the_reports_outputs(
     assert torch.isfinite(model.sample(2, sampler="ddim-3")).all()
 
 
-def test_a_weight_file_with_another_name_says_what_is_assumed(
+def test_a_weight_file_with_another_name_notes_the_assumed_activation(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     network = ReportNetwork((16, 64, 16), nn.GELU)
@@ -178,7 +178,7 @@ def test_damaged_foreign_and_hostile_weight_files_are_refused_and_nothing_runs(
 
 
 @pytest.mark.skipif(not PUBLISHED.is_dir(), reason="the report's published files are not here")
-def test_the_published_files_give_what_their_own_code_computes() -> None:
+def test_the_published_files_give_the_outputs_of_their_own_code() -> None:
     expected = np.load(PUBLISHED / "expected.npz")
     x = torch.from_numpy(expected["x"])
     model = diffuse.load(PUBLISHED / "checkpoints/ddpm_mnist_80_default.pth")

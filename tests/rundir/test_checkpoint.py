@@ -25,7 +25,7 @@ CONTENT = {
 }
 
 
-def test_what_is_written_is_read(tmp_path: Path) -> None:
+def test_a_checkpoint_is_read_as_it_was_written(tmp_path: Path) -> None:
     checkpoints.write(tmp_path / "c.pt", CONTENT)
     assert_same(checkpoints.read(tmp_path / "c.pt"), CONTENT, "")
     assert [p.name for p in tmp_path.iterdir()] == ["c.pt"], "a temporary file was left"
@@ -75,7 +75,7 @@ def test_a_hostile_pickle_is_refused_and_does_not_run(tmp_path: Path) -> None:
     assert not ran.exists()
 
 
-def test_what_no_reader_could_load_is_not_written(tmp_path: Path) -> None:
+def test_a_checkpoint_that_no_reader_could_load_is_not_written(tmp_path: Path) -> None:
     with pytest.raises(TypeError, match="TorchVersion"):
         checkpoints.write(tmp_path / "c.pt", {"config": {"torch": torch.__version__}})
     assert not list(tmp_path.iterdir())

@@ -89,13 +89,13 @@ def test_files_are_listed_by_number_and_others_are_not(run: RunDir) -> None:
     assert Attempt.claim(run).number == 1
 
 
-def test_a_folder_that_is_not_there_lists_nothing(tmp_path: Path) -> None:
+def test_a_missing_folder_lists_nothing(tmp_path: Path) -> None:
     run = RunDir(tmp_path / "none")
     assert run.checkpoint_files() == run.evaluated_epochs() == run.pictured_epochs() == []
     assert run.attempt_number() == 0
 
 
-def test_status_counts_evaluations_whatever_else_lies_there(run: RunDir) -> None:
+def test_status_counts_evaluations_beside_stray_files(run: RunDir) -> None:
     (row,) = run_statuses(run.path.parent)
     assert (row.state, row.evaluated) == ("done", 3)
 
@@ -109,7 +109,7 @@ def test_clean_never_shows_a_persons_own_file(run: RunDir) -> None:
     assert not found & the_persons_own(run)
 
 
-def test_clean_keeps_the_highest_step_whatever_the_files_dates(run: RunDir) -> None:
+def test_clean_keeps_the_highest_step_not_the_newest_file(run: RunDir) -> None:
     files.write_json(run.status_path, {"state": "interrupted", "steps_per_epoch": 10})
     for step in (100_000_020, 100_000_010):  # as a copy without its dates leaves them
         files.write_text(run.step_checkpoint_path(step), "weights")
@@ -146,7 +146,7 @@ def test_training_resumes_from_its_own_checkpoints_only(run: RunDir) -> None:
     ]
 
 
-def test_a_missing_epoch_is_refused_with_those_that_are_there(run: RunDir) -> None:
+def test_a_missing_epoch_is_refused_with_the_existing_ones(run: RunDir) -> None:
     with pytest.raises(UserError, match="no checkpoint of epoch 20; there are 2, 9999, 10000"):
         load(run.path, epoch=20)
 

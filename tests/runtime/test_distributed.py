@@ -57,13 +57,13 @@ def ends(
 @pytest.mark.parametrize(
     ("last", "code"), [("pass", 0), ("raise errors.Interrupted('stopped')", 75)], ids=["0", "75"]
 )
-def test_every_rank_ends_with_the_code_of_what_it_did(last: str, code: int, tmp_path: Path) -> None:
+def test_every_rank_ends_with_its_own_exit_code(last: str, code: int, tmp_path: Path) -> None:
     for _ in range(3):
         codes, said = ends(tmp_path, last, afresh=True)  # to take itself apart
         assert codes == [code] * 4, said
 
 
-def test_a_rank_that_is_lost_is_told_from_an_error_of_its_own(tmp_path: Path) -> None:
+def test_a_lost_rank_is_distinguished_from_an_error_of_its_own(tmp_path: Path) -> None:
     last = "if world.rank == 3: nn.Linear(2, 2)(torch.zeros(3))\n        world.highest(1)"
     codes, said = ends(tmp_path, last)
     assert codes == [1] * 4
@@ -72,7 +72,7 @@ def test_a_rank_that_is_lost_is_told_from_an_error_of_its_own(tmp_path: Path) ->
         assert line.startswith("error: rank ") and "lost the others" in line
 
 
-def test_a_rank_that_hangs_is_told_by_every_collective_under_way(tmp_path: Path) -> None:
+def test_a_rank_that_hangs_is_named_by_every_collective_under_way(tmp_path: Path) -> None:
     last = """if world.rank == 3:
             time.sleep(30)
         works = [distributed.all_reduce(torch.ones(1), async_op=True) for _ in range(3)]

@@ -74,7 +74,7 @@ def test_the_files_hold_the_images_and_how_they_were_made(
     assert facts["model"] == runs["ddpm"].name
 
 
-def test_an_image_is_the_same_whatever_the_batch(
+def test_an_image_does_not_depend_on_its_batch(
     runs: dict[str, RunDir], data_dir: Path, tmp_path: Path
 ) -> None:
     def made(name: str, *arguments: str) -> np.ndarray:
@@ -153,7 +153,7 @@ def test_an_epoch_of_a_single_checkpoint_is_refused(runs: dict[str, RunDir]) -> 
 
 
 @pytest.mark.parametrize("source", ["nowhere", ".", "README.md"])
-def test_what_is_no_model_is_refused(source: str, tmp_path: Path) -> None:
+def test_a_path_without_a_model_is_refused(source: str, tmp_path: Path) -> None:
     done = programs.run("diffuse.sample", source, f"--output={tmp_path}")
     assert done.returncode == 2, done.stderr
     assert source in done.stderr

@@ -20,7 +20,7 @@ from tests.programs import ROOT
 SLEEP = ("sbatch", "--parsable", "--output=/dev/null", "--wrap=sleep 300")
 
 
-def test_each_node_shows_its_jobs_the_gpus_they_asked_for(slurm: Cluster) -> None:
+def test_each_node_shows_its_jobs_their_gpus(slurm: Cluster) -> None:
     said = slurm.slurm(
         "srun",
         "-N2",

@@ -150,7 +150,7 @@ def test_a_newer_image_with_an_older_date_is_another_image(
     assert first(path) == files.sha256(path)
 
 
-def test_the_image_passes_its_own_test_and_says_what_it_is(program: str, image: Path) -> None:
+def test_the_image_passes_its_own_test_and_has_its_labels(program: str, image: Path) -> None:
     tested = inside(program, image, "test", "--bind", base_image.BIND, "IMAGE")
     assert tested.returncode == 0, tested.stderr
     labels = inside(program, image, "inspect", "--labels", "IMAGE").stdout

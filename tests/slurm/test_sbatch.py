@@ -69,7 +69,7 @@ def test_no_script_takes_the_login_nodes_limits_along() -> None:
         assert "#SBATCH --propagate=NONE\n" in text or "#SBATCH" not in text, script
 
 
-def test_an_array_trains_a_seed_each_and_what_it_made_is_evaluated(
+def test_an_array_trains_a_seed_each_and_its_runs_are_evaluated(
     slurm: Cluster, tmp_path: Path, data_dir: Path
 ) -> None:
     where = (f"--runs-dir={tmp_path}/runs", f"--data-dir={data_dir}")
@@ -217,7 +217,7 @@ def test_the_image_sees_every_folder_that_the_command_names(tmp_path: Path) -> N
         ("evaluate.sh", ("runs/none",), "runs/none: no run directory"),
     ],
 )
-def test_what_is_typed_wrong_ends_with_2_and_one_line(
+def test_wrong_arguments_end_with_2_and_one_line(
     slurm: Cluster, tmp_path: Path, script: str, arguments: tuple[str, ...], message: str
 ) -> None:
     job = sbatch(slurm, tmp_path, script, *arguments)
@@ -228,7 +228,7 @@ def test_what_is_typed_wrong_ends_with_2_and_one_line(
     assert "ExitCode=2:0" in slurm.slurm("scontrol", "show", "job", job)
 
 
-def test_an_image_that_is_not_there_is_named(slurm: Cluster, tmp_path: Path) -> None:
+def test_a_missing_image_is_named(slurm: Cluster, tmp_path: Path) -> None:
     job = sbatch(slurm, tmp_path, "train_ddpm.sh", options=("--export=ALL,DIFFUSE_IMAGE=none.sif",))
     ended(slurm, tmp_path, job, "FAILED")
     assert log(tmp_path, job).startswith("error: ")

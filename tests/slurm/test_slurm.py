@@ -14,7 +14,7 @@ from tests.lab import DDPM, EPOCHS, URGENT, Lab
 from tests.programs import assert_same_training
 
 
-def test_part2_comes_through_with_its_chain_then_there_is_nothing_to_submit_then_more(
+def test_part2_comes_through_with_its_chain_then_nothing_is_submitted_then_more(
     lab: Lab,
 ) -> None:
     said = lab.sweep("--epochs=1,2", grid="part2")
@@ -125,7 +125,7 @@ def test_cancel_ends_the_jobs_and_the_next_sweep_goes_on(lab: Lab, undisturbed: 
     assert_same_training(lab.run(), undisturbed, EPOCHS)
 
 
-def test_two_nodes_of_two_ranks_see_what_one_rank_sees(lab: Lab, undisturbed: RunDir) -> None:
+def test_two_nodes_of_two_ranks_see_the_batches_of_one_rank(lab: Lab, undisturbed: RunDir) -> None:
     lab.sweep("--no-evaluate", "--cluster-set=nodes=2", "--cluster-set=gpus_per_node=2")
     lab.wait_empty()
     (run,) = [lab.run()]

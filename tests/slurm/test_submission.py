@@ -125,7 +125,7 @@ exit 1
     assert "nothing to submit" in lab.sweep(HOLD)
 
 
-def test_cancel_ends_what_is_asked_for_and_nothing_else(lab: Lab) -> None:
+def test_cancel_ends_the_named_jobs_and_no_others(lab: Lab) -> None:
     lab.grid.write_text(
         "runs: [{preset: ddpm/default, epochs: [1]},"
         " {preset: cold/default_7, orientation: row, epochs: [1]}]"
@@ -209,7 +209,7 @@ def test_neither_limits_nor_the_job_that_a_sweep_runs_in_reach_its_jobs(lab: Lab
     assert found.read_text().strip() != "333"
 
 
-def test_jobs_run_the_code_of_their_submission_whatever_is_edited(
+def test_jobs_run_the_code_of_their_submission_after_an_edit(
     slurm: Cluster, tmp_path: Path, data_dir: Path
 ) -> None:
     root = programs.copy_project(tmp_path / "project")

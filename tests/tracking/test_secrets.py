@@ -113,7 +113,7 @@ def test_shared_caches_are_readable_by_the_group(tmp_path: Path, data_dir: Path)
         assert not path.is_dir() or mode & 0o010, path
 
 
-def test_a_snapshot_leaves_out_what_git_ignores(tmp_path: Path) -> None:
+def test_a_snapshot_leaves_out_files_that_git_ignores(tmp_path: Path) -> None:
     root = tmp_path / "root"
     (root / "diffuse").mkdir(parents=True)
     for name, text in (("a.py", "A = 1"), ("keys.txt", KEY), (".env", KEY), ("new.py", "B = 2")):

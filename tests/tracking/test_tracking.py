@@ -243,7 +243,7 @@ def untracked(tmp_path_factory: pytest.TempPathFactory, data_dir: Path) -> RunDi
     return train(runs_dir, data_dir, *OFFLINE, "--set=tracking.mode=disabled")
 
 
-def test_no_key_delays_nothing_and_is_said_in_one_line(untracked: RunDir, tmp_path: Path) -> None:
+def test_no_key_delays_nothing_and_costs_one_line(untracked: RunDir, tmp_path: Path) -> None:
     assert not (untracked.path / "wandb").exists()
     run = RunDir(shutil.copytree(untracked.path, tmp_path / untracked.name))
     config = run.config()
@@ -317,7 +317,7 @@ def test_offline_runs_are_uploaded_once_in_order(offline: RunDir, tmp_path: Path
         assert all(log.with_name(f"{log.name}.synced").exists() for log in logs(offline))
 
 
-def test_a_rerun_is_a_run_of_its_own_and_sync_says_what_was_sent(
+def test_a_rerun_is_a_run_of_its_own_and_sync_counts_the_rows(
     untracked: RunDir, tmp_path: Path
 ) -> None:
     """`sweep --rerun` gives the run the same name, in another folder."""
@@ -350,7 +350,7 @@ def test_a_refused_evaluation_writes_nothing_and_begins_no_run(
     assert sorted(offline.path.rglob("*")) == before
 
 
-def test_sync_says_what_is_missing(offline: RunDir, tmp_path: Path) -> None:
+def test_sync_names_the_missing_rows(offline: RunDir, tmp_path: Path) -> None:
     (offline.path / "wandb" / "online.json").unlink(missing_ok=True)
     assert_one_line(sync(offline.path.parent), 1, "no API key")
     gone = sync(offline.path.parent, WANDB_BASE_URL="http://127.0.0.1:9", WANDB_API_KEY=KEY)
@@ -388,7 +388,7 @@ def test_no_room_for_wandb_files_ends_the_mirror_alone(
     programs.assert_same_training(run, untracked, epoch=2)
 
 
-def test_kept_checkpoints_are_artifacts_when_asked(tmp_path: Path, data_dir: Path) -> None:
+def test_kept_checkpoints_become_artifacts_on_request(tmp_path: Path, data_dir: Path) -> None:
     run = train(tmp_path, data_dir, *OFFLINE, "--set=tracking.log_checkpoints=true")
     (log,) = logs(run)
     (artifact,) = [r["artifact"] for r in records(log) if r["type"] == "artifact"]

@@ -38,7 +38,7 @@ def numbers(config: Config, batch: Batch) -> list[int]:
 
 
 @pytest.mark.parametrize("preset", ["ddpm/default", "cold/default_28"])
-def test_a_batch_is_the_same_whatever_was_asked_for_before(preset: str) -> None:
+def test_a_batch_does_not_depend_on_earlier_requests(preset: str) -> None:
     config = config_of(preset)
     used = batches(config)
     inorder = [astuple(used.at(step)) for step in range(1, 10)]

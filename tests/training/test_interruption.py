@@ -55,7 +55,7 @@ def test_four_ranks_on_two_nodes_end_together_and_go_on_bitwise(
     assert_same_training(lab.run(), undisturbed, 8)
 
 
-def test_what_outlives_its_node_publishes_nothing_more(
+def test_an_attempt_that_outlives_its_node_publishes_nothing_more(
     lab: Lab, tmp_path: Path, data_dir: Path
 ) -> None:
     """kill -9 of a slurmd; its training sleeps, and wakes when another node has taken over."""

@@ -48,7 +48,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory, data_dir: Path) -> RunDir:
     return programs.only_run(runs_dir)
 
 
-def test_a_run_directory_holds_what_the_readme_says(whole: RunDir) -> None:
+def test_a_run_directory_holds_the_files_of_the_readme(whole: RunDir) -> None:
     there = {str(p.relative_to(whole.path)) for p in whole.path.rglob("*") if p.is_file()}
     assert {
         "config.yaml",
