@@ -130,3 +130,12 @@ def test_the_launcher_and_the_config_import_no_torch() -> None:
     code = f"import sys, {', '.join(names)}; sys.exit('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_text_of_other_programs_is_decoded_without_failing(path: Path) -> None:
+    """Names of jobs, people and files may be in any encoding, or in none."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Call):
+            given = {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords}
+            assert given.get("text") != "True" or "errors" in given, f"{path}:{node.lineno}"
