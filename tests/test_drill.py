@@ -36,17 +36,19 @@ def test_a_lost_result_is_reported_and_ends_the_drill_with_1(
     tmp_path: Path, data_dir: Path
 ) -> None:
     script = (
+        "from pathlib import Path\n"
         "from tests.drill import __main__ as drill\n"
         "def broken(drill):\n"
         "    with drill.trial('a fault'):\n"
         "        raise AssertionError('a result is gone')\n"
         "drill.PARTS['kills'] = broken\n"
-        f"drill.main(['kills'], seed=1, share=1, minutes=0, folder='{tmp_path}', data_dir=None)\n"
+        f"folders = {{'folder': Path('{tmp_path}'), 'data_dir': Path('{data_dir}')}}\n"
+        "drill.main(['kills'], seed=1, share=1, minutes=0, **folders)\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", script],
         cwd=ROOT,
-        env=programs.environment(DIFFUSE_DATA=str(data_dir)),
+        env=programs.environment(),
         capture_output=True,
         text=True,
     )
