@@ -19,7 +19,7 @@ def final_error(run: RunDir, program: str) -> str:
     """The error with which the newest attempt of `program` ended for good; "" where none did."""
     newest: tuple[str, int] = ("", 0)
     code, log = None, run.logs
-    for path in run.logs.glob(f"{program}-*.json"):
+    for path in filter(Path.is_file, run.logs.glob(f"{program}-*.json")):
         record = files.read_json(path)
         # By its start: one that was superseded ends after its successor began.
         began = (str(record.get("started", "")), path.stat().st_mtime_ns)
@@ -32,7 +32,10 @@ def final_error(run: RunDir, program: str) -> str:
 
 def end_by_signal(code: int) -> str:
     """The end by a signal, whose number is -`code`."""
-    name = signal.Signals(-code).name
+    try:
+        name = signal.Signals(-code).name
+    except ValueError:  # a real-time signal has no name
+        name = f"signal {-code}"
     return f"killed by {name}" + (" (out of memory?)" if name == "SIGKILL" else "")
 
 
@@ -54,7 +57,7 @@ def startup_output(run: RunDir, record: Mapping[str, Any]) -> Path | None:
 
 def newest_log(run: RunDir) -> Path | None:
     """The log of the latest attempt at anything."""
-    logs = list(run.logs.glob("*.log"))
+    logs = [path for path in run.logs.glob("*.log") if path.is_file()]  # no dangling links
     logs = [path for path in logs if "-rank" not in path.name] or logs  # rank 0 knows most
     return max(logs, key=lambda path: path.stat().st_mtime_ns, default=None)
 
