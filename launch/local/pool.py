@@ -209,6 +209,14 @@ class Pool:
                         process.kill()
 
 
+def require_importable(root: Path = ROOT) -> None:
+    """UserError for a checkout whose path would split Python's search path."""
+    if os.pathsep in str(root):
+        raise UserError(
+            f"{root}: Python's search path takes no folder with a {os.pathsep!r}; rename it"
+        )
+
+
 def require_data(data_dir: Path) -> None:
     """UserError where the data set is not staged: said once, and not by every job."""
     if not (data_dir / "mnist.h5").is_file():

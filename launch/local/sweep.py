@@ -35,6 +35,7 @@ def run(
     title = f"grid {grid.name} in {runs_dir}"
     ledger = Ledger(runs_dir.absolute(), grid.name)
     if any(p.is_todo or p.unevaluated for p in plan(grid, runs_dir)):
+        pool.require_importable()
         pool.require_data(data_dir)  # before anything is written
     with ledger.locked(), pool.Stopper().installed() as stopper:
         planned = plan(grid, ledger.runs_dir)

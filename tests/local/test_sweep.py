@@ -15,7 +15,8 @@ import pytest
 from joblib import cpu_count
 
 from diffuse.rundir.directory import RunDir
-from launch.local.pool import visible_gpus
+from diffuse.runtime.errors import UserError
+from launch.local.pool import require_importable, visible_gpus
 from tests import programs
 from tests.programs import ROOT, TINY, assert_same_training, environment, read_json
 
@@ -339,3 +340,9 @@ def test_an_interrupted_rerun_names_the_command_that_resumes_it(
     process.send_signal(signal.SIGINT)
     out, _ = process.communicate(timeout=60)
     assert f"the same command with --runs-dir {again} and without --rerun goes on" in out
+
+
+def test_a_checkout_with_a_colon_in_its_path_is_refused(tmp_path: Path) -> None:
+    require_importable(tmp_path)
+    with pytest.raises(UserError, match="Python's search path takes no folder with a ':'"):
+        require_importable(tmp_path / "2026-11-25T14:00")
