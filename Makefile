@@ -28,7 +28,7 @@ test: ## Install what the tests need, then run them
 	@$(MAKE) --no-print-directory --jobs=2 $(VENV)/.dev cluster
 	$(BIN)/python -m pytest -n 4 $(IN_PARALLEL)
 
-test-fast: $(VENV)/.dev ## Run the tests that need no Slurm and take no long time (within 3 minutes)
+test-fast: $(VENV)/.dev ## Run the tests that need no Slurm and take no long time
 	$(BIN)/python -m pytest -n 2 $(IN_PARALLEL) -m "not slurm and not slow"
 
 cluster: | $(VENV)/bin/pip
