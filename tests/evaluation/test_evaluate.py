@@ -374,7 +374,7 @@ def test_a_run_without_checkpoints_and_damaged_results_are_named(
     (run.path / figure["samples"]).write_bytes(b"\x89HDF, but damaged")
     (run.evaluations / "epoch_0002.json").unlink()
     done = evaluate(run.path, data_dir, *arguments)
-    assert (done.returncode, "delete it and they are drawn again" in done.stderr) == (2, True)
+    assert (done.returncode, "delete it and its images are drawn again" in done.stderr) == (2, True)
     with h5py.File(run.path / figure["samples"], "w") as file:
         file["images"] = np.zeros((20, 32, 32), np.uint8)
     done = evaluate(run.path, data_dir, *arguments)
