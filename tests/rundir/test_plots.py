@@ -122,7 +122,11 @@ def test_a_training_ends_well_where_nothing_can_be_drawn(tmp_path: Path, data_di
     arguments = ["--preset=ddpm/quick", "--epochs=1", *programs.TINY, WIDE, f"--runs-dir={runs}"]
     for _ in range(2):  # the second time there is nothing to train
         done = programs.run(
-            "diffuse.train", *arguments, f"--data-dir={data_dir}", PYTHONPATH=str(tmp_path)
+            "diffuse.train",
+            *arguments,
+            f"--data-dir={data_dir}",
+            afresh=True,
+            PYTHONPATH=str(tmp_path),
         )
         assert done.returncode == 0, done.stderr
         notes = [line for line in done.stderr.splitlines() if "not drawn" in line]
