@@ -13,7 +13,7 @@ BUILD_ARGS := $(if $(FROM),--build-arg FROM=$(FROM)) \
   --build-arg COMMIT=$(or $(shell git describe --always --dirty=+ --abbrev=40 2>/dev/null),unknown)
 
 # As tests/conftest.py groups and orders them. Two of four processes mostly wait for Slurm's jobs.
-IN_PARALLEL := --dist loadgroup --no-loadscope-reorder
+IN_PARALLEL := --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
 .PHONY: help quickstart test test-fast cluster drill check bench image clean

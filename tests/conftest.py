@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from xdist.scheduler import LoadFileScheduling
 
 from diffuse import ROOT
 from diffuse.data.staging import stage_mnist
@@ -17,11 +18,22 @@ from tests.cluster import install
 from tests.cluster.cluster import Cluster
 from tests.lab import DDPM, EPOCHS, SMALL, Lab
 
-# Fixtures that start a Slurm cluster, and the groups of tests that take longest.
+# Fixtures that start a Slurm cluster.
 CLUSTERS = ("slurm", "slurm_without_accounting", "tight")
+# The files whose tests share a cluster of one test process. Its jobs mostly wait, for Slurm's
+# clocks, so two such processes leave both cores to two others.
+SHARED = {
+    "slurm-0": {"test_slurm", "test_array", "test_doctor", "test_image", "test_clean"},
+    "slurm-1": {
+        *("test_sbatch", "test_submission", "test_site", "test_interruption", "test_cluster"),
+        *("test_names", "test_secrets"),
+    },
+}
+GROUPS = {file: group for group, files in SHARED.items() for file in files}
+# The groups that take longest: they begin first.
 LONGEST = (
     *("slurm-0", "slurm-1", "test_drill", "test_training", "test_evaluate", "test_fuzz"),
-    *("test_tracking", "test_compare", "test_sweep", "test_image", "test_sample"),
+    *("test_tracking", "test_compare", "test_sweep", "test_sample"),
 )
 
 # What `make test-fast` leaves out, beside what runs on Slurm.
@@ -32,24 +44,33 @@ SLOW = {
 }
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Group the tests that one process runs, those of a file or a cluster; the longest go first.
+class Groups(LoadFileScheduling):
+    """A test process takes the tests of a file, or of all files that share a cluster."""
 
-    There are two usual clusters: jobs on both mostly wait, for Slurm's clocks.
-    """
-    turns = itertools.cycle(("slurm-0", "slurm-1"))
-    groups: dict[pytest.Item, str] = {}
+    def _split_scope(self, nodeid: str) -> str:
+        return group_of(Path(nodeid.partition("::")[0]))
+
+
+def group_of(path: Path) -> str:
+    """The group to which the tests of a file belong: the file's own, or that of a cluster."""
+    return GROUPS.get(path.stem, path.stem)
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Groups | None:
+    """With `--dist loadfile`: by groups."""
+    return Groups(config, log) if config.getvalue("dist") == "loadfile" else None
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark tests on Slurm and slow ones, and put the groups that take longest first."""
     for item in items:
-        groups[item] = item.path.stem
-        if found := {*CLUSTERS}.intersection(getattr(item, "fixturenames", ())):
-            groups[item] = next(turns) if "slurm" in found else "slurm-1"
+        if {*CLUSTERS}.intersection(getattr(item, "fixturenames", ())):
             item.add_marker("slurm")
+            assert item.path.stem in GROUPS, f"name {item.path.stem} in SHARED: it needs a cluster"
         if item.path.stem in SLOW:
             item.add_marker("slow")
-        item.add_marker(pytest.mark.xdist_group(groups[item]))
     ranks = {group: rank for rank, group in enumerate(LONGEST)}
-    items.sort(key=lambda item: ranks.get(groups[item], len(ranks)))
+    items.sort(key=lambda item: ranks.get(group_of(item.path), len(ranks)))
 
 
 @pytest.fixture(scope="session")

@@ -28,12 +28,10 @@ from diffuse.config.schema import Config
 from diffuse.models import build, build_process
 from diffuse.rundir import checkpoints
 from tests import programs
-from tests.cluster.cluster import Cluster
 from tests.drill import program
 from tests.drill.specimen import Specimen
-from tests.lab import DDPM, Lab
+from tests.lab import DDPM
 from tests.models.test_networks import ReportNetwork, ddpm_buffers
-from tests.programs import ROOT
 
 CODES = (0, 1, 2, 75, 130)
 PROGRAMS = {  # with the words by which each comes to look at the rest
@@ -330,43 +328,3 @@ def test_no_weight_file_breaks_a_program(name: str, folder: Path, data_dir: Path
         checkpoints.write(folder / name, whole)
     assert "out/" in sampled()  # as it is, it works
     holds()
-
-
-@pytest.mark.parametrize(
-    "name",
-    [
-        "a b'c\"d",
-        f"$({RUNS_IT})",
-        f"`{RUNS_IT}`; {RUNS_IT} & {RUNS_IT} #",
-        "-o --wrap",
-        "{} $HOME ~ * é",
-        "%j %A %%",
-        "a\\b",
-        f"a\n{RUNS_IT}\n#SBATCH --hold",
-    ],
-)
-def test_no_name_breaks_a_job_script_or_runs_in_it(
-    name: str, slurm: Cluster, tmp_path: Path, data_dir: Path
-) -> None:
-    """The runs folder, the data folder, the grid and the preset are all called so."""
-    folder = tmp_path / name
-    folder.mkdir()
-    (folder / name).symlink_to(data_dir)
-    preset = folder / f"{name}.yaml"
-    shutil.copy(CONFIGS / "ddpm/default.yaml", preset)
-    lab = Lab(slurm, "", folder, folder / name)
-    lab.grid = folder / f"grid {name}.yaml"
-    lab.grid.write_text(yaml.dump({"runs": [{"preset": str(preset), "epochs": [1]}]}))
-    done = lab.program("sweep.py", *lab.command())
-    if set(name) & set("\n%\\"):  # which mean something in a script's #SBATCH lines
-        assert done.returncode == 2
-        assert done.stderr.startswith("error: ") and "Slurm takes no path with" in done.stderr
-        assert not lab.runs.exists()
-    else:
-        assert done.returncode == 0, done.stderr
-        lab.wait_empty()
-        (row,) = lab.status().values()
-        assert row["state"] == "done", row
-        assert list(lab.runs.glob("report.html"))
-    assert not list(tmp_path.rglob("ran"))
-    assert not (ROOT / "ran").exists() and not Path("ran").exists()

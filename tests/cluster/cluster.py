@@ -220,7 +220,10 @@ class Cluster:
 
     def _start_database(self) -> None:
         data, socket_path = self.folder / "db", self.folder / "db.sock"
-        common = ["--no-defaults", "--user=root", f"--datadir={data}"]
+        # A server that starts removes temporary tables from its folder, another server's too.
+        temporary = self.folder / "db-tmp"
+        temporary.mkdir()
+        common = ["--no-defaults", "--user=root", f"--datadir={data}", f"--tmpdir={temporary}"]
         with (self.folder / "log" / "mariadb-install.out").open("wb") as log:
             subprocess.run(
                 ["mariadb-install-db", *common, "--auth-root-authentication-method=normal"],
