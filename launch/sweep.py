@@ -47,7 +47,7 @@ def main(
         str | None,
         typer.Option(
             metavar="GLOB",
-            help="Pattern of run names, such as 'averaging-*-row-*'. Default: all of the grid.",
+            help="Pattern of run names, such as 'cold-*-row-*'. Default: all of the grid.",
         ),
     ] = None,
     dry_run: options.DryRun = False,

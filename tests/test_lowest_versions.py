@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -40,8 +39,8 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Run:
         capture_output=True,
         text=True,
     )
-    if done.returncode and os.environ.get("CI") != "true" and "network" in done.stderr.lower():
-        pytest.skip("no network to install from")
+    if done.returncode and "network" in done.stderr.lower():
+        programs.leave_out(f"no network to install from: {done.stderr}")
     assert done.returncode == 0, done.stderr
     shutil.rmtree(folder / "source")
     (folder / "elsewhere").mkdir()

@@ -7,6 +7,7 @@ Another process is a class here, named in `AnyProcess`, and a file in diffuse/mo
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from collections.abc import Mapping
 from typing import Annotated, ClassVar, Literal, Self
 
@@ -26,16 +27,16 @@ class ProcessConfig(Section):
 
     title: ClassVar[str]  # for messages
     samplers: ClassVar[Mapping[str, Method]]
-    evaluated: ClassVar[tuple[str, ...]]  # the samplers of its figures, unless others are asked for
-    pictured: ClassVar[
-        tuple[str, ...]
-    ]  # the samplers of training's pictures; `samples` is the last
+    # The samplers of its figures, unless others are asked for, and those of training's pictures, of
+    # which the last one's images are the run's samples.
+    evaluated: ClassVar[tuple[str, ...]]
+    pictured: ClassVar[tuple[str, ...]]
     kind: str
 
     @property
+    @abstractmethod
     def T(self) -> int:
         """The last timestep."""
-        raise NotImplementedError
 
     @property
     def variant(self) -> str | None:

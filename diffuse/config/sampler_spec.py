@@ -1,7 +1,7 @@
 """Samplers by name, as people write them: `ddim-50-clip`, `ancestral`, `algorithm2`.
 
 Without torch, so that settings are checked where nothing is sampled. Each process declares its
-samplers in schema.py; the functions stand beside the process in diffuse/models/.
+samplers in processes.py; the functions stand beside the process in diffuse/models/.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 # name, steps, eta, clip: as `str` of a SamplerSpec writes them
 WRITTEN = re.compile(r"([a-z]+\d?)(?:-(\d{1,9}))?(?:-eta(\d+(?:\.\d+)?(?:e-\d\d)?))?(-clip)?")
 
-# Where x_T comes from: noise alone, a distribution fitted to the training images, or degraded test
+# The origin of x_T: noise alone, a distribution fitted to the training images, or degraded test
 # images, which the sampler restores.
 Source = Literal["noise", "prior", "test images"]
 
@@ -64,7 +64,7 @@ class SamplerSpec:
 
     @property
     def is_conditional(self) -> bool:
-        """Whether it starts from degraded real images."""
+        """True of a sampler that restores degraded test images."""
         return self.method.source == "test images"
 
     @classmethod
@@ -96,13 +96,13 @@ class SamplerSpec:
         eta = chosen_eta or 0.0
         if eta and not method.eta:
             fitting = " and ".join(n for n, m in methods.items() if m.eta)
-            raise UserError(f"eta is for {fitting or 'samplers of DDPM'}, not for {name}")
+            raise UserError(f"eta is for {fitting or 'other processes'}, not for {name}")
         usual = process.T if method.steps is None else min(method.steps, process.T)
         if not method.any_steps and chosen not in (None, usual):
             raise UserError(f"sampler {name} takes {usual} steps here, not {chosen}")
         if clip and not method.clip:
             fitting = " and ".join(n for n, m in methods.items() if m.clip)
-            raise UserError(f"clip is for {fitting or 'samplers of DDPM'}, not for {name}")
+            raise UserError(f"clip is for {fitting or 'other processes'}, not for {name}")
         chosen = usual if chosen is None else chosen
         if not 1 <= chosen <= process.T:
             raise UserError(

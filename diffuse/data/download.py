@@ -169,7 +169,7 @@ def fetch_inception(path: Path) -> None:
 
 
 def is_published_inception(path: Path) -> bool:
-    """Whether these are the weights that everyone's FID is computed with."""
+    """True of the published weights, with which FIDs in the literature are computed."""
     return files.sha256(path) == INCEPTION_SHA256
 
 

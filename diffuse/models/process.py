@@ -2,7 +2,7 @@
 
 A process is a file like ddpm.py or averaging.py: a class with the methods of `Process`, and its
 samplers as functions of one signature. Its settings and the names of its samplers stand in
-config/schema.py, which is read without torch; `build_process` leads from the one to the other.
+config/processes.py, which is read without torch; `build_process` leads from the one to the other.
 """
 
 from __future__ import annotations

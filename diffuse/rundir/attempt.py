@@ -76,7 +76,7 @@ class Attempt:
 
     @property
     def is_current(self) -> bool:
-        """Whether no newer attempt has begun."""
+        """True until a newer attempt begins."""
         return self.run.attempt_number() == self.number
 
     def check(self) -> None:

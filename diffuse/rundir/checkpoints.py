@@ -51,7 +51,7 @@ class Checkpoints:
 
     @property
     def is_due(self) -> bool:
-        """Whether the last one was written longer ago than checkpoint.every_minutes."""
+        """True once the last checkpoint is older than checkpoint.every_minutes."""
         return time.monotonic() - self.saved_at > 60 * self.config.checkpoint.every_minutes
 
     def save(self, content: dict[str, Any]) -> None:

@@ -149,7 +149,7 @@ class RunDir:
         return self.checkpoint_path(epoch).is_file()
 
     def has_samples(self, epoch: int) -> bool:
-        """Whether the images drawn at the end of `epoch` are there, as picture and as data."""
+        """True where the images of the end of `epoch` exist, as a picture and as data."""
         return self.picture_path(epoch).is_file() and self.samples_path(epoch).is_file()
 
     def config(self) -> Config:

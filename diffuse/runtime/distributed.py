@@ -174,7 +174,7 @@ def _place() -> tuple[int, int, int]:
     """(rank, local rank, world size) of this process; for Slurm sets MASTER_ADDR and _PORT too."""
     env = os.environ
     # SLURM_NTASKS is also set in a batch script, where nobody else would join; the step's is not.
-    tasks = 1 if _is_in_a_persons_shell() else int(env.get("SLURM_STEP_NUM_TASKS", 1))
+    tasks = 1 if _is_interactive() else int(env.get("SLURM_STEP_NUM_TASKS", 1))
     in_step = tasks > 1 and "SLURM_PROCID" in env
     if in_step:
         from submitit.slurm.slurm import SlurmJobEnvironment
@@ -203,7 +203,7 @@ def _number(name: str, least: int, most: int) -> int:
     return int(text)
 
 
-def _is_in_a_persons_shell() -> bool:
+def _is_interactive() -> bool:
     """Whether this was typed within `srun --pty bash`, whose other tasks, if any, are gone.
 
     The step's task, that shell, has a terminal, and gives each command a process group of its own.
@@ -225,7 +225,7 @@ def _meet(rank: int, size: int, timeout_s: float, stop: StopRequest | None) -> S
         raise UserError(f"MASTER_ADDR is not set, but there are {size} ranks: {PLACE_REMEDY}")
     serves = rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
     missing, store = (list(range(1, size)) if rank == 0 else [0]), None
-    began, said = time.monotonic(), False
+    began, announced = time.monotonic(), False
     while True:
         if store is None:
             store = _connect(host, port, size, serves)
@@ -242,8 +242,8 @@ def _meet(rank: int, size: int, timeout_s: float, stop: StopRequest | None) -> S
         waited = time.monotonic() - began
         names = ", ".join(map(str, missing[:8])) + (", ..." if len(missing) > 8 else "")
         who = f"rank{'s' * (len(missing) > 1)} {names} of {size} at {host}:{port}"
-        if waited > PATIENCE_S and not said:
-            said = True
+        if waited > PATIENCE_S and not announced:
+            announced = True
             if rank == 0 or store is None:
                 console.note(f"rank {rank} waits for {who} (for {timeout_s:.0f} s at most)")
         if stop is not None and stop.signal is not None:

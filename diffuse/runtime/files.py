@@ -9,7 +9,6 @@ import hashlib
 import json
 import os
 import socket
-import sys
 import tempfile
 import zlib
 from collections.abc import Callable, Iterator
@@ -128,24 +127,27 @@ def locked(
     path: Path,
     cost: str,
     timeout_s: float = -1,
-    note: Callable[[str], Any] = lambda line: print(line, file=sys.stderr, flush=True),
+    note: Callable[[str], Any] | None = None,
 ) -> Iterator[None]:
     """Hold the lock file `path` in this block; it goes with the process, however that ends.
 
-    Some network filesystems have no locks: there the block runs without, and `note` is told so.
+    Some network filesystems have no locks: there the block runs without, which is noted.
 
     Args:
-        cost: what may be lost then, for people.
+        cost: the possible loss then, in words.
+        note: takes that line; default: console.note.
 
     Raises filelock.Timeout.
     """
     from filelock import FileLock
 
+    from diffuse.runtime import console
+
     if reason := _no_locks(path.parent):
         line = f"{path.parent}: no file locks here ({reason}): {cost}"
         if line not in _noted:
             _noted.add(line)
-            note(line)
+            (note or console.note)(line)
         yield
         return
     with FileLock(path, timeout=timeout_s, mode=0o664):

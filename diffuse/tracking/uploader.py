@@ -4,10 +4,11 @@ python -m diffuse.tracking.uploader RUN train|evaluate MODE LIMIT_S [strict]
 
 Started by diffuse.tracking.mirror and by launch/sync.py, which say the end by closing standard
 input.
+
 Line n of metrics.jsonl is step n of the W&B run. The file only grows, also over a resume, whose
-training steps go back; so W&B's own step never does, and a line that is sent a second time
-changes nothing. Charts use axes of our own: `step` and `epoch`. Online, the server says
-where to go on; offline, wandb/offline.json does.
+training steps go back; so W&B's own step never does, and a line that is sent a second time changes
+nothing. Charts use axes of our own: `step` and `epoch`. Online, the server says where to go on;
+offline, wandb/offline.json does.
 """
 
 from __future__ import annotations

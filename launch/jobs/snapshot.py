@@ -13,6 +13,7 @@ from typing import Any
 
 from diffuse import ROOT
 from diffuse.runtime import console, git
+from diffuse.runtime.errors import UserError
 from diffuse.runtime.files import now
 
 FOLDERS = ("diffuse", "launch", "configs")
@@ -26,6 +27,15 @@ class Snapshot:
     hash: str
     path: Path
     commit: str | None
+
+
+def require_importable(folder: Path) -> None:
+    """UserError for a folder of code whose path would split Python's search path."""
+    if os.pathsep in str(folder):
+        raise UserError(
+            f"{str(folder)!r}: Python's search path takes no folder with a colon; rename it, or use"
+            " another"
+        )
 
 
 def take(code_dir: Path, root: Path = ROOT) -> Snapshot:

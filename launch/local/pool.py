@@ -129,7 +129,7 @@ class Pool:
         self.executor = submitit.LocalExecutor(self.folder)
         self.executor.update_parameters(timeout_min=YEAR_MIN)
         self.active: dict[int, tuple[Outcome, submitit.Job[Any]]] = {}  # by slot
-        # Jobs import launch.job wherever this was started from.
+        # Jobs import launch.jobs.worker wherever this was started from.
         root = str(ROOT)
         path = os.environ.get("PYTHONPATH")
         os.environ["PYTHONPATH"] = f"{root}{os.pathsep}{path}" if path else root
@@ -207,14 +207,6 @@ class Pool:
                 for process in [*controller.children(recursive=True), controller]:
                     with contextlib.suppress(psutil.Error):
                         process.kill()
-
-
-def require_importable(root: Path = ROOT) -> None:
-    """UserError for a checkout whose path would split Python's search path."""
-    if os.pathsep in str(root):
-        raise UserError(
-            f"{root}: Python's search path takes no folder with a {os.pathsep!r}; rename it"
-        )
 
 
 def require_data(data_dir: Path) -> None:

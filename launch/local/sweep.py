@@ -8,10 +8,12 @@ from pathlib import Path
 
 from rich.console import Console
 
+from diffuse import ROOT
 from launch.jobs.cluster import Cluster
 from launch.jobs.grid import Grid
 from launch.jobs.ledger import Ledger
 from launch.jobs.plan import as_plain, plan, summary
+from launch.jobs.snapshot import require_importable
 from launch.local import display, pool
 
 
@@ -35,7 +37,7 @@ def run(
     title = f"grid {grid.name} in {runs_dir}"
     ledger = Ledger(runs_dir.absolute(), grid.name)
     if any(p.is_todo or p.unevaluated for p in plan(grid, runs_dir)):
-        pool.require_importable()
+        require_importable(ROOT)
         pool.require_data(data_dir)  # before anything is written
     with ledger.locked(), pool.Stopper().installed() as stopper:
         planned = plan(grid, ledger.runs_dir)

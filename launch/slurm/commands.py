@@ -24,7 +24,7 @@ FINAL = {
     *("PREEMPTED", "REVOKED", "TIMEOUT"),
 }
 
-# How sbatch says a job's id, with --parsable or without, and perhaps the cluster's name.
+# The line of sbatch with a job's id: with --parsable or without, perhaps with the cluster's name.
 SUBMITTED = re.compile(r"(?:Submitted batch job )?(\d+)(?:;.*| on cluster .*)?")
 
 # Variables that Slurm sets inside a job; a job submitted from there must not inherit them.
@@ -178,8 +178,8 @@ def submit(*command: str) -> str:
     lines = [line.strip() for line in (done.stdout + "\n" + done.stderr).splitlines()]
     if done.returncode:
         errors = [line.partition("error: ")[2] for line in lines if "error: " in line]
-        said = "; ".join(errors) or ([line for line in lines if line] or ["no message"])[-1]
-        raise EnvironmentFailed(f"sbatch refused: {said.removeprefix('sbatch: ')}")
+        reason = "; ".join(errors) or ([line for line in lines if line] or ["no message"])[-1]
+        raise EnvironmentFailed(f"sbatch refused: {reason.removeprefix('sbatch: ')}")
     ids = [found.group(1) for found in map(SUBMITTED.fullmatch, lines) if found]
     if not ids:
         raise EnvironmentFailed(f"sbatch printed no job's id, but: {done.stdout.strip()!r}")

@@ -22,7 +22,7 @@ from submitit.core import utils
 from diffuse.runtime import files
 from diffuse.runtime.errors import UserError
 from launch.jobs.cluster import Cluster
-from launch.jobs.snapshot import Snapshot
+from launch.jobs.snapshot import Snapshot, require_importable
 from launch.slurm import commands
 
 # Rank 0 says by a file that the work was interrupted: of several ranks srun ends some by a signal
@@ -183,8 +183,8 @@ def require_readable(folder: Path, binds: Iterable[Path], in_image: bool) -> Non
         folder: holds job scripts and snapshots of the code.
         binds: folders that the image must see, where there is one.
     """
+    require_importable(folder)
     rules = [("\n\r%\\", (folder, *binds), "Slurm takes no path with %, \\ or a line break")]
-    rules += [(":", (folder,), "Python's search path takes no folder with a colon")]
     if in_image:
         words = "Apptainer's --bind takes no path with a colon, a comma or a quotation mark"
         rules += [(':,"', tuple(binds), words)]

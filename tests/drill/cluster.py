@@ -167,7 +167,7 @@ def _node_dies(drill: Drill, cluster: Cluster, twin: RunDir, k: int) -> None:
         cluster.kill_node("node1")
         try:
             states = lambda: cluster.slurm("squeue", "-h", "-o%T")  # noqa: E731
-            wait_until(lambda: "RUNNING" not in states(), 90, "NODE_FAIL")
+            wait_until(lambda: "RUNNING" not in states(), 300, "NODE_FAIL")
         finally:
             cluster.start_slurmd("node1")
         _assert_survived(lab, twin)
@@ -184,7 +184,7 @@ def _orphan_writes(drill: Drill, cluster: Cluster, twin: RunDir, k: int) -> None
         orphan.suspend()
         cluster.kill_slurmd(node)
         try:
-            wait_until(lambda: lab.run().attempt_number() == 2, 120, "the job on another node")
+            wait_until(lambda: lab.run().attempt_number() == 2, 300, "the job on another node")
             time.sleep(rng.uniform(0, 2))
             with contextlib.suppress(psutil.NoSuchProcess):
                 orphan.resume()

@@ -15,8 +15,7 @@ import pytest
 from joblib import cpu_count
 
 from diffuse.rundir.directory import RunDir
-from diffuse.runtime.errors import UserError
-from launch.local.pool import require_importable, visible_gpus
+from launch.local.pool import visible_gpus
 from tests import programs
 from tests.programs import ROOT, TINY, assert_same_training, environment, read_json
 
@@ -342,7 +341,12 @@ def test_an_interrupted_rerun_names_the_command_that_resumes_it(
     assert f"the same command with --runs-dir {again} and without --rerun goes on" in out
 
 
-def test_a_checkout_with_a_colon_in_its_path_is_refused(tmp_path: Path) -> None:
-    require_importable(tmp_path)
-    with pytest.raises(UserError, match="Python's search path takes no folder with a ':'"):
-        require_importable(tmp_path / "2026-11-25T14:00")
+def test_a_sweep_from_a_checkout_with_a_colon_in_its_path_is_refused(tmp_path: Path) -> None:
+    root = programs.copy_project(tmp_path / "2026-11-25T14:00")
+    sweep = [sys.executable, "launch/sweep.py", "--grid=quick", "--cluster=local"]
+    data = f"--data-dir={tmp_path}"
+    env = environment(PYTHONPATH="")
+    done = subprocess.run([*sweep, data], cwd=root, env=env, capture_output=True, text=True)
+    assert (done.returncode, "search path takes no folder with a colon" in done.stderr) == (2, True)
+    assert len(done.stderr.splitlines()) == 1
+    assert not (root / "runs").exists()

@@ -75,20 +75,19 @@ def test_a_grid_is_swept_without_locks(no_locks: None, tmp_path: Path) -> None:
 def test_a_run_is_trained_mirrored_and_evaluated_without_locks(
     tmp_path: Path, data_dir: Path
 ) -> None:
-    pytest.importorskip("wandb")
     (tmp_path / "sitecustomize.py").write_text(PATCH)
     runs = tmp_path / "runs"
     env = {"PYTHONPATH": str(tmp_path)}
     arguments = ["--preset=ddpm/quick", "--epochs=1", *programs.TINY, "--set=model.channels=8,8"]
     arguments += ["--set=tracking.mode=offline", f"--runs-dir={runs}", f"--data-dir={data_dir}"]
-    done = programs.run("diffuse.train", *arguments, **env)
+    done = programs.run("diffuse.train", *arguments, afresh=True, **env)
     assert done.returncode == 0, done.stderr
     run = programs.only_run(runs)
     assert list((run.path / "wandb").glob("offline-run-*/run-*.wandb"))
     (line,) = [line for line in done.stderr.splitlines() if "no file locks" in line]
     assert line.startswith(f"W&B {run.path}/wandb: no file locks here (No locks available): ")
     few = ["-n60", "--samplers=ddim-2-clip,ddim-3-clip", f"--data-dir={data_dir}"]
-    done = programs.run("diffuse.evaluate", run.path, *few, **env)
+    done = programs.run("diffuse.evaluate", run.path, *few, afresh=True, **env)
     assert done.returncode == 0, done.stderr
     assert done.stderr.count(f"{run.evaluations}: no file locks here") == 1
     (evaluation,) = evaluations.of_run(run)

@@ -19,7 +19,7 @@ def test_of_an_array_the_preempted_task_alone_is_requeued_and_both_are_evaluated
     lab = Lab(slurm, grid, tmp_path, data_dir)
     # Of such memory a node has enough for one: the two run on a node each.
     lab.sweep("--cluster-set=partition=preempt", "--cluster-set=memory_gb=10")
-    wait_until(lambda: len(_under_way(lab)) == 2, 90, "both trainings to begin")
+    wait_until(lambda: len(_under_way(lab)) == 2, 300, "both trainings to begin")
     disturbed = next(run for run in _under_way(lab) if run.config().seed == seed)
     row = lab.status()[disturbed.name]
     assert "_" in row["job"], "a task of an array"

@@ -32,7 +32,7 @@ def program() -> str:
     """The apptainer; without one the test is left out, which is a failure under CI=true."""
     found = apptainer.find()
     if found is None:
-        (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)("no apptainer is here")
+        programs.leave_out("no apptainer is here")
     return str(found)
 
 
@@ -182,10 +182,10 @@ def test_a_job_in_the_image_is_requeued_from_the_host_and_equals_one_outside(
     )
     assert done.returncode == 0, done.stderr
     job = done.stdout.strip()
-    wait_until(lambda: any(tmp_path.glob("runs/*/checkpoints/*.pt")), 60, "a checkpoint")
+    wait_until(lambda: any(tmp_path.glob("runs/*/checkpoints/*.pt")), 300, "a checkpoint")
     run = programs.only_run(tmp_path / "runs")
     slurm.slurm("scancel", "--signal=USR2", job)
-    wait_until(lambda: run.attempt_number() == 2, 60, "a second attempt")
+    wait_until(lambda: run.attempt_number() == 2, 300, "a second attempt")
     slurm.wait_for(job, "COMPLETED", "FAILED", "CANCELLED", seconds=100)
     assert slurm.state(job) == "COMPLETED", (tmp_path / f"slurm-{job}.out").read_text()
     manifest = read_json(run.manifest_path)

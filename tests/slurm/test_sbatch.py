@@ -110,10 +110,10 @@ def test_an_interrupted_job_is_requeued_and_ends_like_an_undisturbed_one(
 ) -> None:
     arguments = (*SMALL, f"--data-dir={data_dir}", "--epochs=8")
     job = sbatch(slurm, tmp_path, "train_ddpm.sh", "default", *arguments, options=options)
-    wait_until(lambda: any(tmp_path.glob("runs/*/checkpoints/*.pt")), 60, "a checkpoint")
+    wait_until(lambda: any(tmp_path.glob("runs/*/checkpoints/*.pt")), 300, "a checkpoint")
     run = programs.only_run(tmp_path / "runs")
     slurm.slurm("scancel", "--signal=USR2", job)
-    wait_until(lambda: run.attempt_number() == 2, 60, "a second attempt")
+    wait_until(lambda: run.attempt_number() == 2, 300, "a second attempt")
     ended(slurm, tmp_path, job)
     assert [run.attempt(k)["job_id"] for k in (1, 2)] == [job, job]
     assert "stopped" in (run.logs / f"train-{job}-r00.log").read_text()
@@ -135,13 +135,13 @@ def test_of_two_jobs_of_one_run_the_first_ends_for_good_and_a_sweep_adds_none(
 ) -> None:
     arguments = ("default", *lab.SMALL, f"--data-dir={data_dir}", "--epochs=400")
     first = sbatch(slurm, tmp_path, "train_ddpm.sh", *arguments, options=("--nodelist=node1",))
-    wait_until(lambda: any(tmp_path.glob("runs/*/checkpoints/*.pt")), 60, "a checkpoint")
+    wait_until(lambda: any(tmp_path.glob("runs/*/checkpoints/*.pt")), 300, "a checkpoint")
     second = sbatch(slurm, tmp_path, "train_ddpm.sh", *arguments, options=("--nodelist=node2",))
     ended(slurm, tmp_path, first, "FAILED")
     run = programs.only_run(tmp_path / "runs")
     assert "took over" in (run.logs / f"train-{first}-r00.log").read_text()
     begun = run.status()["step"]
-    wait_until(lambda: run.status()["step"] > begun, 60, "the second to train on")
+    wait_until(lambda: run.status()["step"] > begun, 300, "the second to train on")
     assert slurm.state(second) == "RUNNING"
     assert [run.attempt(k)["node"] for k in (1, 2)] == ["node1", "node2"]
     assert run.attempt_number() == 2
@@ -183,7 +183,7 @@ def test_an_evaluation_whose_requeues_bring_nothing_comes_to_an_end(
     job = sbatch(slurm, tmp_path, "evaluate.sh", *arguments)
     for attempt in range(3):  # each is requeued before it has an image
         path = run.logs / f"evaluate-{job}-r{attempt:02d}.log"
-        wait_until(path.exists, 60, "the evaluation's start")
+        wait_until(path.exists, 300, "the evaluation's start")
         slurm.slurm("scontrol", "requeue", job)
     ended(slurm, tmp_path, job, "FAILED")
     assert "4 starts in a row without a new image" in log(tmp_path, job)

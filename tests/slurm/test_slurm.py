@@ -95,7 +95,7 @@ def test_a_node_that_dies_loses_no_run(lab: Lab, undisturbed: RunDir) -> None:
     lab.wait_training(3)
     lab.cluster.kill_node("node1")
     wait_until(
-        lambda: "PENDING" in lab.cluster.slurm("squeue", "-h", "-o%T"), 90, "NODE_FAIL's requeue"
+        lambda: "PENDING" in lab.cluster.slurm("squeue", "-h", "-o%T"), 300, "NODE_FAIL's requeue"
     )
     lab.cluster.start_slurmd("node1")
     lab.wait_empty()

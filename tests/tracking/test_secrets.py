@@ -35,7 +35,7 @@ def sweep(tmp_path: Path, data_dir: Path, *arguments: str, umask: int, **env: st
         env=programs.environment(**env),
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=550,
         umask=umask,
     )
     assert done.returncode == 0, done.stderr

@@ -24,28 +24,12 @@ from diffuse.runtime import files
 from diffuse.tracking import mirror
 from tests import programs
 from tests.programs import TINY
+from tests.rundir.test_evaluations import CONTENT
 from tests.wandb_server import KEY, Manners, server
 
 OFFLINE = ("--preset=cold/default_28", "--orientation=row", *TINY, "--set=tracking.mode=auto")
 ONLINE = (*OFFLINE, "--set=tracking.mode=online")
-FIGURE = {
-    "protocol": {
-        "extractor": "classifier",
-        "real_images": 60_000,
-        "images": 1000,
-        "sampler": "algorithm2",
-        "source": "test images",
-        "seed": 0,
-    },
-    "fid": 123.5,
-    "kid": 0.25,
-    "kid_std": 0.01,
-    "is": 4.5,
-    "is_std": 0.125,
-    "floor": {"fid": 25.0, "kid": 0.0, "kid_std": 0.0, "is": 9.25, "is_std": 0.5},
-    "reconstruction": {"mse": 0.5, "psnr": 12.0, "ssim": 0.75},
-}
-EVALUATION = Evaluation.model_validate({"epoch": 3, "step": 24, "figures": [FIGURE]})
+EVALUATION = Evaluation.model_validate(CONTENT)
 
 
 def train(

@@ -66,7 +66,7 @@ def test_an_attempt_that_outlives_its_node_publishes_nothing_more(
     orphan.suspend()
     lab.cluster.kill_slurmd(node)
     try:
-        wait_until(lambda: lab.run().attempt_number() == 2, 120, "the job on another node")
+        wait_until(lambda: lab.run().attempt_number() == 2, 300, "the job on another node")
         orphan.resume()
         psutil.wait_procs([orphan], timeout=30)
         lab.wait_empty()
@@ -85,7 +85,7 @@ def test_requeues_without_progress_come_to_an_end_that_is_explained(lab: Lab) ->
     job = ""
     for attempt in range(2):
         pattern = f"*/logs/train-*-r{attempt:02d}.json"  # before the first step
-        wait_until(lambda p=pattern: any(lab.runs.glob(p)), 60, "the job's start")  # type: ignore[misc]
+        wait_until(lambda p=pattern: any(lab.runs.glob(p)), 300, "the job's start")  # type: ignore[misc]
         job = next(iter(lab.status().values()))["job"]
         lab.cluster.slurm("scontrol", "requeue", job)
     lab.wait_empty(90)
