@@ -102,7 +102,9 @@ def training_step(config: Config, data_dir: Path, precision: str, rounds: int) -
 
 def averaging(config: Config, data_dir: Path, precision: str, rounds: int) -> tuple[str, ...]:
     """A batch at T = 28, vectorised and by loops over images and lines as in the report's code."""
-    process = Averaging.from_config(AveragingConfig(kind="averaging", orientation="row"), seed=0)
+    process = Averaging.from_config(
+        AveragingConfig(kind="averaging", orientation="row"), seed=0, amplitude=0.5
+    )
     x0 = to_x0(load_split(data_dir, "train", BATCH).images, 0.5)  # [B, 1, 28, 28]
     t = torch.randint(1, process.T + 1, (BATCH,))
 

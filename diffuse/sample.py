@@ -57,9 +57,8 @@ def main(
     from diffuse.rundir import plots
     from diffuse.runtime import hdf5
     from diffuse.runtime.console import Meter
-    from diffuse.runtime.distributed import choose_device
 
-    model = diffuse.load(source, epoch=epoch, device=choose_device(device))
+    model = diffuse.load(source, epoch=epoch, device=device)
     usual = model.sampler
     if sampler is None:
         sampler = f"{usual.name}-clip" if usual.clip else usual.name

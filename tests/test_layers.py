@@ -20,7 +20,8 @@ DIFFUSE = (
     ("tracking", "sampling"),
     ("evaluation",),
     ("training",),
-    ("train", "sample", "prepare", "evaluate", "node_check"),
+    ("model",),
+    ("train", "sample", "prepare", "evaluate", "export", "node_check"),
 )
 LAUNCH = (
     ("jobs",),

@@ -19,6 +19,7 @@ from diffuse.config.section import IMAGE_SIZE, Section
 FLOAT32_TINY = 2.0**-126  # the smallest that keeps its precision
 
 Loss = Literal["mse", "l1", "huber"]
+Prediction = Literal["eps", "x0", "v"]
 Orientation = Literal["row", "col"]
 
 
@@ -27,16 +28,22 @@ class ProcessConfig(Section):
 
     title: ClassVar[str]  # for messages
     samplers: ClassVar[Mapping[str, Method]]
-    # The samplers of its figures, unless others are asked for, and those of training's pictures, of
-    # which the last one's images are the run's samples.
-    evaluated: ClassVar[tuple[str, ...]]
-    pictured: ClassVar[tuple[str, ...]]
     kind: str
 
     @property
     @abstractmethod
     def T(self) -> int:
         """The last timestep."""
+
+    @property
+    @abstractmethod
+    def evaluated(self) -> tuple[str, ...]:
+        """The samplers of its figures, unless others are asked for."""
+
+    @property
+    @abstractmethod
+    def pictured(self) -> tuple[str, ...]:
+        """The samplers of training's pictures; the last one's images are the run's samples."""
 
     @property
     def variant(self) -> str | None:
@@ -50,10 +57,9 @@ class DdpmConfig(ProcessConfig):
     title = "DDPM"
     samplers: ClassVar = {
         "ancestral": Method("Ancestral", "noise"),
-        "ddim": Method("DDIM", "noise", 50, any_steps=True, eta=True, clip=True),
-        "dpm": Method("DPM-Solver++", "noise", 20, any_steps=True, clip=True),
+        "ddim": Method("DDIM", "noise", 50, any_steps=True, largest_eta=1, clip=True),
+        "dpm": Method("DPM-Solver++", "noise", 20, any_steps=True, largest_eta=20, clip=True),
     }
-    evaluated = pictured = ("ddim-eta1-clip",)
     kind: Literal["ddpm"]
     timesteps: int = Field(
         1000, ge=1, le=100_000, description="T; beta and alpha_bar have T + 1 values"
@@ -61,15 +67,32 @@ class DdpmConfig(ProcessConfig):
     # Within these, float32 tells alpha_bar_1 from 1 and beta_T from 1: samplers divide by both.
     beta_1: float = Field(1e-4, ge=1e-6, lt=1, description="beta at t = 0")
     beta_2: float = Field(0.02, gt=0, le=0.999, description="beta at t = T")
-    loss: Loss = Field("mse", description="between the noise and its prediction")
+    prediction: Prediction = Field(
+        "eps", description="output of the network; v as in Salimans & Ho 2022"
+    )
+    loss: Loss = Field("mse", description="between the wanted output and the network's")
+    weight: Literal["output", "eps"] = Field(
+        "output", description="the error that counts alike at all noise levels: output's or eps's"
+    )
     min_snr: float | None = Field(
         None, gt=0, description="gamma of the min-SNR weights (Hang et al. 2023); null: none"
+    )
+    log_sigma: tuple[float, Annotated[float, Field(gt=0)]] | None = Field(
+        None,
+        description="mean and deviation of ln sigma in training, sigma as in Karras et al. 2022;"
+        " null: timesteps are drawn uniformly",
     )
 
     @model_validator(mode="after")
     def _increasing(self) -> Self:
         if self.beta_1 > self.beta_2:
             raise ValueError(f"beta_1 ({self.beta_1}) must not exceed beta_2 ({self.beta_2})")
+        return self
+
+    @model_validator(mode="after")
+    def _has_one_weight(self) -> Self:
+        if self.min_snr is not None and self.weight != "output":
+            raise ValueError("min_snr and weight = eps exclude each other: set min_snr to null")
         return self
 
     @model_validator(mode="after")
@@ -90,6 +113,14 @@ class DdpmConfig(ProcessConfig):
     def T(self) -> int:
         return self.timesteps
 
+    @property
+    def evaluated(self) -> tuple[str, ...]:
+        return ("ddim-eta1-clip",)
+
+    @property
+    def pictured(self) -> tuple[str, ...]:
+        return self.evaluated
+
 
 class AveragingConfig(ProcessConfig):
     """Cold diffusion (Bansal et al. 2022) whose degradation averages rows or columns one by one."""
@@ -98,15 +129,20 @@ class AveragingConfig(ProcessConfig):
     samplers: ClassVar = {
         "algorithm1": Method("Algorithm 1", "test images"),
         "algorithm2": Method("Algorithm 2", "test images"),
+        "renoise": Method("Renoising", "test images"),
         "direct": Method("Direct prediction", "test images", 1),
-        "unconditional": Method("Algorithm 2 from the prior", "prior"),
+        "unconditional": Method("From the prior", "prior"),
     }
-    evaluated = ("algorithm2", "direct", "unconditional")
-    pictured = ("direct", "algorithm2")
     kind: Literal["averaging"]
     orientation: Orientation
     group: int = Field(1, ge=1, description="adjacent lines replaced by one mean at each step")
     order: Literal["random", "inside-out", "outside-in"] = "random"
+    noise: float = Field(
+        0.0,
+        ge=0,
+        le=10,
+        description="of the lines not yet averaged, in amplitudes, at t = T; it falls to 0 with t",
+    )
     loss: Loss = Field("mse", description="between the image and its prediction")
 
     @field_validator("group")
@@ -125,6 +161,14 @@ class AveragingConfig(ProcessConfig):
     @property
     def variant(self) -> str:
         return self.orientation
+
+    @property
+    def evaluated(self) -> tuple[str, ...]:
+        return ("renoise" if self.noise else "algorithm2", "direct", "unconditional")
+
+    @property
+    def pictured(self) -> tuple[str, ...]:
+        return ("direct", "renoise" if self.noise else "algorithm2")
 
 
 AnyProcess = Annotated[DdpmConfig | AveragingConfig, Field(discriminator="kind")]

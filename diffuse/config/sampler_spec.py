@@ -31,7 +31,7 @@ class Method:
     source: Source
     steps: int | None = None  # the usual number of network evaluations; None: T
     any_steps: bool = False  # whether another number can be chosen
-    eta: bool = False
+    largest_eta: float = 0  # of fresh noise; 0: the sampler is deterministic
     clip: bool = False
 
 
@@ -94,8 +94,8 @@ class SamplerSpec:
         if steps not in (None, chosen) or eta not in (None, chosen_eta):
             raise UserError(f"sampler {text}: other steps or another eta stand beside it")
         eta = chosen_eta or 0.0
-        if eta and not method.eta:
-            fitting = " and ".join(n for n, m in methods.items() if m.eta)
+        if eta and not method.largest_eta:
+            fitting = " and ".join(n for n, m in methods.items() if m.largest_eta)
             raise UserError(f"eta is for {fitting or 'other processes'}, not for {name}")
         usual = process.T if method.steps is None else min(method.steps, process.T)
         if not method.any_steps and chosen not in (None, usual):
@@ -108,8 +108,11 @@ class SamplerSpec:
             raise UserError(
                 f"sampler {name}: steps must be from 1 to T = {process.T}, not {chosen}"
             )
-        if not 0 <= eta <= 1:
-            raise UserError(f"eta must be from 0 (deterministic) to 1 (ancestral), not {eta}")
+        if not 0 <= eta <= method.largest_eta:
+            raise UserError(
+                f"sampler {name}: eta must be from 0 (deterministic) to {method.largest_eta:g},"
+                f" not {eta}"
+            )
         return cls(name, chosen, method, eta, clip)
 
 
@@ -117,6 +120,6 @@ def _example(process: ProcessConfig) -> str:
     """How settings are written, where a sampler of the process takes any."""
     for name, method in process.samplers.items():
         if method.any_steps:
-            settings = ("-eta0.5" if method.eta else "") + ("-clip" if method.clip else "")
+            settings = ("-eta0.5" if method.largest_eta else "") + ("-clip" if method.clip else "")
             return f" (with settings as in {name}-{method.steps}{settings})"
     return ""

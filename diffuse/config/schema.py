@@ -10,12 +10,14 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import yaml
 from pydantic import (
     AfterValidator,
+    Discriminator,
     Field,
+    Tag,
     field_validator,
     model_validator,
 )
@@ -79,12 +81,37 @@ class DataConfig(Section):
     amplitude: float = Field(0.5, gt=0, le=10, description="images lie in [-amplitude, amplitude]")
 
 
+class PowerAverage(Section):
+    """An average of the weights by powers of the step (Karras et al. 2024)."""
+
+    gamma: float = Field(gt=0, description="the weights of step n enter in proportion to n^gamma")
+
+
+def _form(average: Any) -> str:
+    return "a decay:" if isinstance(average, float | int | str) else "a power:"
+
+
+# Its form decides by which of the two a wrong value is explained.
+Average = Annotated[
+    Annotated[float, Field(ge=0, lt=1), Tag("a decay:")] | Annotated[PowerAverage, Tag("a power:")],
+    Discriminator(_form),
+]
+
+
 class TrainConfig(Section):
     epochs: int = Field(20, ge=1)
     global_batch: int = Field(128, ge=1, description="images per step over all ranks")
     lr: float = Field(2e-4, gt=0)
+    optimizer: Literal["adam", "muon"] = Field(
+        "adam", description="muon: for hidden layers' weights, with Adam for the rest"
+    )
     warmup_steps: int = Field(0, ge=0, description="the rate rises linearly to lr, then stays")
-    ema: float | None = Field(None, ge=0, lt=1, description="decay of the weights' moving average")
+    lr_decay_from_images: int | None = Field(
+        None, ge=1, description="from there the rate falls with the root of the images trained on"
+    )
+    ema: Average | None = Field(
+        None, description="the weights' moving average: its decay, or its gamma"
+    )
     grad_clip: float | None = Field(None, gt=0, description="largest gradient norm")
     accumulate: int = Field(1, ge=1, description="micro-batches per step and rank")
     amp: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
@@ -105,6 +132,9 @@ class SamplesConfig(Section):
 
     at_epochs: Epochs | None = Field(None, description="default: eval.at_epochs and the last")
     images: int = Field(16, ge=1, le=1024)
+    samplers: Annotated[tuple[str, ...], CommaSeparated] | None = Field(
+        None, min_length=1, description="default: the process's own, with these steps"
+    )
     steps: int = Field(50, ge=1, description="DDIM steps, or the process's own where fewer")
 
 
@@ -133,7 +163,9 @@ class EvalConfig(Section):
         0, description="images judged at once when training reaches such an epoch; 0: none"
     )
     samplers: Annotated[tuple[str, ...], CommaSeparated] | None = Field(
-        None, description="default: the process's own"
+        None,
+        min_length=1,
+        description="the first is the model's usual one; default: the process's own",
     )
     extractor: Literal["classifier", "inception"] = "classifier"
 
@@ -188,22 +220,28 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _samplers_fit(self) -> Self:
-        try:
-            self.sampler_specs(self.eval.samplers)
-        except UserError as error:
-            raise ValueError(f"eval.samplers: {error}") from None
+        for key, names in (("eval", self.eval.samplers), ("samples", self.samples.samplers)):
+            try:
+                self.sampler_specs(names)
+            except UserError as error:
+                raise ValueError(f"{key}.samplers: {error}") from None
         return self
 
     def sampler_specs(self, names: Sequence[str] | None) -> tuple[SamplerSpec, ...]:
-        """The samplers of these names, by default the process's own.
+        """The samplers of these names, by default those of eval.samplers or the process's own.
 
         Raises UserError where one does not fit the process.
         """
-        names = names or self.process.evaluated
+        names = names or self.eval.samplers or self.process.evaluated
         return tuple(SamplerSpec.parse(name, self.process) for name in names)
 
     def picture_specs(self) -> tuple[SamplerSpec, ...]:
-        """The samplers of training's pictures, with `samples.steps` where steps can be chosen."""
+        """The samplers of training's pictures.
+
+        The process's own have `samples.steps`, where steps can be chosen.
+        """
+        if self.samples.samplers:
+            return self.sampler_specs(self.samples.samplers)
         steps = min(self.samples.steps, self.process.T)
         specs = (SamplerSpec.parse(name, self.process) for name in self.process.pictured)
         return tuple(replace(s, steps=steps) if s.method.any_steps else s for s in specs)

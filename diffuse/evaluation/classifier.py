@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from diffuse import ROOT
 from diffuse.data.tensors import load_split
-from diffuse.models.ema import MovingAverage
+from diffuse.models.ema import MovingAverage, warmed_up
 from diffuse.rundir.checkpoints import load_plain
 from diffuse.runtime import errors, files, options
 from diffuse.runtime.console import Meter
@@ -93,7 +93,7 @@ def train_classifier(
     split = load_split(data_dir, "train", limit)
     torch.manual_seed(derive_seed(seed, Stream.INIT))
     network = Classifier()
-    average = MovingAverage(network, 0.998)
+    average = MovingAverage(network, warmed_up(0.998))
     steps = len(split.images) // batch
     optimizer = torch.optim.AdamW(network.parameters(), weight_decay=1e-2)
     schedule = torch.optim.lr_scheduler.OneCycleLR(

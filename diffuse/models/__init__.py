@@ -31,4 +31,4 @@ def build_process(config: Config) -> Process:
         case DdpmConfig() as settings:
             return Ddpm.from_config(settings)
         case AveragingConfig() as settings:
-            return Averaging.from_config(settings, config.seed)
+            return Averaging.from_config(settings, config.seed, config.data.amplitude)

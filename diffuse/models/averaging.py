@@ -2,6 +2,11 @@
 
 At step t the first t entries of an order, each one line or a group of adjacent lines, are replaced
 by their mean. After T steps every line is flat.
+
+With noise, which is not in the report, D(x0 + sigma_t z, t) takes the place of D(x0, t): the lines
+not yet averaged carry normal noise z whose mean over each entry is 0, so that the means, which are
+all that is left of x0 at T, stay exact. Bansal et al. add noise to break symmetry (section 5.2):
+without it each step of a sampler commits to the mean of all images that it could lead to.
 """
 
 from __future__ import annotations
@@ -25,8 +30,13 @@ from diffuse.runtime.rng import Stream, generator
 class Averaging:
     """The degradation D(x0, t), whose inverse the network learns as a prediction of x0."""
 
-    def __init__(self, orientation: Orientation, order: Tensor, loss: Loss = "mse") -> None:
-        """order: int64 [T, group], the line numbers (from 0) that step t = 1..T averages.
+    def __init__(
+        self, orientation: Orientation, order: Tensor, loss: Loss = "mse", noise: float = 0.0
+    ) -> None:
+        """
+        Args:
+            order: int64 [T, group], the line numbers (from 0) that step t = 1..T averages.
+            noise: sigma_T, in the images' units; sigma_t = noise t / T.
 
         Raises ValueError where `order` does not hold every line once.
         """
@@ -34,6 +44,7 @@ class Averaging:
             raise ValueError(f"an averaging order must hold each of {IMAGE_SIZE} lines once")
         self.orientation = orientation
         self.loss = loss
+        self.noise = noise
         self.order = order
         self.T = len(order)
         # mask[t, line]: whether the line is averaged at t
@@ -46,11 +57,11 @@ class Averaging:
         self.step_of[order] = torch.arange(self.T)[:, None]
 
     @classmethod
-    def from_config(cls, config: AveragingConfig, seed: int) -> Averaging:
+    def from_config(cls, config: AveragingConfig, seed: int, amplitude: float) -> Averaging:
         """The order that `config` names; a random one follows from the seed."""
         groups = torch.arange(IMAGE_SIZE).reshape(config.T, config.group)  # [T, group]
         order = group_order(config.order, config.T, seed)
-        return cls(config.orientation, groups[order], config.loss)
+        return cls(config.orientation, groups[order], config.loss, config.noise * amplitude)
 
     def to(self, device: torch.device | str) -> Averaging:
         """Move the masks to `device`, in place."""
@@ -60,13 +71,24 @@ class Averaging:
         return self
 
     def draw(self, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Timesteps [n] in 1..T, on the generator's device, and no noise [n, 0]."""
+        """Timesteps [n] in 1..T and noise [n, 1, 28, 28], on the generator's device.
+
+        Without noise [n, 0].
+        """
         device = generator.device
         t = torch.randint(1, self.T + 1, (n,), generator=generator, device=device)
-        return t, torch.empty(n, 0, device=device)
+        shape = (1, IMAGE_SIZE, IMAGE_SIZE) if self.noise else (0,)
+        return t, torch.randn(n, *shape, generator=generator, device=device)
 
     def degrade(self, x0: Tensor, t: Tensor, eps: Tensor | None = None) -> Tensor:
-        """D(x0, t) [B, 1, 28, 28] for x0 [B, 1, 28, 28] at t [B]; there is no noise in it."""
+        """D(x0 + sigma_t z, t) [B, 1, 28, 28] for x0 [B, 1, 28, 28] at t [B].
+
+        Args:
+            eps: z before its means are taken out; None, or a process without noise: D(x0, t).
+        """
+        if self.noise and eps is not None:
+            sigma = self.noise * t[:, None, None, None] / self.T
+            x0 = x0 + sigma * self.centred(eps)
         x = x0 if self.orientation == "row" else x0.transpose(2, 3)
         means = self.summary(x0)[..., self.step_of]  # [B, 1, 28]
         flat = torch.where(self.mask[t][:, None, :, None], means[..., None], x)
@@ -82,9 +104,13 @@ class Averaging:
         flat = summary[..., self.step_of][..., None].expand(-1, -1, -1, IMAGE_SIZE)
         return flat if self.orientation == "row" else flat.transpose(2, 3)
 
+    def centred(self, x: Tensor) -> Tensor:
+        """x [B, 1, 28, 28] less the mean of each entry of the order."""
+        return x - self.fully_degraded(self.summary(x))
+
     def losses(self, network: Network, x0: Tensor, t: Tensor, eps: Tensor) -> Tensor:
-        """The loss of each example [B] between x0 and its prediction from D(x0, t)."""
-        x0_hat = network(self.degrade(x0, t), t / self.T)
+        """The loss of each example [B] between x0 and its prediction from x_t."""
+        x0_hat = network(self.degrade(x0, t, eps), t / self.T)
         return per_example_loss(self.loss, x0_hat, x0)
 
     def sample(self, name: str, network: Network, x: Tensor, sampling: Sampling) -> Tensor:
@@ -135,6 +161,26 @@ def algorithm2(network: Network, process: Averaging, x: Tensor, sampling: Sampli
     return x
 
 
+def renoise(network: Network, process: Averaging, x: Tensor, sampling: Sampling) -> Tensor:
+    """A step for a process with noise: predict x0, and draw the lines not yet averaged anew.
+
+    x_{s-1} = D(h + sigma_{s-1} z, s - 1), where h is x0_hat with the means of x_s.
+    """
+    for s in range(process.T, 0, -1):
+        x0_hat = predict(network, process, x, s)
+        h = process.centred(x0_hat) + process.fully_degraded(process.summary(x))
+        eps = sampling.noise() if s > 1 else None
+        x = process.degrade(h, timestep(x, s - 1), eps)
+        sampling.on_step(process.T - s + 1, process.T)
+    return x
+
+
+def unconditional(network: Network, process: Averaging, x: Tensor, sampling: Sampling) -> Tensor:
+    """From line means that are drawn, not taken from an image."""
+    sampler = renoise if process.noise else algorithm2
+    return sampler(network, process, x, sampling)
+
+
 def direct(network: Network, process: Averaging, x: Tensor, sampling: Sampling) -> Tensor:
     """The prediction of x0 from x_T in one evaluation."""
     x0_hat = predict(network, process, x, process.T)
@@ -145,6 +191,7 @@ def direct(network: Network, process: Averaging, x: Tensor, sampling: Sampling) 
 SAMPLERS: dict[str, Sampler[Averaging]] = {
     "algorithm1": algorithm1,
     "algorithm2": algorithm2,
+    "renoise": renoise,
     "direct": direct,
-    "unconditional": algorithm2,  # from line means that are drawn, not taken from an image
+    "unconditional": unconditional,
 }

@@ -61,6 +61,11 @@ class Cnn(nn.Module):
         frequencies = [0.0, *(2 * math.pi * 1.5**k for k in range(15))]
         self.register_buffer("frequencies", torch.tensor(frequencies))
 
+    @property
+    def outer(self) -> tuple[nn.Module, ...]:
+        """The layers that touch the pixels."""
+        return self.blocks[0], self.head
+
     def forward(self, x_t: Tensor, time: Tensor) -> Tensor:
         phase = time[:, None] * self.frequencies  # [B, 16]
         features = torch.cat([phase.sin(), phase.cos() - 1], dim=1)  # [B, 32]

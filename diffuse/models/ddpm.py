@@ -1,4 +1,4 @@
-"""Denoising diffusion (Ho et al. 2020) on the linear schedule; the network predicts the noise.
+"""Denoising diffusion (Ho et al. 2020) on the linear schedule.
 
 The report's alpha_t is the cumulative product; here it is alpha_bar, as in Ho et al. The schedule
 has T + 1 values, t = 0..T, and training draws t from 1..T.
@@ -11,44 +11,68 @@ import itertools
 import torch
 from torch import Tensor
 
-from diffuse.config.processes import DdpmConfig, Loss
+from diffuse.config.processes import DdpmConfig, Prediction
 from diffuse.config.section import IMAGE_SIZE
 from diffuse.models.process import Network, Sampler, Sampling, per_example_loss, predict
+
+PLAIN = DdpmConfig(kind="ddpm")
 
 
 class Ddpm:
     """x_t = sqrt(alpha_bar_t) x0 + sqrt(1 - alpha_bar_t) eps: equation 4 of Ho et al., 1.4 of the
     report."""
 
-    def __init__(self, beta: Tensor, loss: Loss = "mse", min_snr: float | None = None) -> None:
+    def __init__(self, beta: Tensor, config: DdpmConfig = PLAIN) -> None:
         """
         Args:
             beta: [T + 1], at t = 0..T; computed with in float64, kept in float32.
-            min_snr: gamma of Hang et al. 2023; None weights all timesteps alike.
+            config: all but the schedule.
         """
-        self.loss, self.min_snr = loss, min_snr
+        self.config = config
         self.T = len(beta) - 1
         beta = beta.double()
+        alpha_bar = torch.cumprod(1 - beta, dim=0)
         self.beta = beta.float()  # [T + 1]
-        self.alpha_bar = torch.cumprod(1 - beta, dim=0).float()  # [T + 1]
+        self.alpha_bar = alpha_bar.float()  # [T + 1]
+        p = torch.ones(self.T, dtype=torch.float64)  # of t = 1..T in training
+        if config.log_sigma is not None:
+            p = density(alpha_bar, *config.log_sigma)[1:]
+        self.cdf = (p / p.sum()).cumsum(0)  # [T]
+        self.weights = torch.ones(self.T + 1)
+        if config.weight == "eps":
+            weights = eps_error(config.prediction, alpha_bar)
+            self.weights = (weights / (weights[1:] @ (p / p.sum()))).float()
+        elif config.min_snr is not None:
+            snr = self.alpha_bar / (1 - self.alpha_bar)
+            self.weights = snr.clamp(max=config.min_snr) / snr
+            self.weights = self.weights * eps_error(config.prediction, self.alpha_bar)
 
     @classmethod
     def from_config(cls, config: DdpmConfig) -> Ddpm:
         """beta_t = (beta_2 - beta_1) t / T + beta_1 for t = 0..T."""
         t = torch.arange(config.timesteps + 1, dtype=torch.float64)
         beta = (config.beta_2 - config.beta_1) * t / config.timesteps + config.beta_1
-        return cls(beta, config.loss, config.min_snr)
+        return cls(beta, config)
 
     def to(self, device: torch.device | str) -> Ddpm:
         """Move the schedule to `device`, in place."""
-        self.beta = self.beta.to(device)
-        self.alpha_bar = self.alpha_bar.to(device)
+        for name in ("beta", "alpha_bar", "weights", "cdf"):
+            setattr(self, name, getattr(self, name).to(device))
         return self
 
     def draw(self, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Timesteps [n] in 1..T and noise [n, 1, 28, 28], on the generator's device."""
+        """Timesteps [n] in 1..T and noise [n, 1, 28, 28], on the generator's device.
+
+        Where they are not uniform, one timestep falls into each n-th part of their distribution,
+        in ascending order: a batch sees all noise levels (Kingma et al. 2021, section I.1).
+        """
         device = generator.device
-        t = torch.randint(1, self.T + 1, (n,), generator=generator, device=device)
+        if self.config.log_sigma is None:
+            t = torch.randint(1, self.T + 1, (n,), generator=generator, device=device)
+        else:
+            u = torch.rand(n, generator=generator, device=device, dtype=torch.float64)
+            u = (torch.arange(n, device=device) + u) / n
+            t = (torch.searchsorted(self.cdf, u, right=True) + 1).clamp(max=self.T)
         eps = torch.randn(n, 1, IMAGE_SIZE, IMAGE_SIZE, generator=generator, device=device)
         return t, eps
 
@@ -58,9 +82,17 @@ class Ddpm:
         return alpha_bar.sqrt() * x0 + (1 - alpha_bar).sqrt() * eps
 
     def losses(self, network: Network, x0: Tensor, t: Tensor, eps: Tensor) -> Tensor:
-        """The loss of each example [B] between eps and its prediction: algorithm 1 of Ho et al."""
-        eps_hat = network(self.degrade(x0, t, eps), t / self.T)
-        return self.weight(t) * per_example_loss(self.loss, eps_hat, eps)
+        """The weighted loss of each example [B]: algorithm 1 of Ho et al."""
+        output = network(self.degrade(x0, t, eps), t / self.T)
+        match self.config.prediction:
+            case "eps":
+                wanted = eps
+            case "x0":
+                wanted = x0
+            case "v":
+                alpha_bar = self.alpha_bar[t][:, None, None, None]
+                wanted = alpha_bar.sqrt() * eps - (1 - alpha_bar).sqrt() * x0
+        return self.weights[t] * per_example_loss(self.config.loss, output, wanted)
 
     def summary(self, x0: Tensor) -> Tensor:
         """Nothing [B, 1, 0]: x_T is noise."""
@@ -74,18 +106,6 @@ class Ddpm:
         """x_0 [B, 1, 28, 28] from x_T [B, 1, 28, 28] by a sampler of SAMPLERS, below."""
         return SAMPLERS[name](network, self, x, sampling)
 
-    def weight(self, t: Tensor) -> Tensor:
-        """min(SNR, gamma) / SNR at t [B], or ones: Hang et al. 2023, section 3.4, for eps.
-
-        It takes weight from the nearly clean images, whose last noise costs a network most of its
-        effort and shows least.
-        """
-        if self.min_snr is None:
-            return torch.ones_like(t, dtype=torch.float32)
-        alpha_bar = self.alpha_bar[t]
-        snr = alpha_bar / (1 - alpha_bar)  # [B]
-        return snr.clamp(max=self.min_snr) / snr
-
     def state_dict(self) -> dict[str, Tensor]:
         """The schedule."""
         return {"beta": self.beta}
@@ -96,11 +116,33 @@ class Ddpm:
             raise ValueError("its noise schedule is another one")
 
 
+def density(alpha_bar: Tensor, mean: float, deviation: float) -> Tensor:
+    """N(ln sigma; mean, deviation^2) d ln(sigma) / dt at t = 0..T [T + 1], not normalised.
+
+    sigma = sqrt((1 - alpha_bar) / alpha_bar) is the noise beside an image of scale 1, whose
+    logarithm Karras et al. 2022, table 1, draw from a normal distribution.
+    """
+    log_sigma = (torch.log1p(-alpha_bar) - alpha_bar.log()) / 2
+    (slope,) = torch.gradient(log_sigma)
+    return torch.exp(-(((log_sigma - mean) / deviation) ** 2) / 2) * slope
+
+
+def eps_error(prediction: Prediction, alpha_bar: Tensor) -> Tensor:
+    """The squared error of eps_hat for one of 1 in the network's output, at each alpha_bar."""
+    match prediction:
+        case "eps":
+            return torch.ones_like(alpha_bar)
+        case "x0":
+            return alpha_bar / (1 - alpha_bar)
+        case "v":
+            return alpha_bar
+
+
 def ancestral(network: Network, process: Ddpm, x: Tensor, sampling: Sampling) -> Tensor:
     """Algorithm 2 of Ho et al. 2020 with sigma_t^2 = beta_t; always T steps."""
     beta, alpha_bar = process.beta, process.alpha_bar
     for t in range(process.T, 0, -1):
-        eps_hat = predict(network, process, x, t)
+        _, eps_hat = _split(network, process, x, t, None)
         x = (x - beta[t] / (1 - alpha_bar[t]).sqrt() * eps_hat) / (1 - beta[t]).sqrt()
         if t > 1:
             x = x + beta[t].sqrt() * sampling.noise()
@@ -128,8 +170,11 @@ def ddim(network: Network, process: Ddpm, x: Tensor, sampling: Sampling) -> Tens
 def dpm(network: Network, process: Ddpm, x: Tensor, sampling: Sampling) -> Tensor:
     """DPM-Solver++(2M), algorithm 2 of Lu et al. 2022: second order, one evaluation a step.
 
-    The first step and the last are of first order, which keeps few steps stable.
+    The first step and the last are of first order, which keeps few steps stable. With eta it is
+    SDE-DPM-Solver++(2M) (their section 6; eta = 1): more of x_t is dropped, and fresh noise fills
+    up the variance. It ends with the last prediction of x0.
     """
+    eta = sampling.eta
     alpha, sigma = process.alpha_bar.sqrt(), (1 - process.alpha_bar).sqrt()
     log_snr = alpha.log() - sigma.log()  # lambda, [T + 1]
     taus = timesteps(process.T, sampling.steps)
@@ -141,7 +186,13 @@ def dpm(network: Network, process: Ddpm, x: Tensor, sampling: Sampling) -> Tenso
         if before is not None and s > 0:
             x0_before, h_before = before
             blend = x0_hat + h / (2 * h_before) * (x0_hat - x0_before)
-        x = sigma[s] / sigma[t] * x - alpha[s] * torch.expm1(-h) * blend
+        if eta and s == 0:
+            x = x0_hat
+        else:
+            kept = sigma[s] / sigma[t] * torch.exp(-eta * h)
+            x = kept * x - alpha[s] * torch.expm1(-(1 + eta) * h) * blend
+            if eta:
+                x = x + sigma[s] * (-torch.expm1(-2 * eta * h)).sqrt() * sampling.noise()
         before = (x0_hat, h)
         sampling.on_step(k + 1, sampling.steps)
     return x
@@ -157,8 +208,14 @@ def _split(
 ) -> tuple[Tensor, Tensor]:
     """x0_hat, within the limit, and eps_hat, of which x_t consists by the network's prediction."""
     alpha, sigma = process.alpha_bar[t].sqrt(), (1 - process.alpha_bar[t]).sqrt()
-    eps_hat = predict(network, process, x, t)
-    x0_hat = (x - sigma * eps_hat) / alpha
+    output = predict(network, process, x, t)
+    match process.config.prediction:
+        case "eps":
+            x0_hat, eps_hat = (x - sigma * output) / alpha, output
+        case "x0":
+            x0_hat, eps_hat = output, (x - alpha * output) / sigma
+        case "v":
+            x0_hat, eps_hat = alpha * x - sigma * output, sigma * x + alpha * output
     if limit is not None:
         x0_hat = x0_hat.clamp(-limit, limit)
         eps_hat = (x - alpha * x0_hat) / sigma  # else x0_hat and eps_hat would not make up x_t

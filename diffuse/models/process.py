@@ -26,7 +26,7 @@ class Sampling:
 
     noise: Callable[[], Tensor]  # the next standard normals [B, 1, 28, 28]
     steps: int = 1  # network evaluations
-    eta: float = 0.0  # DDIM's share of fresh noise
+    eta: float = 0.0  # the amount of fresh noise: 0 none, 1 DDPM's
     limit: float | None = None  # predictions of x0 are clamped to [-limit, limit]
     on_step: Callable[[int, int], None] = lambda done, steps: None
 

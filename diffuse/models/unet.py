@@ -107,6 +107,11 @@ class UNet(nn.Module):
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)  # type: ignore[arg-type]
 
+    @property
+    def outer(self) -> tuple[nn.Module, ...]:
+        """The layers that touch the pixels."""
+        return self.enter, self.head
+
     def forward(self, x_t: Tensor, time: Tensor) -> Tensor:
         emb = self.time_mlp(time_features(time, self.features))  # [B, 4 C]
         x = self.enter(F.pixel_unshuffle(x_t, self.patch))  # [B, C, 28 / p, 28 / p]

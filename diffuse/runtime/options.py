@@ -25,6 +25,21 @@ def typed_path(text: str | Path) -> Path:
         raise UserError(f"{text}: no home is known for its ~; write the whole path") from None
 
 
+def typed_model(text: str | Path) -> Path:
+    """The path of a model, or that of the shipped weights with such a name, as in `ddpm/unet`.
+
+    Raises UserError where there is neither.
+    """
+    path = typed_path(text)
+    shipped = {str(f.stem).replace("-", "/", 1): f for f in sorted(WEIGHTS.glob("*.safetensors"))}
+    if path.exists() or str(text) not in shipped:
+        if not path.exists():
+            names = ", ".join(shipped) or "none"
+            raise UserError(f"{path}: no such file or folder; the shipped models are {names}")
+        return path
+    return shipped[str(text)]
+
+
 def typed_file(text: str | Path) -> Path:
     """The path of a file to write; refused where a folder has that name."""
     path = typed_path(text)
@@ -53,15 +68,17 @@ def output_file(text: str, *names: str) -> Any:
     return typer.Option(*names, parser=typed_file, metavar="FILE", help=text)
 
 
+WEIGHTS = Path(__file__).resolve().parent.parent / "weights"  # shipped with the project
 RUNS, DATA = Path("runs"), Path("data")  # below the folder that a program is started from
 _DEVICE = "Device to compute on: auto (CUDA where there is a GPU), cpu or cuda."
 
 Source = Annotated[
     Path,
     typer.Argument(
-        metavar="RUN",
-        parser=typed_path,
-        help="Run directory (runs/...), checkpoint (.pt) or weight file of the report (.pth).",
+        metavar="MODEL",
+        parser=typed_model,
+        help="Run directory (runs/...), checkpoint (.pt), exported weights (.safetensors), weight"
+        " file of the report (.pth), or the name of shipped weights, such as ddpm/unet.",
     ),
 ]
 RunsDir = Annotated[Path, folder("Folder of the run directories.")]

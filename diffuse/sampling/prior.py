@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -34,7 +34,7 @@ class Prior:
     weights: Tensor
     means: Tensor
     cholesky: Tensor
-    held_out: dict[int, float]  # mean log-likelihood of held-out images by number of components
+    held_out: dict[int, float] = field(default_factory=dict)  # mean log-likelihood by components
 
     def sample(self, seed: int, indices: Sequence[int], amplitude: float) -> Tensor:
         """Summaries [B, 1, K] in [-amplitude, amplitude]; each depends on (seed, index) alone."""

@@ -1,13 +1,9 @@
-"""A trained model from where it lies: a run directory, a checkpoint, or a report's weight file.
-
-model = diffuse.load("runs/ddpm-unet-1a2b3c4d")
-images = model.sample(16)
-"""
+"""A trained model from where it lies: a run directory, a checkpoint, or a weight file."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +21,10 @@ from diffuse.rundir import checkpoints
 from diffuse.rundir.directory import RunDir
 from diffuse.runtime import console
 from diffuse.runtime.errors import UserError
-from diffuse.runtime.options import default_data_dir, typed_path
-from diffuse.sampling import prior, published_weights
+from diffuse.runtime.options import default_data_dir, typed_model
+from diffuse.sampling import prior, published_weights, weight_file
 from diffuse.sampling.generate import Start, from_images, from_noise, from_prior, generate
+from diffuse.sampling.prior import Prior
 
 
 @dataclass
@@ -42,10 +39,12 @@ class Trained:
     device: torch.device
     run: RunDir | None = None
     step: int | None = None  # not known of a report's weight file
+    prior: Prior | None = None  # of fully degraded images; fitted when first asked for
+    figures: list[dict[str, Any]] = field(default_factory=list)  # those that an exported file has
 
     @property
     def sampler(self) -> SamplerSpec:
-        """The process's usual sampler."""
+        """The usual sampler: eval.samplers' first, or else the process's."""
         return self.config.sampler_specs(None)[0]
 
     def spec(self, text: str, *, steps: int | None = None, eta: float | None = None) -> SamplerSpec:
@@ -112,20 +111,24 @@ class Trained:
             )
         return to_x0(images[list(indices)], self.config.data.amplitude)
 
-    def fit_prior(self, data_dir: Path | None = None) -> prior.Prior:
+    def fit_prior(self, data_dir: Path | None = None) -> Prior:
         """The distribution of fully degraded training images."""
-        images = load_split(data_dir or default_data_dir(), "train", self.config.data.limit).images
-        return prior.fit(images, self.process, self.config.seed)
+        if self.prior is None:
+            limit = self.config.data.limit
+            images = load_split(data_dir or default_data_dir(), "train", limit).images
+            self.prior = prior.fit(images, self.process, self.config.seed)
+        return self.prior
 
 
 def load(
     path: str | Path, *, epoch: int | None = None, device: torch.device | str = "cpu"
 ) -> Trained:
-    """The model at `path`: a run directory (its last epoch, or `epoch`), a checkpoint, or a `.pth`.
+    """The model at `path`: a run directory (its last epoch, or `epoch`), a checkpoint, an exported
+    file, one of the report's, or the name of shipped weights.
 
     Raises UserError where it is missing, damaged or something else.
     """
-    path, device = typed_path(path), torch.device(device)
+    path, device = typed_model(path), torch.device(device)
     if epoch is not None and not path.is_dir():
         raise UserError(f"an epoch is chosen of a run directory, and {path} is none")
     run: RunDir | None
@@ -139,6 +142,8 @@ def load(
         if published_weights.activation_is_guessed(path):
             console.note(f"{path}: GELU is assumed: its name is none of the report's")
         return Trained(path.stem, config, process, network.to(device).eval(), at, device)
+    elif path.suffix == ".safetensors":
+        return _from_weight_file(path, device)
     else:
         content = checkpoints.read(path)
         in_run = path.parent.name == "checkpoints"
@@ -153,6 +158,8 @@ def config_of(path: Path) -> Config:
         return RunDir(path).config()
     if path.suffix == ".pth":
         return published_weights.read(path)[0]
+    if path.suffix == ".safetensors":
+        return resolve([Layer(str(path), weight_file.read(path)[0].config)])
     return resolve([Layer(str(path), checkpoints.read(path)["config"])])
 
 
@@ -167,6 +174,24 @@ def _checkpoint_of(run: RunDir, epoch: int | None) -> dict[str, Any]:
             f" (train it with --set eval.at_epochs={epoch})"
         )
     return checkpoints.read(run.checkpoint_path(trained[-1] if epoch is None else epoch))
+
+
+def _from_weight_file(path: Path, device: torch.device) -> Trained:
+    facts, tensors = weight_file.read(path)
+    content = {
+        "config": facts.config,
+        "model": weight_file.part(tensors, "network"),
+        "ema": None,
+        "process": weight_file.part(tensors, "process"),
+        "epoch": facts.epoch,
+        "step": facts.step or 0,
+    }
+    model = _from_checkpoint(facts.name, content, device, None)
+    model.step, model.figures = facts.step, facts.figures
+    if fitted := weight_file.part(tensors, "prior"):
+        weights, means, cholesky = (fitted[k].double() for k in ("weights", "means", "cholesky"))
+        model.prior = Prior(weights, means, cholesky)
+    return model
 
 
 def _from_checkpoint(

@@ -5,6 +5,7 @@ A checkpoint holds this state, and brings it back.
 
 from __future__ import annotations
 
+import math
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -14,11 +15,12 @@ from torch import Tensor, nn
 
 from diffuse.config.schema import Config, TrainConfig
 from diffuse.models import build, build_process
-from diffuse.models.ema import MovingAverage
+from diffuse.models.ema import MovingAverage, moving_average
 from diffuse.models.process import Process
 from diffuse.runtime.distributed import DTYPES, Precision
 from diffuse.runtime.errors import UserError
 from diffuse.runtime.rng import Stream, derive_seed
+from diffuse.training import optimizer
 from diffuse.training.batches import Batch
 
 
@@ -42,12 +44,14 @@ class TrainState:
             torch.manual_seed(derive_seed(config.seed, Stream.INIT))
             network = build(config.model)
         network.to(device)
+        # fp16 has too small a range for Newton-Schulz
+        muon_dtype = torch.bfloat16 if precision == "bf16" else torch.float32
         return cls(
             settings=config.train,
             precision=precision,
             network=network,
-            ema=None if config.train.ema is None else MovingAverage(network, config.train.ema),
-            optimizer=torch.optim.Adam(network.parameters(), lr=config.train.lr, fused=True),
+            ema=moving_average(network, config.train),
+            optimizer=optimizer.build(network, config.train, muon_dtype),
             scaler=torch.amp.GradScaler(device.type, enabled=precision == "fp16"),
             process=build_process(config).to(device),
         )
@@ -59,8 +63,16 @@ class TrainState:
 
     @property
     def lr(self) -> float:
-        """The learning rate of the last step: it rises linearly over the warm-up, then stays."""
-        return self.settings.lr * min(1.0, self.step / max(1, self.settings.warmup_steps))
+        """The learning rate of the last step.
+
+        It rises linearly over the warm-up, then stays, or falls with the root of the images: it
+        depends on no end, so that a run's epochs are the same whichever is its last.
+        """
+        lr = self.settings.lr * min(1.0, self.step / max(1, self.settings.warmup_steps))
+        if self.settings.lr_decay_from_images is None:
+            return lr
+        images = self.step * self.settings.global_batch
+        return lr / math.sqrt(max(1.0, images / self.settings.lr_decay_from_images))
 
     def update(self, forward: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
         """One step: forward, backward, optimizer, average. Waits for no device.

@@ -83,6 +83,20 @@ def test_the_signature_knows_the_weights_and_nothing_else() -> None:
     assert len(signatures | {base}) == len(other) + 1
 
 
+@pytest.mark.parametrize(
+    ("value", "wanted"),
+    [
+        ("1.5", "--set: train.ema: input should be less than 1, not 1.5"),
+        ("{gamma: -1}", "--set: train.ema.gamma: input should be greater than 0, not -1"),
+        ("{decay: 1}", "--set: train.ema.decay: unknown key; allowed: gamma"),
+    ],
+)
+def test_an_average_is_a_decay_or_a_gamma(value: str, wanted: str) -> None:
+    with pytest.raises(UserError) as error:
+        load_config("ddpm/unet", [parse_set([f"train.ema={value}"])])
+    assert wanted in str(error.value)
+
+
 def test_a_default_spelled_out_does_not_change_the_signature() -> None:
     assert (
         load_config("ddpm/default", [parse_set(["train.accumulate=1"])]).signature

@@ -118,7 +118,7 @@ def _train_and_evaluate(specimen: Specimen, folder: Path, path: Path) -> None:
         for attempt in range(2):
             log = folder / f"rank0-{module}-{attempt}.log"
             child = program.start(module, *arguments, log=log)
-            child.wait(120)
+            child.wait()
             assert_explained(child, 0, 2)
             if child.code == 0:
                 break

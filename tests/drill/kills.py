@@ -68,7 +68,7 @@ def _lives(drill: Drill, specimen: Specimen, fault: str, usual: int, death: Deat
 def _rank_dies(drill: Drill, specimen: Specimen, usual: int) -> None:
     """One of several ranks dies; the others, in a collective or not, end by themselves, and say so.
 
-    They have half a minute beyond three timeouts: torch tries a second time to meet who never came.
+    They have a minute beyond three timeouts: torch tries a second time to meet who never came.
     """
     for k in drill.times(usual):
         rng = drill.rng("rank", specimen.ranks, k)
@@ -79,7 +79,7 @@ def _rank_dies(drill: Drill, specimen: Specimen, usual: int) -> None:
             victim.signal(signal.SIGKILL)
             victim.wait()
             for other in ranks:
-                other.wait(3 * TIMEOUT_S + 30)
+                other.wait(3 * TIMEOUT_S + 60)
                 assert_explained(other, 0, 1)
             specimen.assert_survived(folder)
 

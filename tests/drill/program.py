@@ -50,7 +50,7 @@ class Child:
         if self.poll() is None:
             os.kill(self.pid, number)
 
-    def wait(self, seconds: float = 60) -> int:
+    def wait(self, seconds: float = 300) -> int:
         """Its exit code. Raises Hang where it takes longer; it is then killed."""
         end = time.monotonic() + seconds
         while (code := self.poll()) is None:
@@ -88,7 +88,7 @@ def start(
 def finish(module: str, *arguments: str | Path, log: Path) -> None:
     """Run a program to its end, which must be good."""
     child = start(module, *arguments, log=log)
-    code = child.wait(120)
+    code = child.wait()
     assert code == 0, f"exit code {code}: {child.said()[-800:]}"
 
 

@@ -44,7 +44,7 @@ def run(drill: Drill) -> None:
 
 
 def _assert_stopped(child: Child) -> None:
-    child.wait(30)
+    child.wait()
     if child.code == -signal.SIGKILL or (child.code == 130 and not child.said().count("error: ")):
         return  # killed, or Ctrl-C twice: nothing is said
     assert_explained(child, *ENDS, -signal.SIGTERM, -signal.SIGUSR2)
@@ -74,7 +74,7 @@ def _at_start_up(drill: Drill, specimen: Specimen) -> None:
                 )
             time.sleep(rng.uniform(0, 4))
             process.send_signal(rng.choice((TERM, USR2)))
-            child = Child(process.pid, folder / "log", process.wait(60))
+            child = Child(process.pid, folder / "log", process.wait(300))
             if child.code not in (-TERM, -USR2):  # Python had not taken them over yet
                 assert_explained(child, *ENDS)
             specimen.assert_survived(folder)
@@ -89,7 +89,7 @@ def _one_rank_is_told(drill: Drill, specimen: Specimen) -> None:
             time.sleep(rng.uniform(0.2, 1) * specimen.seconds)
             ranks[rng.randrange(2)].signal(USR2)
             for child in ranks:
-                child.wait(30)
+                child.wait()
             if ranks[0].code != -USR2 and ranks[1].code != -USR2:
                 assert_explained(ranks[0], 0, 75)
                 assert_explained(ranks[1], 0)

@@ -109,7 +109,7 @@ class Specimen:
         """Train to the end, which must be good."""
         children = self.start(folder, before)
         for child in children:
-            code = child.wait(120)
+            code = child.wait()
             assert code == 0, f"exit code {code}: {child.said()[-800:]}"
 
     def evaluation(self, folder: Path) -> list[str | Path]:

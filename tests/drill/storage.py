@@ -80,7 +80,7 @@ def _vanished(drill: Drill, specimen: Specimen) -> None:
             (child,) = specimen.start(folder)
             time.sleep(rng.uniform(0.2, 1) * specimen.seconds)
             shutil.rmtree(folder / "runs", ignore_errors=True)
-            child.wait(30)
+            child.wait()
             assert_explained(child, 0, 1, 75)
             # A checkpoint written while others of its files went is where it goes on from.
             specimen.assert_survived(folder, gaps=True)

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from diffuse.config.processes import AveragingConfig
 from diffuse.models.averaging import Averaging, group_order
+from diffuse.runtime.rng import Stream, generator
 
 ORIENTATIONS = ("row", "col")
 
@@ -31,7 +32,7 @@ def test_masks_equal_loops_over_lines(orientation: str, group: int, order: str) 
     config = AveragingConfig.model_validate(
         {"kind": "averaging", "orientation": orientation, "group": group, "order": order}
     )
-    process = Averaging.from_config(config, seed=3)
+    process = Averaging.from_config(config, seed=3, amplitude=0.5)
     assert 28 // group == process.T
     x0 = torch.randn(process.T + 1, 1, 28, 28)
     t = torch.arange(process.T + 1)  # every t, 0 and T included
@@ -41,7 +42,7 @@ def test_masks_equal_loops_over_lines(orientation: str, group: int, order: str) 
 @pytest.mark.parametrize("orientation", ORIENTATIONS)
 def test_nothing_happens_at_0_and_only_the_means_are_left_at_T(orientation: str) -> None:
     config = AveragingConfig.model_validate({"kind": "averaging", "orientation": orientation})
-    process = Averaging.from_config(config, seed=0)
+    process = Averaging.from_config(config, seed=0, amplitude=0.5)
     x0 = torch.randn(2, 1, 28, 28)
     assert torch.equal(process.degrade(x0, torch.zeros(2, dtype=torch.int64)), x0)
     flat = process.degrade(x0, torch.full((2,), 28))
@@ -66,9 +67,28 @@ def test_an_order_that_misses_a_line_is_refused(order: Tensor) -> None:
         Averaging("row", order)
 
 
+@pytest.mark.parametrize("orientation", ["row", "col"])
+def test_noise_leaves_the_means_and_the_averaged_lines_alone(orientation: str) -> None:
+    settings = {"kind": "averaging", "orientation": orientation, "group": 4, "noise": 0.8}
+    config = AveragingConfig.model_validate(settings)
+    process = Averaging.from_config(config, seed=0, amplitude=0.5)
+    x0 = torch.randn(300, 1, 28, 28)
+    _, eps = process.draw(300, generator(0, Stream.STEP))
+    for t in (1, 4, 7):
+        at = torch.full((300,), t)
+        x_t, plain = process.degrade(x0, at, eps), process.degrade(x0, at)
+        torch.testing.assert_close(process.summary(x_t), process.summary(x0), atol=1e-6, rtol=0)
+        noise = (x_t - plain) if orientation == "row" else (x_t - plain).transpose(2, 3)
+        averaged = process.mask[t]
+        assert float(noise[:, :, averaged].abs().max()) < 1e-6
+        if t < 7:
+            wanted = 0.8 * 0.5 * t / 7 * (1 - 1 / 112) ** 0.5  # an entry's 112 pixels have mean 0
+            assert float(noise[:, :, ~averaged].std()) == pytest.approx(wanted, rel=0.01)
+
+
 def test_a_perfect_network_has_no_loss() -> None:
     config = AveragingConfig(kind="averaging", orientation="row")
-    process = Averaging.from_config(config, seed=0)
+    process = Averaging.from_config(config, seed=0, amplitude=0.5)
     x0 = torch.randn(4, 1, 28, 28)
     t = torch.tensor([1, 2, 27, 28])
     assert float(process.losses(lambda x, time: x0, x0, t, None).max()) == 0.0

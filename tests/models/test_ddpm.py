@@ -90,10 +90,60 @@ def test_min_snr_weights_are_the_papers_formula() -> None:
     process = Ddpm.from_config(DdpmConfig(kind="ddpm", min_snr=5.0))
     for t in (1, 50, 130, 500, 1000):
         snr = float(process.alpha_bar[t] / (1 - process.alpha_bar[t]))
-        found = float(process.weight(torch.tensor([t]))[0])
+        found = float(process.weights[t])
         assert found == pytest.approx(min(snr, 5.0) / snr, rel=1e-5)
     plain = Ddpm.from_config(DdpmConfig(kind="ddpm"))
-    assert torch.equal(plain.weight(torch.arange(1, 9)), torch.ones(8))
+    assert torch.equal(plain.weights, torch.ones(1001))
+
+
+@pytest.mark.parametrize("prediction", ["x0", "v"])
+def test_min_snr_weights_of_other_predictions_are_the_papers(prediction: str) -> None:
+    settings = {"kind": "ddpm", "min_snr": 5.0, "prediction": prediction}
+    process = Ddpm.from_config(DdpmConfig.model_validate(settings))
+    snr = process.alpha_bar / (1 - process.alpha_bar)
+    wanted = snr.clamp(max=5) / (1 if prediction == "x0" else snr + 1)
+    torch.testing.assert_close(process.weights, wanted)
+
+
+@pytest.mark.parametrize("prediction", ["eps", "x0", "v"])
+def test_with_weight_eps_any_output_has_the_loss_of_its_noise(prediction: str) -> None:
+    """In proportion: its mean weight over the timesteps of training is 1."""
+    settings = {"kind": "ddpm", "prediction": prediction, "weight": "eps", "log_sigma": (0.5, 1.3)}
+    process = Ddpm.from_config(DdpmConfig.model_validate(settings))
+    t, eps = process.draw(4096, generator(3, Stream.STEP))
+    assert float(process.weights[t].mean()) == pytest.approx(1, rel=0.02)
+    t, eps, x0 = t[::512], eps[::512], torch.randn(8, 1, 28, 28)
+    alpha_bar = process.alpha_bar[t][:, None, None, None]
+    alpha, sigma = alpha_bar.sqrt(), (1 - alpha_bar).sqrt()
+    x_t, eps_hat = process.degrade(x0, t, eps), torch.randn_like(eps)
+    x0_hat = (x_t - sigma * eps_hat) / alpha
+    output = {"eps": eps_hat, "x0": x0_hat, "v": alpha * eps_hat - sigma * x0_hat}[prediction]
+    losses = process.losses(lambda x, time: output, x0, t, eps)
+    by_noise = (eps_hat - eps).square().mean(dim=(1, 2, 3))
+    ratio = losses / by_noise
+    torch.testing.assert_close(ratio, ratio[:1].expand(8), rtol=1e-3, atol=0)
+
+
+def test_noise_levels_have_a_normal_logarithm_and_fill_each_batch_evenly() -> None:
+    config = DdpmConfig(kind="ddpm", log_sigma=(0.5, 1.3))
+    process = Ddpm.from_config(config)
+    batches = [process.draw(128, generator(0, Stream.STEP, k))[0] for k in range(200)]
+    t = torch.cat(batches)
+    assert t.min() >= 1 and t.max() <= 1000
+    alpha_bar = process.alpha_bar.double()
+    log_sigma = ((1 - alpha_bar) / alpha_bar).log() / 2
+    drawn = log_sigma[t]
+    assert float(drawn.mean()) == pytest.approx(0.5, abs=0.05)
+    assert float(drawn.std()) == pytest.approx(1.3, abs=0.05)
+    # the same by quadrature: p(t) = N(ln sigma; 0.5, 1.3^2) d ln sigma / dt
+    ends = torch.stack([log_sigma[:-1], log_sigma[1:]]).mean(0)  # between t and t + 1
+    normal = torch.distributions.Normal(0.5, 1.3)
+    cdf = normal.cdf(ends)
+    cdf = (cdf - cdf[0]) / (cdf[-1] - cdf[0])
+    torch.testing.assert_close(process.cdf[:-1], cdf[1:], atol=2e-3, rtol=0)
+    spread = torch.stack([b.double() for b in batches]).mean(1).std()
+    alone = t.double().std() / 128**0.5
+    assert float(spread) < 0.2 * float(alone), "a batch does not see all noise levels"
 
 
 def test_min_snr_weights_enter_the_loss_of_each_example() -> None:
@@ -119,7 +169,7 @@ def test_allowed_settings_give_finite_weights_losses_and_samples(
     config = DdpmConfig(kind="ddpm", timesteps=timesteps, beta_1=beta_1, beta_2=beta_2, min_snr=5.0)
     process = Ddpm.from_config(config)
     t = torch.tensor([1, timesteps])
-    assert torch.isfinite(process.weight(t)).all()
+    assert torch.isfinite(process.weights).all()
     x, eps = torch.randn(2, 1, 28, 28), torch.randn(2, 1, 28, 28)
     assert torch.isfinite(process.losses(lambda x, time: x, x, t, eps)).all()
     steps = min(4, timesteps)

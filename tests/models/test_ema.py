@@ -10,12 +10,12 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from diffuse.models.ema import MovingAverage
+from diffuse.models.ema import MovingAverage, power, warmed_up
 
 
 def test_the_average_is_that_of_its_formula() -> None:
     network = nn.Linear(3, 2)
-    ema = MovingAverage(network, 0.9)
+    ema = MovingAverage(network, warmed_up(0.9))
     wanted = 0.0
     for n in range(200):
         with torch.no_grad():
@@ -27,9 +27,24 @@ def test_the_average_is_that_of_its_formula() -> None:
     assert int(ema.n_averaged) == 200
 
 
+def test_a_power_average_weights_step_n_by_a_power_of_n() -> None:
+    network = nn.Linear(1, 1)
+    ema = MovingAverage(network, power(6.0))
+    values = torch.randn(300, dtype=torch.float64)
+    for value in values:
+        with torch.no_grad():
+            network.weight.fill_(float(value))
+        ema.update_parameters(network)
+    n = torch.arange(1, 301, dtype=torch.float64)
+    # the discrete sum behind Karras et al.'s integral: weights n^7 - (n - 1)^7, of degree 6
+    weights = n**7 - (n - 1) ** 7
+    wanted = float(weights @ values / weights.sum())
+    assert float(ema.module.weight.detach()) == pytest.approx(wanted, rel=1e-4)
+
+
 def test_buffers_are_taken_as_they_are() -> None:
     network = nn.BatchNorm1d(2)
-    ema = MovingAverage(network, 0.9)
+    ema = MovingAverage(network, warmed_up(0.9))
     network(torch.randn(5, 2))
     ema.update_parameters(network)
     assert torch.equal(ema.module.running_mean, network.running_mean)
@@ -49,7 +64,7 @@ def test_an_update_does_not_wait_for_the_device() -> None:
             return out
 
     network = nn.BatchNorm1d(2).to("meta")  # stands for a GPU
-    ema = MovingAverage(network, 0.9)
+    ema = MovingAverage(network, warmed_up(0.9))
     with Watch():
         for _ in range(3):
             ema.update_parameters(network)

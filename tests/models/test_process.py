@@ -25,8 +25,8 @@ class GreyConfig(ProcessConfig):
         "restore": Method("Restored", "test images"),
         "invent": Method("Invented", "prior"),
     }
-    evaluated = ("restore", "invent")
-    pictured = ("restore",)
+    evaluated: ClassVar = ("restore", "invent")
+    pictured: ClassVar = ("restore",)
     kind: Literal["grey"]
     steps: int = 6
 

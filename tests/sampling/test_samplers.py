@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -131,13 +132,125 @@ def test_dpm_equals_diffusers_dpm_solver(ddpm: Ddpm) -> None:
     torch.testing.assert_close(ours, x, rtol=1e-4, atol=1e-4)
 
 
+def test_dpm_with_eta_1_equals_diffusers_sde_dpm_solver(ddpm: Ddpm) -> None:
+    steps = 8
+    taus = timesteps(T, steps)
+    scheduler = theirs(
+        "DPMSolverMultistepScheduler",
+        solver_order=2,
+        algorithm_type="sde-dpmsolver++",
+        final_sigmas_type="zero",
+    )
+    scheduler.set_timesteps(steps)
+    scheduler.timesteps = torch.tensor(taus[:-1])
+    alpha_bar = ddpm.alpha_bar[taus].double()
+    sigmas = ((1 - alpha_bar) / alpha_bar).sqrt().float()
+    sigmas[-1] = 0  # the end is the last prediction
+    scheduler.sigmas = sigmas
+    scheduler.config.lower_order_final = True
+    scheduler.config.euler_at_final = True
+    x = x_T = torch.randn(3, 1, 28, 28)
+    ours, noise = sample(f"dpm-{steps}-eta1", DDPM, network, ddpm, x_T)
+    fresh = iter([*noise, torch.zeros_like(x)])  # theirs asks once more, and multiplies by 0
+    for t in scheduler.timesteps:
+        eps_hat = network(x, torch.full((3,), float(t) / T))
+        x = scheduler.step(eps_hat, t, x, variance_noise=next(fresh)).prev_sample
+    assert len(noise) == steps - 1
+    torch.testing.assert_close(ours, x, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("eta", [0.5, 3.0])
+def test_dpm_with_eta_is_the_formula_of_k_diffusion(ddpm: Ddpm, eta: float) -> None:
+    """On x / alpha, the scale of k-diffusion's sample_dpmpp_2m_sde (midpoint), in float64."""
+    steps = 6
+    x_T = torch.randn(3, 1, 28, 28)
+    ours, noise = sample(f"dpm-{steps}-eta{eta:g}-clip", DDPM, network, ddpm, x_T)
+    taus, fresh = timesteps(T, steps), iter(noise)
+    alpha = ddpm.alpha_bar.double().sqrt()
+    sigma = ((1 - alpha**2) / alpha**2).sqrt()
+    x = x_T.double() / alpha[T]
+    before = None
+    for t, s in itertools.pairwise(taus):
+        eps_hat = network((alpha[t] * x).float(), torch.full((3,), t / T)).double()
+        x0_hat = (x - sigma[t] * eps_hat).clamp(-1, 1)
+        if s == 0:
+            x = x0_hat
+            break
+        h = (sigma[t] / sigma[s]).log()
+        x = sigma[s] / sigma[t] * (-eta * h).exp() * x + (1 - (-(1 + eta) * h).exp()) * x0_hat
+        if before is not None:
+            slope = h / before[1] * (x0_hat - before[0]) / 2
+            x = x + (1 - (-(1 + eta) * h).exp()) * slope
+        x = x + sigma[s] * (1 - (-2 * eta * h).exp()).sqrt() * next(fresh)
+        before = (x0_hat, h)
+    torch.testing.assert_close(ours.double(), x, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("sampler", ["ancestral", "ddim-7-eta1-clip", "dpm-7", "dpm-7-eta2-clip"])
+@pytest.mark.parametrize("prediction", ["x0", "v"])
+def test_a_network_that_predicts_the_same_in_other_terms_draws_the_same(
+    sampler: str, prediction: str, ddpm: Ddpm
+) -> None:
+    config = DDPM.model_copy(update={"prediction": prediction})
+
+    def translated(x: Tensor, time: Tensor) -> Tensor:
+        alpha_bar = ddpm.alpha_bar[(time * T).round().long()][:, None, None, None].double()
+        alpha, sigma, x_t = alpha_bar.sqrt(), (1 - alpha_bar).sqrt(), x.double()
+        eps_hat = network(x, time).double()
+        x0_hat = (x_t - sigma * eps_hat) / alpha
+        return (x0_hat if prediction == "x0" else alpha * eps_hat - sigma * x0_hat).float()
+
+    x_T = torch.randn(3, 1, 28, 28)
+    wanted, _ = sample(sampler, DDPM, network, ddpm, x_T)
+    found, _ = sample(sampler, config, translated, Ddpm.from_config(config), x_T)
+    torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("group", [1, 4])
+@pytest.mark.parametrize("orientation", ["row", "col"])
+def test_renoising_equals_a_loop_over_lines(orientation: str, group: int) -> None:
+    config = AveragingConfig.model_validate(
+        {"kind": "averaging", "orientation": orientation, "group": group, "noise": 0.8}
+    )
+    process = Averaging.from_config(config, seed=1, amplitude=0.5)
+    steps = process.T
+    x_T = process.degrade(torch.randn(3, 1, 28, 28), torch.full((3,), steps))
+    ours, noise = sample("renoise", config, network, process, x_T)
+    assert torch.equal(sample("unconditional", config, network, process, x_T)[0], ours)
+    fresh = iter(noise)
+
+    def rows(x: Tensor) -> Tensor:
+        """Lines along dimension 2."""
+        return x if orientation == "row" else x.transpose(2, 3)
+
+    x = x_T
+    for s in range(steps, 0, -1):
+        x0_hat = rows(network(x, torch.full((3,), s / steps)))
+        z = rows(next(fresh)) if s > 1 else torch.zeros_like(x)
+        sigma = 0.8 * 0.5 * (s - 1) / steps
+        lines = rows(x).clone()
+        for image in range(3):
+            for step, entry in enumerate(process.order.tolist(), 1):
+                mean = rows(x)[image, 0, entry].mean()
+                if step <= s - 1:
+                    continue  # averaged in x_{s-1}, too
+                own = x0_hat[image, 0, entry]
+                own = own - own.mean() + mean
+                lines[image, 0, entry] = own + sigma * (
+                    z[image, 0, entry] - z[image, 0, entry].mean()
+                )
+        x = rows(lines)
+    assert len(noise) == steps - 1
+    torch.testing.assert_close(ours, x, rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("group", [1, 4])
 @pytest.mark.parametrize("orientation", ["row", "col"])
 def test_cold_algorithms_equal_the_papers_loops(orientation: str, group: int) -> None:
     config = AveragingConfig.model_validate(
         {"kind": "averaging", "orientation": orientation, "group": group}
     )
-    process = Averaging.from_config(config, seed=1)
+    process = Averaging.from_config(config, seed=1, amplitude=0.5)
     D, steps = process.degrade, process.T
     x_T = D(torch.randn(2, 1, 28, 28), torch.full((2,), steps))
 
@@ -161,7 +274,7 @@ def test_cold_algorithms_equal_the_papers_loops(orientation: str, group: int) ->
 
 @pytest.mark.parametrize("name", ["algorithm1", "algorithm2", "direct"])
 def test_cold_algorithms_with_a_perfect_restorer_return_the_image(name: str) -> None:
-    process = Averaging.from_config(COLD, seed=1)
+    process = Averaging.from_config(COLD, seed=1, amplitude=0.5)
     x0 = torch.randn(2, 1, 28, 28)
     x_T = process.degrade(x0, torch.full((2,), 28))
     x = sample(name, COLD, lambda x, t: x0, process, x_T)[0]
@@ -230,9 +343,9 @@ def test_every_name_has_a_sampler_and_every_sampler_a_name() -> None:
         ("ddim", 41, 0.0, "from 1 to T = 40"),
         ("ancestral", 50, 0.0, "takes 40 steps"),
         ("ddim", 10, 1.5, "eta must be"),
-        ("dpm", 10, 0.5, "eta is for ddim"),
+        ("dpm", 10, 21.0, "dpm: eta must be from 0 .* to 20, not 21"),
         ("ancestral-clip", None, 0.0, "clip is for ddim and dpm"),
-        ("ancestral", None, 0.5, "eta is for ddim"),
+        ("ancestral", None, 0.5, "eta is for ddim and dpm"),
         ("ddim-5-eta1.2.3", None, None, "as in ddim-50-eta0.5-clip"),
         ("ddim-5-eta.", None, None, "as in ddim-50-eta0.5-clip"),
         ("ddim-" + "9" * 5000, None, None, "as in ddim-50-eta0.5-clip"),
@@ -259,7 +372,7 @@ def test_the_mixture_finds_components_and_each_draw_belongs_to_its_index(data_di
     from diffuse.sampling import prior
 
     process = Averaging.from_config(
-        AveragingConfig(kind="averaging", orientation="row", group=7), seed=0
+        AveragingConfig(kind="averaging", orientation="row", group=7), seed=0, amplitude=0.5
     )
     images = load_split(data_dir, "train", 3000).images
     fitted = prior.fit(images, process, seed=0)
@@ -277,7 +390,7 @@ def test_too_few_images_have_no_distribution(data_dir: Path) -> None:
     from diffuse.data.tensors import load_split
     from diffuse.sampling import prior
 
-    process = Averaging.from_config(COLD, seed=0)
+    process = Averaging.from_config(COLD, seed=0, amplitude=0.5)
     fewest = load_split(data_dir, "train", prior.FEWEST_IMAGES).images
     assert torch.isfinite(prior.fit(fewest, process, seed=0).sample(0, [0], 0.5)).all()
     with pytest.raises(UserError, match=r"12 training images or more; this run has 11"):

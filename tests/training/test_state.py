@@ -9,10 +9,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from diffuse import models
 from diffuse.config.presets import load_config, parse_set
 from diffuse.config.schema import Config
-from diffuse.models.ema import MovingAverage
+from diffuse.models.ema import MovingAverage, warmed_up
 from diffuse.training.batches import Batch
+from diffuse.training.optimizer import Muon
 from diffuse.training.state import TrainState
 from tests.programs import assert_same
 
@@ -38,7 +40,7 @@ def test_an_update_is_adam_on_clipped_gradients_at_the_warm_rate_with_an_average
     config = config_of()
     state = TrainState.fresh(config, CPU, "fp32")
     network = copy.deepcopy(state.network)
-    average = MovingAverage(network, 0.9)
+    average = MovingAverage(network, warmed_up(0.9))
     adam = torch.optim.Adam(network.parameters(), lr=1.0)
     for step in range(1, 7):
         batch = batch_of(state, step)
@@ -64,6 +66,46 @@ def test_an_update_is_adam_on_clipped_gradients_at_the_warm_rate_with_an_average
         torch.testing.assert_close(ours, plain)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_muon_is_torchs_on_hidden_matrices_and_adam_for_the_rest(dtype: torch.dtype) -> None:
+    config = load_config("ddpm/unet", [parse_set(["model.channels=8,16"])])
+    network = models.build(config.model)
+    plain = copy.deepcopy(network)
+    outer = {"enter.weight", "enter.bias", "head.weight", "head.bias"}
+    named = dict(plain.named_parameters())
+    hidden = [name for name, p in named.items() if p.ndim > 1 and name not in outer]
+    rest = [p for name, p in named.items() if name not in hidden]
+    assert "time_mlp.0.weight" in hidden and "down.0.0.conv_in.weight" in hidden
+    matrices = [named[name].detach().flatten(1) for name in hidden]  # views
+    ours = Muon(network, 1e-2, dtype)
+    muon = torch.optim.Muon(
+        matrices, 1e-2, weight_decay=0, momentum=0.95, adjust_lr_fn="match_rms_adamw"
+    )
+    adam = torch.optim.Adam(rest, lr=1e-2, betas=(0.9, 0.99))
+    for step in range(4):
+        rng = torch.Generator().manual_seed(step)
+        for p, q in zip(network.parameters(), plain.parameters(), strict=True):
+            p.grad = torch.randn(p.shape, generator=rng)
+            q.grad = p.grad.clone()
+        for name, matrix in zip(hidden, matrices, strict=True):
+            matrix.grad = named[name].grad.flatten(1)  # type: ignore[union-attr]
+        for optimizer in (ours, muon, adam):
+            optimizer.step()
+    # torch's is in bfloat16; four updates move a weight by about 0.01
+    atol = 1e-6 if dtype == torch.bfloat16 else 5e-4
+    torch.testing.assert_close(network.state_dict(), plain.state_dict(), rtol=0, atol=atol)
+
+
+def test_the_rate_falls_with_the_root_of_the_images_whatever_the_end() -> None:
+    settings = ("train.lr_decay_from_images=16", "train.warmup_steps=2", "train.epochs=7")
+    state = TrainState.fresh(config_of(*settings), CPU, "fp32")  # 8 images a step
+    rates = []
+    for step in range(1, 9):
+        state.step = step
+        rates.append(state.lr)
+    assert rates == pytest.approx([5e-4, 1e-3, *(1e-3 / (k / 2) ** 0.5 for k in range(3, 9))])
+
+
 def test_dropout_masks_follow_from_the_seed_of_the_batch_alone() -> None:
     settings = ("model.dropout=0.5", "model.channels=8,8", "train.warmup_steps=0")
     config = load_config("ddpm/unet", [parse_set([*settings])])
@@ -81,7 +123,11 @@ def test_dropout_masks_follow_from_the_seed_of_the_batch_alone() -> None:
     assert not torch.equal(losses(1), losses(2))
 
 
-@pytest.mark.parametrize("settings", [(), ("train.ema=null",)], ids=["average", "none"])
+@pytest.mark.parametrize(
+    "settings",
+    [(), ("train.ema=null",), ("train.ema={gamma: 6}", "train.optimizer=muon")],
+    ids=["average", "none", "muon"],
+)
 def test_a_restored_state_goes_on_as_the_saved_one(settings: tuple[str, ...]) -> None:
     config = config_of(*settings)
     saved, restored = (TrainState.fresh(config, CPU, "fp32") for _ in range(2))
