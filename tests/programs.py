@@ -83,7 +83,7 @@ def run(
     if afresh:
         line, around = command(program, *arguments, ranks=ranks), environment(**env)
         return subprocess.run(
-            line, cwd=cwd, env=around, capture_output=True, text=True, timeout=550
+            line, cwd=cwd, env=around, capture_output=True, text=True, timeout=1100
         )
     port = free_port()
     places = [place(rank, ranks, port) for rank in range(ranks)]

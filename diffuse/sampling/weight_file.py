@@ -3,7 +3,7 @@
     tensors     network.*, the weights with which samples are drawn
                 process.*, its schedule or averaging order
                 prior.*, of a process whose samples start from one: nothing else is needed then
-    metadata    "diffuse": a JSON object, the fields of `Facts` and "sha256", of them and all tensors
+    metadata    "diffuse": a JSON object: the fields of `Facts`, and the "sha256" of all this
 
 The weights of diffuse/weights/ are such files, made by `python -m diffuse.export`.
 """

@@ -12,7 +12,10 @@ from pathlib import Path
 
 import psutil
 import pytest
+import torch
 
+from diffuse.evaluation.features import load_extractor
+from diffuse.evaluation.reference_features import real_features
 from launch.jobs import snapshot
 from tests import programs
 from tests.cluster.cluster import Cluster
@@ -35,7 +38,7 @@ def sweep(tmp_path: Path, data_dir: Path, *arguments: str, umask: int, **env: st
         env=programs.environment(**env),
         capture_output=True,
         text=True,
-        timeout=550,
+        timeout=1100,
         umask=umask,
     )
     assert done.returncode == 0, done.stderr
@@ -104,7 +107,12 @@ def test_files_are_made_with_the_users_umask(tmp_path: Path, data_dir: Path, uma
 def test_shared_caches_are_readable_by_the_group(tmp_path: Path, data_dir: Path) -> None:
     (tmp_path / "data").mkdir()
     os.link(data_dir / "mnist.h5", tmp_path / "data" / "mnist.h5")
-    sweep(tmp_path, tmp_path / "data", umask=0o027)
+    before = os.umask(0o027)
+    try:
+        extractor = load_extractor("classifier", tmp_path / "data", torch.device("cpu"))
+        real_features(extractor, "test", tmp_path / "data", None, shown=False)
+    finally:
+        os.umask(before)
     caches = [path for path in (tmp_path / "data").rglob("*") if path.name != "mnist.h5"]
     assert any(path.suffix == ".h5" for path in caches)
     for path in caches:
