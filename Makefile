@@ -16,10 +16,15 @@ BUILD_ARGS := $(if $(FROM),--build-arg FROM=$(FROM)) \
 IN_PARALLEL := --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test test-fast cluster drill check bench image clean
+.PHONY: help play quickstart test test-fast cluster drill check bench image clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-14s%s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+play: $(VENV)/.train ## Draw pictures with the trained models that come along (two minutes, no training)
+	$(BIN)/python -m diffuse.sample ddpm/unet -n 64 --output play
+	$(BIN)/python -m diffuse.sample cold/unet-row -n 64 --sampler unconditional --output play
+	$(BIN)/python -m diffuse.sample cold/unet-col -n 64 --sampler unconditional --output play
 
 quickstart: $(VENV)/.train $(DATA)/mnist.h5 ## Train both models on real MNIST (9 minutes on 2 cores) and show pictures
 	$(BIN)/python launch/sweep.py --grid quick --cluster local --parallel 2 --data-dir $(DATA)

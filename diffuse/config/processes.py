@@ -23,6 +23,9 @@ Prediction = Literal["eps", "x0", "v"]
 Orientation = Literal["row", "col"]
 
 
+LogNormal = tuple[Annotated[float, Field(ge=-10, le=10)], Annotated[float, Field(ge=0.01, le=100)]]
+
+
 class ProcessConfig(Section):
     """The settings of a process and its samplers: all that is known of it without torch."""
 
@@ -77,7 +80,7 @@ class DdpmConfig(ProcessConfig):
     min_snr: float | None = Field(
         None, gt=0, description="gamma of the min-SNR weights (Hang et al. 2023); null: none"
     )
-    log_sigma: tuple[float, Annotated[float, Field(gt=0)]] | None = Field(
+    log_sigma: LogNormal | None = Field(
         None,
         description="mean and deviation of ln sigma in training, sigma as in Karras et al. 2022;"
         " null: timesteps are drawn uniformly",

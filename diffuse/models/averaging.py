@@ -104,6 +104,10 @@ class Averaging:
         flat = summary[..., self.step_of][..., None].expand(-1, -1, -1, IMAGE_SIZE)
         return flat if self.orientation == "row" else flat.transpose(2, 3)
 
+    def estimate(self, network: Network, x: Tensor, t: int) -> Tensor:
+        """The network's x0_hat [B, 1, 28, 28] from x_t [B, 1, 28, 28]."""
+        return predict(network, self, x, t)
+
     def centred(self, x: Tensor) -> Tensor:
         """x [B, 1, 28, 28] less the mean of each entry of the order."""
         return x - self.fully_degraded(self.summary(x))

@@ -34,14 +34,14 @@ class Ddpm:
         alpha_bar = torch.cumprod(1 - beta, dim=0)
         self.beta = beta.float()  # [T + 1]
         self.alpha_bar = alpha_bar.float()  # [T + 1]
-        p = torch.ones(self.T, dtype=torch.float64)  # of t = 1..T in training
+        p = torch.full((self.T,), 1 / self.T, dtype=torch.float64)  # of t = 1..T in training
         if config.log_sigma is not None:
-            p = density(alpha_bar, *config.log_sigma)[1:]
-        self.cdf = (p / p.sum()).cumsum(0)  # [T]
+            p = log_density(alpha_bar, *config.log_sigma)[1:].softmax(0)
+        self.cdf = p.cumsum(0)  # [T]
         self.weights = torch.ones(self.T + 1)
         if config.weight == "eps":
             weights = eps_error(config.prediction, alpha_bar)
-            self.weights = (weights / (weights[1:] @ (p / p.sum()))).float()
+            self.weights = (weights / (weights[1:] @ p)).float()
         elif config.min_snr is not None:
             snr = self.alpha_bar / (1 - self.alpha_bar)
             self.weights = snr.clamp(max=config.min_snr) / snr
@@ -94,6 +94,10 @@ class Ddpm:
                 wanted = alpha_bar.sqrt() * eps - (1 - alpha_bar).sqrt() * x0
         return self.weights[t] * per_example_loss(self.config.loss, output, wanted)
 
+    def estimate(self, network: Network, x: Tensor, t: int) -> Tensor:
+        """The network's x0_hat [B, 1, 28, 28] from x_t [B, 1, 28, 28]."""
+        return _split(network, self, x, t, None)[0]
+
     def summary(self, x0: Tensor) -> Tensor:
         """Nothing [B, 1, 0]: x_T is noise."""
         return x0.new_empty(len(x0), 1, 0)
@@ -116,15 +120,15 @@ class Ddpm:
             raise ValueError("its noise schedule is another one")
 
 
-def density(alpha_bar: Tensor, mean: float, deviation: float) -> Tensor:
-    """N(ln sigma; mean, deviation^2) d ln(sigma) / dt at t = 0..T [T + 1], not normalised.
+def log_density(alpha_bar: Tensor, mean: float, deviation: float) -> Tensor:
+    """ln of N(ln sigma; mean, deviation^2) d ln(sigma) / dt at t = 0..T [T + 1], less a constant.
 
     sigma = sqrt((1 - alpha_bar) / alpha_bar) is the noise beside an image of scale 1, whose
     logarithm Karras et al. 2022, table 1, draw from a normal distribution.
     """
     log_sigma = (torch.log1p(-alpha_bar) - alpha_bar.log()) / 2
     (slope,) = torch.gradient(log_sigma)
-    return torch.exp(-(((log_sigma - mean) / deviation) ** 2) / 2) * slope
+    return slope.log() - ((log_sigma - mean) / deviation) ** 2 / 2
 
 
 def eps_error(prediction: Prediction, alpha_bar: Tensor) -> Tensor:

@@ -48,6 +48,9 @@ class Process(Protocol):
     def losses(self, network: Network, x0: Tensor, t: Tensor, eps: Tensor) -> Tensor:
         """The loss of each example [B]; t and eps as from `draw`."""
 
+    def estimate(self, network: Network, x: Tensor, t: int) -> Tensor:
+        """The network's x0_hat [B, 1, 28, 28] from x_t [B, 1, 28, 28]."""
+
     def summary(self, x0: Tensor) -> Tensor:
         """Means of pixels [B, 1, K] that x_T still holds of x0; K = 0 where it is noise alone."""
 

@@ -237,7 +237,7 @@ def test_an_evaluation_that_ended_after_the_first_of_three_samplers_is_still_to_
     protocol = {"images": 1000, "extractor": "classifier", "real_images": 60_000, "source": "x"}
     made: list[object] = []
     for name, lacking in (
-        ("algorithm2", "direct, unconditional"),
+        ("renoise", "direct, unconditional"),
         ("direct", "unconditional"),
         ("unconditional", None),
     ):

@@ -166,8 +166,14 @@ def test_min_snr_weights_enter_the_loss_of_each_example() -> None:
 def test_allowed_settings_give_finite_weights_losses_and_samples(
     timesteps: int, beta_1: float, beta_2: float
 ) -> None:
-    config = DdpmConfig(kind="ddpm", timesteps=timesteps, beta_1=beta_1, beta_2=beta_2, min_snr=5.0)
+    schedule = {"kind": "ddpm", "timesteps": timesteps, "beta_1": beta_1, "beta_2": beta_2}
+    config = DdpmConfig.model_validate(schedule | {"min_snr": 5.0})
     process = Ddpm.from_config(config)
+    narrow = {"prediction": "v", "weight": "eps", "log_sigma": (10.0, 0.01)}
+    levels = Ddpm.from_config(DdpmConfig.model_validate(schedule | narrow))
+    drawn, _ = levels.draw(8, generator(0, Stream.STEP))
+    assert drawn.min() >= 1 and drawn.max() <= timesteps
+    assert torch.isfinite(levels.weights).all()
     t = torch.tensor([1, timesteps])
     assert torch.isfinite(process.weights).all()
     x, eps = torch.randn(2, 1, 28, 28), torch.randn(2, 1, 28, 28)

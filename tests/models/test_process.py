@@ -63,6 +63,9 @@ class Grey:
     def losses(self, network, x0, t, eps):
         return per_example_loss("mse", network(self.degrade(x0, t), t / self.T), x0)
 
+    def estimate(self, network, x, t):
+        return predict(network, self, x, t)
+
     def summary(self, x0):
         return x0.mean((2, 3))[..., None]
 
@@ -71,7 +74,7 @@ class Grey:
 
     def sample(self, name, network, x, sampling):
         for s in range(self.T, 0, -1):
-            x0_hat = predict(network, self, x, s)
+            x0_hat = self.estimate(network, x, s)
             x = self.degrade(x0_hat, timestep(x, s - 1))
             sampling.on_step(self.T - s + 1, self.T)
         return x
