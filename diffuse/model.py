@@ -73,7 +73,8 @@ class Model(Trained):
         scorer = Scorer.load(extractor or self.config.eval.extractor, folder, world)
         scorer.require_originals(n, [spec])
         images = torch.from_numpy(self.images(n, seed=seed, sampler=spec, data_dir=folder))
-        return scorer.figure(images, spec, seed=seed, samples=None)
+        classes = getattr(self.config.model, "classes", 0)
+        return scorer.figure(images, spec, seed=seed, samples=None, classes=classes)
 
     def export(self, path: Path, *, half: bool = True, data_dir: Path | None = None) -> None:
         """Write a weight file, with the figures that the run has of this epoch.

@@ -34,6 +34,9 @@ def main(
         float | None,
         typer.Option(help="Fresh noise in each ddim step: 0 for none, 1 for as much as DDPM."),
     ] = None,
+    digit: Annotated[
+        int | None, typer.Option(help="Draw this digit only: of a model with labels.")
+    ] = None,
     n: Annotated[int, typer.Option("-n", min=1, help="Number of images.")] = 64,
     seed: options.SampleSeed = 0,
     epoch: Annotated[
@@ -61,7 +64,8 @@ def main(
     model = diffuse.load(source, epoch=epoch, device=device)
     usual = model.sampler
     if sampler is None:
-        sampler = f"{usual.name}-clip" if usual.clip else usual.name
+        guided = f"-w{usual.guidance:g}" if usual.guidance else ""
+        sampler = f"{usual.name}{guided}-clip" if usual.clip else f"{usual.name}{guided}"
         steps = usual.steps if steps is None else steps
         eta = usual.eta if eta is None else eta
     spec = model.spec(sampler, steps=steps, eta=eta)
@@ -72,13 +76,15 @@ def main(
             n,
             sampler=spec,
             seed=seed,
+            digit=digit,
             batch=batch,
             data_dir=data_dir,
             on_step=lambda done, total: meter.update(done, "network evaluations"),
         )
     images = to_uint8(x, amplitude).numpy()
     folder = output or (model.run.samples if model.run else Path())
-    stem = folder / f"{model.name}_epoch_{model.epoch:04d}_{spec}_seed_{seed}_n_{n}"
+    only = "" if digit is None else f"_digit_{digit}"
+    stem = folder / f"{model.name}_epoch_{model.epoch:04d}_{spec}_seed_{seed}{only}_n_{n}"
     png, h5 = stem.with_name(stem.name + ".png"), stem.with_name(stem.name + ".h5")
     arrays = {"images": images}
     panels = [(str(spec), images)]
@@ -96,6 +102,7 @@ def main(
             "sampler": str(spec),
             "steps": spec.steps,
             "eta": spec.eta,
+            **({} if digit is None else {"digit": digit}),
             "seed": seed,
             "first_index": 0,
             "batch": batch,

@@ -59,9 +59,13 @@ class DdpmConfig(ProcessConfig):
 
     title = "DDPM"
     samplers: ClassVar = {
-        "ancestral": Method("Ancestral", "noise"),
-        "ddim": Method("DDIM", "noise", 50, any_steps=True, largest_eta=1, clip=True),
-        "dpm": Method("DPM-Solver++", "noise", 20, any_steps=True, largest_eta=20, clip=True),
+        "ancestral": Method("Ancestral", "noise", guidance=True),
+        "ddim": Method(
+            "DDIM", "noise", 50, any_steps=True, largest_eta=1, guidance=True, clip=True
+        ),
+        "dpm": Method(
+            "DPM-Solver++", "noise", 20, any_steps=True, largest_eta=20, guidance=True, clip=True
+        ),
     }
     kind: Literal["ddpm"]
     timesteps: int = Field(

@@ -15,8 +15,10 @@ from diffuse.runtime.errors import UserError
 if TYPE_CHECKING:
     from diffuse.config.processes import ProcessConfig
 
-# name, steps, eta, clip: as `str` of a SamplerSpec writes them
-WRITTEN = re.compile(r"([a-z]+\d?)(?:-(\d{1,9}))?(?:-eta(\d+(?:\.\d+)?(?:e-\d\d)?))?(-clip)?")
+# name, steps, eta, guidance, clip: as `str` of a SamplerSpec writes them
+NUMBER = r"(\d+(?:\.\d+)?(?:e-\d\d)?)"
+WRITTEN = re.compile(rf"([a-z]+\d?)(?:-(\d{{1,9}}))?(?:-eta{NUMBER})?(?:-w{NUMBER})?(-clip)?")
+LARGEST_GUIDANCE = 20.0
 
 # The origin of x_T: noise alone, a distribution fitted to the training images, or degraded test
 # images, which the sampler restores.
@@ -32,6 +34,7 @@ class Method:
     steps: int | None = None  # the usual number of network evaluations; None: T
     any_steps: bool = False  # whether another number can be chosen
     largest_eta: float = 0  # of fresh noise; 0: the sampler is deterministic
+    guidance: bool = False  # whether a network that knows labels can be guided by them
     clip: bool = False
 
 
@@ -47,11 +50,13 @@ class SamplerSpec:
     steps: int
     method: Method = field(repr=False)
     eta: float = 0.0
+    guidance: float = 0.0
     clip: bool = False
 
     def __str__(self) -> str:
         text = f"{self.name}-{self.steps}" if self.method.any_steps else self.name
         text += f"-eta{self.eta:g}" if self.eta else ""
+        text += f"-w{self.guidance:g}" if self.guidance else ""
         return f"{text}-clip" if self.clip else text
 
     @property
@@ -60,6 +65,7 @@ class SamplerSpec:
         text = self.method.title
         text += f", {self.steps} steps" if self.method.any_steps else ""
         text += f", eta {self.eta:g}" if self.eta else ""
+        text += f", guidance {self.guidance:g}" if self.guidance else ""
         return f"{text}, clipped" if self.clip else text
 
     @property
@@ -87,7 +93,8 @@ class SamplerSpec:
                 f"sampler {text!r}: for {process.title} the samplers are"
                 f" {', '.join(methods)}{_example(process)}"
             )
-        name, clip = found[1], found[4] is not None
+        name, clip = found[1], found[5] is not None
+        guidance = float(found[4] or 0)
         method = methods[name]
         chosen = steps if found[2] is None else int(found[2])
         chosen_eta = eta if found[3] is None else float(found[3])
@@ -97,6 +104,11 @@ class SamplerSpec:
         if eta and not method.largest_eta:
             fitting = " and ".join(n for n, m in methods.items() if m.largest_eta)
             raise UserError(f"eta is for {fitting or 'other processes'}, not for {name}")
+        if guidance and not method.guidance:
+            fitting = " and ".join(n for n, m in methods.items() if m.guidance)
+            raise UserError(f"guidance is for {fitting or 'other processes'}, not for {name}")
+        if guidance > LARGEST_GUIDANCE:
+            raise UserError(f"guidance must be at most {LARGEST_GUIDANCE:g}, not {guidance:g}")
         usual = process.T if method.steps is None else min(method.steps, process.T)
         if not method.any_steps and chosen not in (None, usual):
             raise UserError(f"sampler {name} takes {usual} steps here, not {chosen}")
@@ -113,7 +125,7 @@ class SamplerSpec:
                 f"sampler {name}: eta must be from 0 (deterministic) to {method.largest_eta:g},"
                 f" not {eta}"
             )
-        return cls(name, chosen, method, eta, clip)
+        return cls(name, chosen, method, eta, guidance, clip)
 
 
 def _example(process: ProcessConfig) -> str:

@@ -56,6 +56,7 @@ class UNetConfig(Section):
     )
     attention: bool = Field(False, description="self-attention at the lowest resolution")
     dropout: float = Field(0.0, ge=0, lt=1)
+    classes: Literal[0, 10] = Field(0, description="labels that the network is told; 0: none")
 
     @field_validator("channels")
     @classmethod
@@ -111,6 +112,9 @@ class TrainConfig(Section):
     )
     ema: Average | None = Field(
         None, description="the weights' moving average: its decay, or its gamma"
+    )
+    label_dropout: float = Field(
+        0.1, ge=0, le=1, description="share of examples without their label, for guidance"
     )
     grad_clip: float | None = Field(None, gt=0, description="largest gradient norm")
     accumulate: int = Field(1, ge=1, description="micro-batches per step and rank")
@@ -233,7 +237,17 @@ class Config(Section):
         Raises UserError where one does not fit the process.
         """
         names = names or self.eval.samplers or self.process.evaluated
-        return tuple(SamplerSpec.parse(name, self.process) for name in names)
+        return tuple(self.sampler_spec(name) for name in names)
+
+    def sampler_spec(self, name: str, **more: Any) -> SamplerSpec:
+        """The sampler of this name, with the settings `more` of SamplerSpec.parse.
+
+        Raises UserError where it does not fit the process or the network.
+        """
+        spec = SamplerSpec.parse(name, self.process, **more)
+        if spec.guidance and not getattr(self.model, "classes", 0):
+            raise UserError(f"sampler {name}: guidance needs a network with labels (model.classes)")
+        return spec
 
     def picture_specs(self) -> tuple[SamplerSpec, ...]:
         """The samplers of training's pictures.

@@ -48,9 +48,10 @@ def evaluate_checkpoint(
     if run is not None and path.name != run.checkpoint_path(model.epoch).name:
         run = None
     target = run.evaluation_path(model.epoch) if run else output / f"{path.stem}.evaluation.json"
+    classes = getattr(model.config.model, "classes", 0)
     is_new = False
     for spec in specs:
-        protocol = scorer.protocol(n, spec, seed)
+        protocol = scorer.protocol(n, spec, seed, classes)
         earlier = evaluations.find(target, sha256, protocol) if is_main else None
         if world.from_main(earlier):
             if is_main:
@@ -65,7 +66,7 @@ def evaluate_checkpoint(
         with Meter(title, spec.steps, shown=is_main) as meter:
             images = sample_set.images(n, scorer.data_dir, world, _progress(meter, stop))
         relative = str(samples.relative_to(run.path if run else output))
-        figure = scorer.figure(images, spec, seed=seed, samples=relative)
+        figure = scorer.figure(images, spec, seed=seed, samples=relative, classes=classes)
         if is_main:
             evaluation = Evaluation(
                 epoch=model.epoch,

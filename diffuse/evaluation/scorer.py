@@ -67,12 +67,19 @@ class Scorer:
                 )
 
     def figure(
-        self, images: Tensor, spec: SamplerSpec, *, seed: int, samples: str | None
+        self,
+        images: Tensor,
+        spec: SamplerSpec,
+        *,
+        seed: int,
+        samples: str | None,
+        classes: int = 0,
     ) -> Figure:
         """Scores of generated uint8 images [n, 28, 28]. Called on all ranks, which share the work.
 
         Args:
             samples: where the images lie, relative to the run directory.
+            classes: labels that the network was told.
 
         Raises UserError for too few images.
         """
@@ -81,7 +88,7 @@ class Scorer:
         metrics.require_enough(n)
         features, logits = self._extract(images)
         return Figure(
-            protocol=self.protocol(n, spec, seed),
+            protocol=self.protocol(n, spec, seed, classes),
             **self._scores(features, logits).plain(),
             floor=self.floor(n, spec),
             reconstruction=self._reconstruction(images) if spec.is_conditional else None,
@@ -90,9 +97,11 @@ class Scorer:
             seconds=round(time.monotonic() - started, 2),
         )
 
-    def protocol(self, n: int, spec: SamplerSpec, seed: int) -> Protocol:
+    def protocol(self, n: int, spec: SamplerSpec, seed: int, classes: int = 0) -> Protocol:
         """All that a figure depends on beside the images' quality."""
+        labels = {"labels": f"drawn uniformly from {classes}"} if classes else {}
         return Protocol(
+            **labels,
             extractor=self.extractor.name,
             extractor_sha256=self.extractor.sha256,
             features=self.extractor.size,

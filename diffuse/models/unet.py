@@ -75,7 +75,7 @@ class Attention(nn.Module):
 
 
 class UNet(nn.Module):
-    """x_t [B, 1, 28, 28], time t / T [B] -> prediction [B, 1, 28, 28].
+    """x_t [B, 1, 28, 28], time t / T [B], perhaps labels [B] -> prediction [B, 1, 28, 28].
 
     One skip connection per resolution; `blocks` residual blocks on each side of it.
     """
@@ -106,14 +106,26 @@ class UNet(nn.Module):
         self.head = nn.Conv2d(channels[0], patch * patch, 3, padding=1)
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)  # type: ignore[arg-type]
+        self.classes = config.classes
+        self.labels = nn.Embedding(config.classes + 1, width) if config.classes else None
+        if self.labels is not None:
+            nn.init.zeros_(self.labels.weight)
 
     @property
     def outer(self) -> tuple[nn.Module, ...]:
-        """The layers that touch the pixels."""
-        return self.enter, self.head
+        """The layers that touch the pixels or the labels."""
+        return self.enter, self.head, *([] if self.labels is None else [self.labels])
 
-    def forward(self, x_t: Tensor, time: Tensor) -> Tensor:
+    def forward(self, x_t: Tensor, time: Tensor, label: Tensor | None = None) -> Tensor:
+        """
+        Args:
+            label: [B], `classes` for none; taken by a network with labels only.
+        """
         emb = self.time_mlp(time_features(time, self.features))  # [B, 4 C]
+        if self.labels is not None:
+            if label is None:
+                label = torch.full((len(x_t),), self.classes, device=x_t.device)
+            emb = emb + self.labels(label)
         x = self.enter(F.pixel_unshuffle(x_t, self.patch))  # [B, C, 28 / p, 28 / p]
         skips = []
         for blocks, shrink in zip(self.down, self.shrink, strict=True):

@@ -44,6 +44,7 @@ class Protocol(_Object):
     sampler: str
     seed: int | None = None
     source: str  # the sampler's start: noise, the prior, or test images
+    labels: str | None = None  # how a network with labels was told them
     kid_subset_size: int | None = None
     kid_subsets: int | None = None
     is_splits: int | None = None

@@ -23,6 +23,7 @@ class Stream(IntEnum):
     PRIOR = 5  # line means drawn for one generated image, index: the image's number
     DROPOUT = 6  # dropout masks of one training step, index: step, rank
     FLOOR = 7  # the test images that show how good a figure can be
+    LABEL = 8  # the label of one generated image, index: the image's number
 
 
 def derive_seed(seed: int, stream: Stream, *index: int) -> int:

@@ -9,8 +9,9 @@ from torch import Tensor, nn
 
 from diffuse.config.sampler_spec import SamplerSpec
 from diffuse.config.section import IMAGE_SIZE
-from diffuse.models.process import Process, Sampling, timestep
+from diffuse.models.process import Network, Process, Sampling, timestep
 from diffuse.runtime.rng import Stream, generator
+from diffuse.sampling.labels import conditioned, drawn
 from diffuse.sampling.prior import Prior
 
 CHUNK = 32  # calls drawn at once: a generator per image is slow to ask, so it is asked rarely
@@ -74,6 +75,7 @@ def generate(
     indices: Sequence[int],
     amplitude: float,
     device: torch.device,
+    labels: Sequence[int] | None = None,
     batch: int = 256,
     on_step: Callable[[int, int], None] = lambda done, total: None,
 ) -> Tensor:
@@ -82,8 +84,12 @@ def generate(
     Args:
         amplitude: images lie in [-amplitude, amplitude], to which `spec.clip` clamps.
         device: where the network and the process are.
+        labels: of a network that is told them; default: drawn uniformly.
         on_step: called with the network evaluations done and in all.
     """
+    classes = getattr(network, "classes", 0)
+    if labels is None and classes:
+        labels = drawn(classes, seed, indices).tolist()
     was_training = network.training
     network.eval()
     batches = []
@@ -95,9 +101,13 @@ def generate(
 
         noise = ImageNoise(seed, part, device)
         limit = amplitude if spec.clip else None
+        told: Network = network
+        if labels is not None:
+            of_part = torch.tensor(labels[number * batch :][: len(part)], device=device)
+            told = conditioned(network, of_part, spec.guidance)
         sampling = Sampling(noise, spec.steps, spec.eta, limit, report)
         with torch.inference_mode():
-            x = process.sample(spec.name, network, start(part, noise()), sampling)
+            x = process.sample(spec.name, told, start(part, noise()), sampling)
         batches.append(x.cpu())
     network.train(was_training)
     return torch.cat(batches)

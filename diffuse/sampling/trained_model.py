@@ -49,7 +49,7 @@ class Trained:
 
     def spec(self, text: str, *, steps: int | None = None, eta: float | None = None) -> SamplerSpec:
         """A sampler by name, such as `ddim-50`; UserError where it does not fit the process."""
-        return SamplerSpec.parse(text, self.config.process, steps=steps, eta=eta)
+        return self.config.sampler_spec(text, steps=steps, eta=eta)
 
     def sample(
         self,
@@ -59,6 +59,7 @@ class Trained:
         seed: int = 0,
         first_index: int = 0,
         batch: int = 256,
+        digit: int | None = None,
         originals: Tensor | None = None,
         data_dir: Path | None = None,
         on_step: Callable[[int, int], None] = lambda done, total: None,
@@ -67,7 +68,14 @@ class Trained:
 
         Image i of a seed depends on neither n nor batch. The conditional cold samplers restore
         `originals` [n, 1, 28, 28] (default: the test images from `first_index` on).
+
+        Args:
+            digit: of all images, for a model with labels; default: each image's is drawn.
+
+        Raises UserError for a digit where the model knows none.
         """
+        if digit is not None and not 0 <= digit < getattr(self.config.model, "classes", 0):
+            raise UserError(f"digit {digit}: {self.name} has " + _known_digits(self.config))
         spec = self.sampler if sampler is None else sampler
         spec = self.spec(spec) if isinstance(spec, str) else spec
         indices = range(first_index, first_index + n)
@@ -84,6 +92,7 @@ class Trained:
             indices=indices,
             device=self.device,
             amplitude=self.config.data.amplitude,
+            labels=None if digit is None else [digit] * n,
             batch=batch,
             on_step=on_step,
         )
@@ -118,6 +127,12 @@ class Trained:
             images = load_split(data_dir or default_data_dir(), "train", limit).images
             self.prior = prior.fit(images, self.process, self.config.seed)
         return self.prior
+
+
+def _known_digits(config: Config) -> str:
+    if classes := getattr(config.model, "classes", 0):
+        return f"the labels 0 to {classes - 1}"
+    return "no labels; a model with them: --preset ddpm/unet_labels"
 
 
 def load(

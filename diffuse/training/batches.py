@@ -27,6 +27,7 @@ class Batch:
     t: Tensor  # [b], in 1..T
     eps: Tensor  # [b, ...], empty for a process without noise
     dropout_seed: int | None = None  # of the masks; None for a network without dropout
+    label: Tensor | None = None  # [b], for a network with labels; as many as classes: hidden
 
 
 class Batches:
@@ -39,11 +40,16 @@ class Batches:
         images: Tensor,
         process: Process,
         world: World,
+        labels: Tensor | None = None,
     ) -> None:
-        """images: uint8 [N, 28, 28], all of them, on the device."""
+        """
+        Args:
+            images: uint8 [N, 28, 28], all of them, on the device.
+            labels: int64 [N], there too; for a network with labels.
+        """
         self.config = config
         self.schedule = schedule
-        self.images = images
+        self.images, self.labels = images, labels
         self.process = process
         self.world = world
         self._order = (0, torch.empty(0))  # an epoch and its permutation of the images [N]
@@ -56,6 +62,12 @@ class Batches:
         indices = self._permutation(epoch)[position * n : (position + 1) * n][mine]
         rng = generator(seed, Stream.STEP, step, device=self.images.device)
         t, eps = self.process.draw(n, rng)
+        label = None
+        if classes := getattr(self.config.model, "classes", 0):
+            assert self.labels is not None
+            shown = torch.rand(n, generator=rng, device=rng.device)
+            label = self.labels[self._permutation(epoch)[position * n : (position + 1) * n]]
+            label = torch.where(shown < self.config.train.label_dropout, classes, label)[mine]
         dropout_seed = None
         if getattr(self.config.model, "dropout", 0):
             dropout_seed = derive_seed(seed, Stream.DROPOUT, step, self.world.rank)
@@ -64,6 +76,7 @@ class Batches:
             t=t[mine],
             eps=eps[mine],
             dropout_seed=dropout_seed,
+            label=label,
         )
 
     def _permutation(self, epoch: int) -> Tensor:

@@ -93,7 +93,8 @@ def _train(
         manifest.write(run, world, precision, split.sha256)
         attempt.append_metrics(manifest.start_events(environment, content))
     images = split.images.to(world.device)  # [N, 28, 28] uint8: all of it lives on the device
-    batches = Batches(config, schedule, images, state.process, world)
+    labels = split.labels.to(world.device)
+    batches = Batches(config, schedule, images, state.process, world, labels)
     forward = world.parallel(state.network)
     if config.train.compile:
         forward = torch.compile(forward)  # type: ignore[assignment]

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -103,7 +104,7 @@ class TrainState:
 
     def _backward(self, forward: nn.Module, batch: Batch) -> Tensor:
         """Gradients of the mean loss, in micro-batches, which bound the memory; the losses [b]."""
-        x0, t, eps = batch.x0, batch.t, batch.eps
+        x0, t, eps, label = batch.x0, batch.t, batch.eps, batch.label
         parts = self.settings.accumulate
         losses = []
         for k in range(parts):
@@ -114,7 +115,8 @@ class TrainState:
                 with torch.autocast(
                     x0.device.type, DTYPES[self.precision], self.precision != "fp32"
                 ):
-                    loss = self.process.losses(forward, x0[part], t[part], eps[part])
+                    network = forward if label is None else partial(forward, label=label[part])
+                    loss = self.process.losses(network, x0[part], t[part], eps[part])
                 self.scaler.scale(loss.mean() / parts).backward()  # type: ignore[no-untyped-call]
             losses.append(loss.detach())
         return torch.cat(losses)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from diffuse import models
 from diffuse.config.processes import AveragingConfig, DdpmConfig, ProcessConfig
@@ -20,6 +20,7 @@ from diffuse.models.ddpm import Ddpm, timesteps
 from diffuse.models.process import Network, Process, Sampling
 from diffuse.runtime.errors import UserError
 from diffuse.sampling.generate import CHUNK, ImageNoise, from_noise, generate
+from diffuse.sampling.labels import conditioned, drawn
 
 T = 40
 CPU = torch.device("cpu")
@@ -349,6 +350,7 @@ def test_every_name_has_a_sampler_and_every_sampler_a_name() -> None:
         ("ddim-5-eta1.2.3", None, None, "as in ddim-50-eta0.5-clip"),
         ("ddim-5-eta.", None, None, "as in ddim-50-eta0.5-clip"),
         ("ddim-" + "9" * 5000, None, None, "as in ddim-50-eta0.5-clip"),
+        ("ddim-5-w21", None, None, "guidance must be at most 20"),
         ("ddim-5", 3, None, "other steps or another eta"),
         ("ddim-5-eta1", None, 0.5, "other steps or another eta"),
     ],
@@ -395,3 +397,50 @@ def test_too_few_images_have_no_distribution(data_dir: Path) -> None:
     assert torch.isfinite(prior.fit(fewest, process, seed=0).sample(0, [0], 0.5)).all()
     with pytest.raises(UserError, match=r"12 training images or more; this run has 11"):
         prior.fit(fewest[1:], process, seed=0)
+
+
+class Labelled(nn.Module):
+    """Its prediction is the label, of which 10 stands for none."""
+
+    classes = 10
+
+    def forward(self, x: Tensor, time: Tensor, label: Tensor) -> Tensor:
+        return label[:, None, None, None].float().expand_as(x).clone()
+
+
+@pytest.mark.parametrize("guidance", [0.0, 0.5, 3.0])
+def test_guidance_is_the_papers_formula(guidance: float) -> None:
+    x, time = torch.randn(3, 1, 28, 28), torch.ones(3)
+    labels = torch.tensor([1, 7, 9])
+    found = conditioned(Labelled(), labels, guidance)(x, time)
+    wanted = (1 + guidance) * labels - guidance * 10
+    torch.testing.assert_close(found, wanted[:, None, None, None].float().expand_as(x))
+
+
+def test_the_label_of_an_image_depends_on_its_number_alone_and_all_digits_come() -> None:
+    labels = drawn(10, 0, range(2000))
+    assert torch.equal(drawn(10, 0, [1999]), labels[1999:])
+    counts = torch.bincount(labels, minlength=10)
+    assert len(counts) == 10 and (counts - 200).abs().max() < 5 * 180**0.5
+
+
+def test_images_of_a_digit_are_told_that_digit_in_every_batch() -> None:
+    ddpm = Ddpm.from_config(DDPM.model_copy(update={"prediction": "x0"}))
+    spec = SamplerSpec.parse("ddim-2", DDPM)
+    more = {"seed": 0, "amplitude": 10.0, "device": CPU}
+
+    def means(labels: list[int] | None, batch: int) -> list[int]:
+        x = generate(
+            Labelled(),
+            ddpm,
+            spec,
+            from_noise(ddpm),
+            indices=range(5),
+            labels=labels,
+            batch=batch,
+            **more,
+        )
+        return [round(float(image.mean())) for image in x]
+
+    assert means([7, 3, 9, 1, 5], 2) == [7, 3, 9, 1, 5]
+    assert means(None, 2) == means(None, 5) == drawn(10, 0, range(5)).tolist()

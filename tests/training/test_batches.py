@@ -23,11 +23,14 @@ def config_of(preset: str, *settings: str) -> Config:
     return load_config(preset, [parse_set(["train.global_batch=12", *orientation, *settings])])
 
 
-def batches(config: Config, rank: int = 0, ranks: int = 1) -> Batches:
+def batches(
+    config: Config, rank: int = 0, ranks: int = 1, labels: torch.Tensor | None = None
+) -> Batches:
     """Of N images, image i having the grey value i everywhere."""
     images = torch.arange(N, dtype=torch.uint8)[:, None, None].expand(N, 28, 28)
     world = World(rank=rank, local_rank=rank, size=ranks, device=torch.device("cpu"))
-    return Batches(config, Schedule.of(config, N, 5), images, build_process(config), world)
+    schedule = Schedule.of(config, N, 5)
+    return Batches(config, schedule, images, build_process(config), world, labels)
 
 
 def numbers(config: Config, batch: Batch) -> list[int]:
@@ -46,6 +49,19 @@ def test_a_batch_does_not_depend_on_earlier_requests(preset: str) -> None:
         assert_same(list(astuple(used.at(step))), list(inorder[step - 1]), f"step {step}")
         assert_same(list(astuple(batches(config).at(step))), list(inorder[step - 1]), f"{step}")
     assert (inorder[0][2].numel() == 0) == preset.startswith("cold")
+
+
+def test_labels_are_those_of_the_images_and_a_share_is_hidden() -> None:
+    config = config_of("ddpm/unet_labels", "train.label_dropout=0.3")
+    used = batches(config, labels=torch.arange(N) % 10)
+    found = [used.at(step) for step in range(1, 16)]
+    label = torch.cat([b.label for b in found if b.label is not None])
+    image = torch.tensor([number for b in found for number in numbers(config, b)])
+    hidden = label == 10
+    assert 0.15 < float(hidden.float().mean()) < 0.45
+    assert torch.equal(label[~hidden], image[~hidden] % 10)
+    halves = [batches(config, rank, 2, torch.arange(N) % 10).at(5).label for rank in range(2)]
+    assert torch.equal(torch.cat(halves), found[4].label)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("ranks", [2, 4])
