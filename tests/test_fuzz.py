@@ -87,7 +87,7 @@ YAML = st.recursive(
     max_leaves=6,
 )
 slow = settings(
-    max_examples=60,
+    max_examples=40,
     deadline=None,
     derandomize=True,  # the same inputs on every machine
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],

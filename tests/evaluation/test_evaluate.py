@@ -136,7 +136,7 @@ def test_a_killed_evaluation_goes_on_and_ends_with_the_same_images(
     copy: dict[str, RunDir], data_dir: Path, tmp_path: Path
 ) -> None:
     whole, cut = copy["ddpm"], RunDir(Path(shutil.copytree(copy["ddpm"].path, tmp_path / "cut")))
-    arguments = ["--epoch=2", "-n", "600", "--samplers=ddim-40", f"--data-dir={data_dir}"]
+    arguments = ["--epoch=2", "-n", "600", "--samplers=ddim-20", f"--data-dir={data_dir}"]
     assert programs.run("diffuse.evaluate", whole.path, *arguments).returncode == 0
     process = subprocess.Popen(
         programs.command("diffuse.evaluate", cut.path, *arguments),
