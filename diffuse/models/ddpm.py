@@ -64,7 +64,7 @@ class Ddpm:
         """Timesteps [n] in 1..T and noise [n, 1, 28, 28], on the generator's device.
 
         Where they are not uniform, one timestep falls into each n-th part of their distribution,
-        in ascending order: a batch sees all noise levels (Kingma et al. 2021, section I.1).
+        in ascending order: a batch sees all noise levels (as in Kingma et al. 2021).
         """
         device = generator.device
         if self.config.log_sigma is None:

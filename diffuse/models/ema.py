@@ -19,7 +19,7 @@ def warmed_up(decay: float) -> Decay:
 
 
 def power(gamma: float) -> Decay:
-    """(1 - 1/n)^(gamma + 1): Karras et al. 2024, equation 127.
+    """(1 - 1/n)^(gamma + 1): Karras et al. 2024, section 3.1.
 
     The weights of step n enter in proportion to n^gamma, so that the average grows with the run and
     needs no choice for its length.
