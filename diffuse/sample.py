@@ -22,9 +22,10 @@ def main(
     sampler: Annotated[
         str | None,
         typer.Option(
-            help="Sampler. DDPM: ancestral, ddim or dpm, also as ddim-50-clip (50 steps, each x0"
-            " kept in range). Cold diffusion: algorithm2, algorithm1, direct or unconditional."
-            " Default: the model's first."
+            help="Sampler. DDPM: ancestral, ddim or dpm, also as dpm-50-eta3-clip (50 steps, fresh"
+            " noise, each x0 kept in range) or dpm-50-w1 (guided by labels). Cold diffusion:"
+            " algorithm2, algorithm1, renoise, direct or unconditional. Default: the model's usual"
+            " one."
         ),
     ] = None,
     steps: Annotated[
@@ -32,7 +33,7 @@ def main(
     ] = None,
     eta: Annotated[
         float | None,
-        typer.Option(help="Fresh noise in each ddim step: 0 for none, 1 for as much as DDPM."),
+        typer.Option(help="Fresh noise in ddim's and dpm's steps: 0 none, 1 as much as DDPM's."),
     ] = None,
     digit: Annotated[
         int | None, typer.Option(help="Draw this digit only: of a model with labels.")

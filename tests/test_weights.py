@@ -14,8 +14,8 @@ SHIPPED = [path.stem.replace("-", "/", 1) for path in sorted(options.WEIGHTS.glo
 @pytest.mark.parametrize("name", SHIPPED)
 def test_the_card_has_the_figures_of_the_file(name: str) -> None:
     model = diffuse.load(name, device="cpu")
-    rows = [line for line in (ROOT / "docs" / "weights.md").read_text().splitlines()]
-    rows = [line for line in rows if line.startswith(f"| {name} |")]
+    card = (ROOT / "docs" / "weights.md").read_text()
+    rows = [line for line in card.splitlines() if line.startswith(f"| {name} |")]
     assert len(rows) == len(model.figures) > 0
     for row, figure in zip(rows, model.figures, strict=True):
         protocol = figure["protocol"]
