@@ -27,7 +27,7 @@ LAUNCH = (
     ("jobs",),
     ("slurm", "comparison"),
     ("local", "inspection"),
-    ("sweep", "status", "compare", "doctor", "clean", "sync", "dashboard"),
+    ("sweep", "status", "compare", "doctor", "clean", "sync", "dashboard", "settings"),
 )
 LEVELS = {
     f"{package}.{name}": level

@@ -67,7 +67,7 @@ class DdpmConfig(ProcessConfig):
             "DPM-Solver++", "noise", 20, any_steps=True, largest_eta=20, guidance=True, clip=True
         ),
     }
-    kind: Literal["ddpm"]
+    kind: Literal["ddpm"] = Field(description="denoising diffusion")
     timesteps: int = Field(
         1000, ge=1, le=100_000, description="T; beta and alpha_bar have T + 1 values"
     )
@@ -140,10 +140,12 @@ class AveragingConfig(ProcessConfig):
         "direct": Method("Direct prediction", "test images", 1),
         "unconditional": Method("From the prior", "prior"),
     }
-    kind: Literal["averaging"]
-    orientation: Orientation
+    kind: Literal["averaging"] = Field(description="cold diffusion")
+    orientation: Orientation = Field(description="the lines that are averaged")
     group: int = Field(1, ge=1, description="adjacent lines replaced by one mean at each step")
-    order: Literal["random", "inside-out", "outside-in"] = "random"
+    order: Literal["random", "inside-out", "outside-in"] = Field(
+        "random", description="in which lines are averaged"
+    )
     noise: float = Field(
         0.0,
         ge=0,

@@ -36,26 +36,28 @@ Epochs = Annotated[tuple[Annotated[int, Field(ge=1)], ...], CommaSeparated]
 class CnnConfig(Section):
     """The report's network: 7 x 7 convolutions at full resolution."""
 
-    kind: Literal["cnn"]
+    kind: Literal["cnn"] = Field(description="7 x 7 convolutions at full resolution")
     channels: Annotated[tuple[Annotated[int, Field(ge=1, le=4096)], ...], CommaSeparated] = Field(
-        (16, 32, 32, 16), min_length=1
+        (16, 32, 32, 16), min_length=1, description="of each block"
     )
-    activation: Literal["gelu", "selu", "relu", "silu"] = "gelu"
+    activation: Literal["gelu", "selu", "relu", "silu"] = Field(
+        "gelu", description="after each block's layer norm, and of the time's layers"
+    )
 
 
 class UNetConfig(Section):
     """A small U-Net: one entry of `channels` per resolution."""
 
-    kind: Literal["unet"]
+    kind: Literal["unet"] = Field(description="residual blocks at several resolutions")
     channels: Annotated[tuple[Annotated[int, Field(ge=8, le=4096)], ...], CommaSeparated] = Field(
-        (32, 64, 128), min_length=1
+        (32, 64, 128), min_length=1, description="of each resolution, each half of the one before"
     )
     blocks: int = Field(2, ge=1, le=16, description="residual blocks per resolution and side")
     patch: Literal[1, 2, 4] = Field(
         1, description="fold p x p pixels into channels at the entrance"
     )
     attention: bool = Field(False, description="self-attention at the lowest resolution")
-    dropout: float = Field(0.0, ge=0, lt=1)
+    dropout: float = Field(0.0, ge=0, lt=1, description="in the residual blocks")
     classes: Literal[0, 10] = Field(0, description="labels that the network is told; 0: none")
 
     @field_validator("channels")
@@ -100,9 +102,9 @@ Average = Annotated[
 
 
 class TrainConfig(Section):
-    epochs: int = Field(20, ge=1)
+    epochs: int = Field(20, ge=1, description="times over the training images")
     global_batch: int = Field(128, ge=1, description="images per step over all ranks")
-    lr: float = Field(2e-4, gt=0)
+    lr: float = Field(2e-4, gt=0, description="learning rate")
     optimizer: Literal["adam", "muon"] = Field(
         "adam", description="muon: for hidden layers' weights, with Adam for the rest"
     )
@@ -111,15 +113,17 @@ class TrainConfig(Section):
         None, ge=1, description="from there the rate falls with the root of the images trained on"
     )
     ema: Average | None = Field(
-        None, description="the weights' moving average: its decay, or its gamma"
+        None, description="the weights' moving average: its decay, or {gamma: 6} for powers of n"
     )
     label_dropout: float = Field(
         0.1, ge=0, le=1, description="share of examples without their label, for guidance"
     )
     grad_clip: float | None = Field(None, gt=0, description="largest gradient norm")
     accumulate: int = Field(1, ge=1, description="micro-batches per step and rank")
-    amp: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
-    compile: bool = False
+    amp: Literal["auto", "bf16", "fp16", "fp32"] = Field(
+        "auto", description="precision of the network; auto: bf16 where the device has it"
+    )
+    compile: bool = Field(False, description="the network by torch.compile: needs a C++ compiler")
     deterministic: bool = Field(False, description="bitwise repeatable on CUDA, slower")
 
 
@@ -135,7 +139,7 @@ class SamplesConfig(Section):
     """The picture grids drawn during training."""
 
     at_epochs: Epochs | None = Field(None, description="default: eval.at_epochs and the last")
-    images: int = Field(16, ge=1, le=1024)
+    images: int = Field(16, ge=1, le=1024, description="in each picture")
     samplers: Annotated[tuple[str, ...], CommaSeparated] | None = Field(
         None, min_length=1, description="default: the process's own, with these steps"
     )
@@ -171,12 +175,16 @@ class EvalConfig(Section):
         min_length=1,
         description="the first is the model's usual one; default: the process's own",
     )
-    extractor: Literal["classifier", "inception"] = "classifier"
+    extractor: Literal["classifier", "inception"] = Field(
+        "classifier", description="by whose features images are judged"
+    )
 
 
 class TrackingConfig(Section):
-    mode: Literal["auto", "online", "offline", "disabled"] = "auto"
-    project: str = Field("diffuse", min_length=1, max_length=128)
+    mode: Literal["auto", "online", "offline", "disabled"] = Field(
+        "auto", description="auto: online where there is a key and a network, else offline"
+    )
+    project: str = Field("diffuse", min_length=1, max_length=128, description="W&B's project")
     entity: str | None = Field(None, description="W&B's team or user; default: the key's own")
     end_s: float = Field(
         30.0, gt=0, le=3600, description="the longest wait for W&B at a program's end"
@@ -187,7 +195,9 @@ class TrackingConfig(Section):
 class SystemConfig(Section):
     """Where and how the run is carried out; never part of what it is."""
 
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        "auto", description="auto: CUDA where there is a GPU"
+    )
     threads: int | None = Field(
         None, ge=1, le=1024, description="CPU threads per rank; default: torch's"
     )
@@ -201,7 +211,7 @@ class Config(Section):
     """One run, fully resolved."""
 
     preset: str = Field(description="the name of the preset, for people; not part of the signature")
-    seed: int = Field(75016, ge=0, lt=2**63)
+    seed: int = Field(75016, ge=0, lt=2**63, description="of all that is drawn")
     process: AnyProcess
     model: Annotated[CnnConfig | UNetConfig, Field(discriminator="kind")]
     data: DataConfig = DataConfig()

@@ -67,10 +67,10 @@ Options = Annotated[dict[str, str | int | float | bool], AfterValidator(_as_opti
 class Cluster(Section):
     """The resources of a job. `local` reads only kind and array_parallelism."""
 
-    kind: Literal["local", "slurm"]
-    partition: str | None = None
-    account: str | None = None
-    qos: str | None = None
+    kind: Literal["local", "slurm"] = Field(description="this machine, or a Slurm cluster")
+    partition: str | None = Field(None, description="sinfo lists them; several: a,b")
+    account: str | None = Field(None, description="whom the hours are billed to")
+    qos: str | None = Field(None, description="quality of service, as in sbatch")
     constraint: str | None = Field(None, description="features of nodes, as in sbatch")
     nodes: int = Field(1, ge=1, description="per run")
     gpus_per_node: int = Field(1, ge=0, description="one rank each; 0: one rank on the CPU")

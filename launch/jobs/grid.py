@@ -28,13 +28,17 @@ _AsList = BeforeValidator(lambda value: [value] if isinstance(value, str) else v
 class Entry(Section):
     """One preset of a grid; without `epochs` or `seeds` those of the preset."""
 
-    preset: str
-    orientation: Annotated[tuple[Orientation, ...], _AsList, Field(min_length=1)] | None = None
-    epochs: Annotated[Epochs, Field(min_length=1)] | None = None
+    preset: str = Field(description="its name, or the path of its file")
+    orientation: Annotated[tuple[Orientation, ...], _AsList, Field(min_length=1)] | None = Field(
+        None, description="of cold diffusion: a run each"
+    )
+    epochs: Annotated[Epochs, Field(min_length=1)] | None = Field(
+        None, description="at which the run is evaluated: cells of one training"
+    )
     seeds: (
         Annotated[tuple[Annotated[int, Field(ge=0)], ...], CommaSeparated, Field(min_length=1)]
         | None
-    ) = None
+    ) = Field(None, description="a run each")
     set_: dict[str, Any] = Field({}, alias="set", description="nested settings, as in a preset")
     cluster: dict[str, Any] = Field({}, description="over the grid's")
 
@@ -42,7 +46,7 @@ class Entry(Section):
 class GridFile(Section):
     """A file under configs/grids/."""
 
-    runs: Annotated[tuple[Entry, ...], Field(min_length=1)]
+    runs: Annotated[tuple[Entry, ...], Field(min_length=1)] = Field(description="see below")
     cluster: dict[str, Any] = Field({}, description="over the cluster file's settings")
 
 
