@@ -32,7 +32,7 @@ def test_the_notebook_loads_samples_and_measures_a_run(
     run = programs.only_run(tmp_path)
     text, pictures = executed(run.path, data_dir, monkeypatch)
     assert run.name in text
-    assert "the floor" in text
+    assert "(floor" in text
     assert pictures == 3
 
 
@@ -43,7 +43,7 @@ def test_the_notebook_loads_samples_and_measures_a_reports_weight_file(
     source = weight_file(tmp_path, "ddpm_mnist_80_light", network, **ddpm_buffers(10))
     text, pictures = executed(source, data_dir, monkeypatch)
     assert "<ddpm_mnist_80_light: DDPM, " in text and "epoch 80" in text
-    assert "the floor" in text
+    assert "(floor" in text
     assert pictures == 3
 
 

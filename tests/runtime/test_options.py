@@ -34,7 +34,8 @@ def declared(module: str) -> Iterator[tuple[str, Any, Any]]:
 def test_every_path_on_a_command_line_is_read_in_one_place(module: str) -> None:
     for name, kind, declaration in declared(module):
         if kind is Path or Path in get_args(kind):
-            assert declaration.parser in (options.typed_path, options.typed_file), name
+            parsers = (options.typed_path, options.typed_file, options.typed_model)
+            assert declaration.parser in parsers, name
 
 
 @pytest.mark.parametrize("module", PROGRAMS)
