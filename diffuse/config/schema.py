@@ -141,9 +141,11 @@ class SamplesConfig(Section):
     at_epochs: Epochs | None = Field(None, description="default: eval.at_epochs and the last")
     images: int = Field(16, ge=1, le=1024, description="in each picture")
     samplers: Annotated[tuple[str, ...], CommaSeparated] | None = Field(
-        None, min_length=1, description="default: the process's own, with these steps"
+        None, min_length=1, description="default: the process's own"
     )
-    steps: int = Field(50, ge=1, description="DDIM steps, or the process's own where fewer")
+    steps: int | None = Field(
+        None, ge=1, description="network evaluations, at most T; default: the sampler's own"
+    )
 
 
 def judgeable(n: int) -> int:
@@ -260,14 +262,11 @@ class Config(Section):
         return spec
 
     def picture_specs(self) -> tuple[SamplerSpec, ...]:
-        """The samplers of training's pictures.
-
-        The process's own have `samples.steps`, where steps can be chosen.
-        """
-        if self.samples.samplers:
-            return self.sampler_specs(self.samples.samplers)
+        """The samplers of training's pictures, with `samples.steps` where steps can be chosen."""
+        specs = self.sampler_specs(self.samples.samplers or self.process.pictured)
+        if self.samples.steps is None:
+            return specs
         steps = min(self.samples.steps, self.process.T)
-        specs = (SamplerSpec.parse(name, self.process) for name in self.process.pictured)
         return tuple(replace(s, steps=steps) if s.method.any_steps else s for s in specs)
 
     @property

@@ -188,3 +188,15 @@ def test_a_wrong_preset_file_is_explained_and_constructs_nothing(
 def test_yaml_floats_without_a_point_are_numbers() -> None:
     assert isinstance(yaml.safe_load("3e-4"), str), "then the workaround may go"
     assert load_config("ddpm/default", [parse_set(["train.lr=3e-4"])]).train.lr == 3e-4
+
+
+def test_pictures_are_drawn_by_the_samplers_and_steps_of_the_settings() -> None:
+    def specs(preset: str, *settings: str) -> list[str]:
+        return [str(s) for s in load_config(preset, [parse_set([*settings])]).picture_specs()]
+
+    assert specs("ddpm/default") == ["ddim-50-eta1-clip"]
+    assert specs("ddpm/unet") == ["dpm-50-eta3-clip"]
+    assert specs("ddpm/unet", "samples.steps=5") == ["dpm-5-eta3-clip"]
+    assert specs("ddpm/testing", "samples.steps=500") == ["ddim-100-eta1-clip"]
+    assert specs("ddpm/default", "samples.samplers=ancestral,dpm-9") == ["ancestral", "dpm-9"]
+    assert specs("cold/unet", "process.orientation=row", "samples.steps=5") == ["direct", "renoise"]
