@@ -26,7 +26,7 @@ play: $(VENV)/.train ## Draw pictures with the trained models that come along (t
 	$(BIN)/python -m diffuse.sample cold/unet-row -n 64 --sampler unconditional --output play
 	$(BIN)/python -m diffuse.sample cold/unet-col -n 64 --sampler unconditional --output play
 
-quickstart: $(VENV)/.train $(DATA)/mnist.h5 ## Train both models on real MNIST (9 minutes on 2 cores) and show pictures
+quickstart: $(VENV)/.train $(DATA)/mnist.h5 ## Train both models on real MNIST (10 to 30 minutes on 2 cores) and show pictures
 	$(BIN)/python launch/sweep.py --grid quick --cluster local --parallel 2 --data-dir $(DATA)
 
 test: ## Install what the tests need, then run them

@@ -88,7 +88,7 @@ def main(
     stem = folder / f"{model.name}_epoch_{model.epoch:04d}_{spec}_seed_{seed}{only}_n_{n}"
     png, h5 = stem.with_name(stem.name + ".png"), stem.with_name(stem.name + ".h5")
     arrays = {"images": images}
-    panels = [(str(spec), images)]
+    panels = [(spec.title, images)]
     if spec.is_conditional:
         originals = to_uint8(model.originals(range(n), data_dir), amplitude).numpy()
         arrays["original"] = originals
