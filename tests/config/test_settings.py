@@ -6,7 +6,7 @@ from typing import get_args
 
 from pydantic import BaseModel
 
-from launch import settings
+from launch.inspection import settings_page
 from tests import programs
 from tests.programs import ROOT
 
@@ -20,7 +20,7 @@ def test_the_page_is_the_one_that_its_program_prints() -> None:
 
 def test_every_setting_has_a_row_and_a_meaning() -> None:
     page = (ROOT / "docs" / "settings.md").read_text()
-    for _, prefix, section in settings.TABLES:
+    for _, prefix, section in settings_page.TABLES:
         for name, field in section.model_fields.items():
             if field.discriminator is None and not _is_section(field.annotation):
                 row = f"| `{prefix}{field.alias or name}` | "
