@@ -19,7 +19,7 @@ import torch
 from diffuse.config.sampler_spec import SamplerSpec
 from diffuse.data.tensors import to_uint8
 from diffuse.evaluation.scorer import Scorer
-from diffuse.rundir import evaluations
+from diffuse.rundir import evaluations, plots
 from diffuse.rundir.evaluations import Figure
 from diffuse.runtime import files
 from diffuse.runtime.distributed import World, choose_device
@@ -46,11 +46,7 @@ class Model(Trained):
         """n images side by side: a notebook shows the picture; `.show()` or `.save(path)` it."""
         from PIL import Image
 
-        images = self.images(n, **more)
-        missing = -n % columns
-        grid = np.concatenate([images, np.zeros((missing, 28, 28), np.uint8)])
-        rows = grid.reshape(-1, columns, 28, 28).swapaxes(1, 2).reshape(-1, columns * 28)
-        picture = Image.fromarray(rows)
+        picture = Image.fromarray(plots.tile(self.images(n, **more), columns))
         size = (scale * picture.width, scale * picture.height)
         return picture.resize(size, Image.Resampling.NEAREST)
 
@@ -73,7 +69,7 @@ class Model(Trained):
         scorer = Scorer.load(extractor or self.config.eval.extractor, folder, world)
         scorer.require_originals(n, [spec])
         images = torch.from_numpy(self.images(n, seed=seed, sampler=spec, data_dir=folder))
-        classes = getattr(self.config.model, "classes", 0)
+        classes = self.config.model.classes
         return scorer.figure(images, spec, seed=seed, samples=None, classes=classes)
 
     def export(self, path: Path, *, half: bool = True, data_dir: Path | None = None) -> None:

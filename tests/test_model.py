@@ -132,8 +132,8 @@ def test_a_model_shows_and_judges_its_images(exported: Path, data_dir: Path) -> 
     assert repr(model).startswith(f"<{model.name}: cold diffusion, ")
     assert "sampler renoise, on cpu" in repr(model)
     picture = model.show(10, columns=4, sampler="unconditional")
-    assert picture.size == (4 * 28 * 2, 3 * 28 * 2)
-    first = np.asarray(picture)[:56:2, :56:2]
+    assert picture.size == (2 * (4 * 30 + 2), 2 * (3 * 30 + 2))
+    first = np.asarray(picture)[4:60:2, 4:60:2]
     assert np.array_equal(first, model.images(1, sampler="unconditional")[0])
     figure = model.evaluate(40, sampler="unconditional", data_dir=data_dir)
     (kept,) = model.figures

@@ -10,7 +10,7 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import yaml
 from pydantic import (
@@ -36,6 +36,8 @@ Epochs = Annotated[tuple[Annotated[int, Field(ge=1)], ...], CommaSeparated]
 class CnnConfig(Section):
     """The report's network: 7 x 7 convolutions at full resolution."""
 
+    classes: ClassVar[int] = 0  # it takes no labels and has no dropout, unlike the U-Net
+    dropout: ClassVar[float] = 0.0
     kind: Literal["cnn"] = Field(description="7 x 7 convolutions at full resolution")
     channels: Annotated[tuple[Annotated[int, Field(ge=1, le=4096)], ...], CommaSeparated] = Field(
         (16, 32, 32, 16), min_length=1, description="of each block"
@@ -257,7 +259,7 @@ class Config(Section):
         Raises UserError where it does not fit the process or the network.
         """
         spec = SamplerSpec.parse(name, self.process, **more)
-        if spec.guidance and not getattr(self.model, "classes", 0):
+        if spec.guidance and not self.model.classes:
             raise UserError(f"sampler {name}: guidance needs a network with labels (model.classes)")
         return spec
 

@@ -48,7 +48,7 @@ def evaluate_checkpoint(
     if run is not None and path.name != run.checkpoint_path(model.epoch).name:
         run = None
     target = run.evaluation_path(model.epoch) if run else output / f"{path.stem}.evaluation.json"
-    classes = getattr(model.config.model, "classes", 0)
+    classes = model.config.model.classes
     is_new = False
     for spec in specs:
         protocol = scorer.protocol(n, spec, seed, classes)

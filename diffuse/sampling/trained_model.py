@@ -74,8 +74,10 @@ class Trained:
 
         Raises UserError for a digit where the model knows none.
         """
-        if digit is not None and not 0 <= digit < getattr(self.config.model, "classes", 0):
-            raise UserError(f"digit {digit}: {self.name} has " + _known_digits(self.config))
+        classes = self.config.model.classes
+        if digit is not None and not 0 <= digit < classes:
+            known = f"the labels 0 to {classes - 1}" if classes else "no labels (model.classes)"
+            raise UserError(f"digit {digit}: {self.name} has {known}")
         spec = self.sampler if sampler is None else sampler
         spec = self.spec(spec) if isinstance(spec, str) else spec
         indices = range(first_index, first_index + n)
@@ -127,12 +129,6 @@ class Trained:
             images = load_split(data_dir or default_data_dir(), "train", limit).images
             self.prior = prior.fit(images, self.process, self.config.seed)
         return self.prior
-
-
-def _known_digits(config: Config) -> str:
-    if classes := getattr(config.model, "classes", 0):
-        return f"the labels 0 to {classes - 1}"
-    return "no labels; a model with them: --preset ddpm/unet_labels"
 
 
 def load(

@@ -59,20 +59,20 @@ class Batches:
         seed, n = self.config.seed, self.config.train.global_batch
         mine = self.world.share(n)
         epoch, position = self.schedule.place(step)
-        indices = self._permutation(epoch)[position * n : (position + 1) * n][mine]
+        indices = self._permutation(epoch)[position * n : (position + 1) * n]
         rng = generator(seed, Stream.STEP, step, device=self.images.device)
         t, eps = self.process.draw(n, rng)
         label = None
-        if classes := getattr(self.config.model, "classes", 0):
+        if classes := self.config.model.classes:
             assert self.labels is not None
             shown = torch.rand(n, generator=rng, device=rng.device)
-            label = self.labels[self._permutation(epoch)[position * n : (position + 1) * n]]
-            label = torch.where(shown < self.config.train.label_dropout, classes, label)[mine]
+            is_hidden = shown < self.config.train.label_dropout
+            label = torch.where(is_hidden, classes, self.labels[indices])[mine]
         dropout_seed = None
-        if getattr(self.config.model, "dropout", 0):
+        if self.config.model.dropout:
             dropout_seed = derive_seed(seed, Stream.DROPOUT, step, self.world.rank)
         return Batch(
-            x0=to_x0(self.images[indices], self.config.data.amplitude),
+            x0=to_x0(self.images[indices[mine]], self.config.data.amplitude),
             t=t[mine],
             eps=eps[mine],
             dropout_seed=dropout_seed,

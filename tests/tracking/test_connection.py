@@ -16,8 +16,6 @@ from tests import programs
 from tests.programs import TINY
 from tests.wandb_server import KEY, server
 
-pytest.importorskip("wandb")
-
 ASK = """
 import json
 from diffuse.tracking import connection, uploader
