@@ -12,6 +12,7 @@ from typing import Annotated
 
 import typer
 
+from diffuse.config import ranges
 from diffuse.rundir.directory import RunDir
 from diffuse.runtime import errors, options
 from diffuse.runtime.preemption import StopRequest
@@ -23,9 +24,11 @@ app = typer.Typer(add_completion=False, rich_markup_mode=None)
 def main(
     source: options.Source,
     epoch: Annotated[
-        list[int] | None,
+        list[str] | None,
         typer.Option(
-            help="Epoch to evaluate; repeatable. Default: all of eval.at_epochs that are trained."
+            metavar="20,40",
+            help="Epochs to evaluate, such as 20,40 or 1-100 or 5-100:5; repeatable."
+            " Default: all of eval.at_epochs that are trained.",
         ),
     ] = None,
     images: Annotated[
@@ -93,8 +96,9 @@ def main(
                 raise stop.end("evaluation stopped; the same command goes on from there") from error
 
 
-def _checkpoints(source: Path, epochs: list[int] | None) -> list[Path]:
-    """The files to evaluate: of a run its evaluated epochs that are there, or those of `epochs`."""
+def _checkpoints(source: Path, typed: list[str] | None) -> list[Path]:
+    """The files to evaluate: of a run its evaluated epochs that are there, or those typed."""
+    epochs = ranges.typed(",".join(typed), "--epoch", smallest=1) if typed else ()
     if not source.is_dir():
         if epochs:
             raise errors.UserError(f"--epoch is for a run directory, and {source} is none")
@@ -104,8 +108,8 @@ def _checkpoints(source: Path, epochs: list[int] | None) -> list[Path]:
     trained = [epoch for epoch in wanted if run.checkpoint_path(epoch).exists()]
     if epochs and (missing := sorted(set(epochs) - set(trained))):
         raise errors.UserError(
-            f"{source}: no checkpoint of epoch {', '.join(map(str, missing))}"
-            f" (train it with --set eval.at_epochs={','.join(map(str, epochs))})"
+            f"{source}: no checkpoint of epoch {ranges.shown(missing)}"
+            f" (train it with --set eval.at_epochs={ranges.shown(epochs)})"
         )
     if not trained:
         raise errors.UserError(f"{source}: no checkpoint of an evaluated epoch yet; train it first")

@@ -36,7 +36,9 @@ def main(
     epochs: Annotated[
         str | None,
         typer.Option(
-            metavar="20,40", help="Epochs to evaluate; the last ends training. Default: the grid's."
+            metavar="20,40",
+            help="Epochs to evaluate, such as 20,40 or 1-100 or 5-100:5; the last ends training."
+            " Default: the grid's.",
         ),
     ] = None,
     seeds: Annotated[
@@ -159,15 +161,16 @@ def _load(
     name: str, assignments: list[str], epochs: str | None, seeds: str | None, device: str | None
 ) -> Grid:
     """The grid with the command line's settings for all its cells."""
+    from diffuse.config import ranges
     from diffuse.config.presets import parse_set
-    from launch.jobs.grid import Overrides, load_grid, parse_numbers
+    from launch.jobs.grid import Overrides, load_grid
 
     layers = [parse_set(assignments)]
     if device is not None:
         layers.append(parse_set([f"system.device={device}"], source="--device"))
     overrides = Overrides(
-        epochs=None if epochs is None else parse_numbers(epochs, "--epochs", smallest=1),
-        seeds=None if seeds is None else parse_numbers(seeds, "--seeds", smallest=0),
+        epochs=None if epochs is None else ranges.typed(epochs, "--epochs", smallest=1),
+        seeds=None if seeds is None else ranges.typed(seeds, "--seeds", smallest=0),
         layers=tuple(layers),
     )
     return load_grid(name, overrides)

@@ -23,6 +23,7 @@ from pydantic import (
 )
 
 from diffuse.config.processes import AnyProcess
+from diffuse.config.ranges import Ranges
 from diffuse.config.sampler_spec import SamplerSpec
 from diffuse.config.section import IMAGE_SIZE, CommaSeparated, Section
 from diffuse.runtime.errors import UserError
@@ -30,7 +31,7 @@ from diffuse.runtime.errors import UserError
 TRAIN_IMAGES = 60_000
 IS_SPLITS = 10  # of the images, over which the inception score is a mean
 
-Epochs = Annotated[tuple[Annotated[int, Field(ge=1)], ...], CommaSeparated]
+Epochs = Annotated[tuple[Annotated[int, Field(ge=1)], ...], Ranges]
 
 
 class CnnConfig(Section):
@@ -167,12 +168,16 @@ def judgeable(n: int) -> int:
 
 
 class EvalConfig(Section):
-    at_epochs: Epochs = Field((), description="checkpoints kept and evaluated; the last always is")
+    at_epochs: Epochs = Field(
+        (), description="checkpoints kept and evaluated, as 20,40 or 5-100:5; the last always is"
+    )
     images: Annotated[int, AfterValidator(judgeable)] = Field(
         1000, description="generated images per figure"
     )
     in_training: Annotated[int, AfterValidator(lambda n: n and judgeable(n))] = Field(
-        0, description="images judged at once when training reaches such an epoch; 0: none"
+        0,
+        description="images that training itself judges as soon as it reaches such an epoch,"
+        " for curves while it runs; 0: only diffuse.evaluate or a sweep judges, afterwards",
     )
     samplers: Annotated[tuple[str, ...], CommaSeparated] | None = Field(
         None,

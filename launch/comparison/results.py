@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from diffuse.config import ranges
 from diffuse.config.schema import Config
 from diffuse.rundir import evaluations
 from diffuse.rundir.directory import SILENT_AFTER_S, RunDir, silence_s
@@ -142,7 +143,7 @@ def _missing(result: Result, config: Config | None) -> list[str]:
 
 
 def _epochs(epochs: Sequence[int]) -> str:
-    return f"epoch{'s' * (len(epochs) > 1)} {', '.join(map(str, epochs))}:"
+    return f"epoch{'s' * (len(epochs) > 1)} {ranges.shown(epochs)}:"
 
 
 def _silence(status: Mapping[str, Any]) -> str:

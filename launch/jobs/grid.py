@@ -16,8 +16,9 @@ from pydantic import BeforeValidator, Field
 
 from diffuse.config.presets import find_yaml, preset_layer, read_yaml, resolve, shown
 from diffuse.config.processes import Orientation
+from diffuse.config.ranges import Ranges
 from diffuse.config.schema import Config, Epochs
-from diffuse.config.section import CommaSeparated, Section
+from diffuse.config.section import Section
 from diffuse.config.validation import Layer, validated
 from diffuse.rundir.evaluations import Figure
 from diffuse.runtime.errors import UserError
@@ -33,11 +34,10 @@ class Entry(Section):
         None, description="of cold diffusion: a run each"
     )
     epochs: Annotated[Epochs, Field(min_length=1)] | None = Field(
-        None, description="at which the run is evaluated: cells of one training"
+        None, description="evaluated cells of one training, as [20, 40] or 5-100:5"
     )
     seeds: (
-        Annotated[tuple[Annotated[int, Field(ge=0)], ...], CommaSeparated, Field(min_length=1)]
-        | None
+        Annotated[tuple[Annotated[int, Field(ge=0)], ...], Ranges, Field(min_length=1)] | None
     ) = Field(None, description="a run each")
     set_: dict[str, Any] = Field({}, alias="set", description="nested settings, as in a preset")
     cluster: dict[str, Any] = Field({}, description="over the grid's")
@@ -152,20 +152,6 @@ def grid_name(name: str) -> str:
 
 def _find(name: str) -> Path:
     return find_yaml(name, kind="grid", folders=("grids",))
-
-
-def parse_numbers(text: str, option: str, smallest: int) -> tuple[int, ...]:
-    """`20,40` as (20, 40), sorted, each once; UserError names the option."""
-    try:
-        numbers = sorted({int(part) for part in text.split(",")})
-        if numbers[0] >= smallest:
-            return tuple(numbers)
-    except ValueError:
-        pass
-    raise UserError(
-        f"{option} {text!r}: write whole numbers of at least {smallest}, such as"
-        f" {option} {smallest + 1},{smallest + 2}"
-    )
 
 
 def _expand(entry: Entry, source: str, cluster: Layer, overrides: Overrides) -> Iterable[GridRun]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from diffuse.config import ranges
 from diffuse.rundir import evaluations
 from diffuse.rundir.directory import RunDir
 from diffuse.runtime.errors import UserError
@@ -71,8 +72,7 @@ def look_at(run: GridRun, directory: RunDir) -> Planned:
     if state == "done":
         if reached < wanted:
             return planned("extend", f"extend {reached} -> {wanted}")
-        again = ", ".join(map(str, missing))
-        return planned("extend", f"make epoch {again} again (not kept)")
+        return planned("extend", f"make epoch {ranges.shown(missing)} again (not kept)")
     if not status and not kept:
         return planned("new", "new")
     # Only a run that was asked to stop has saved where it was; a killed one has its checkpoints.

@@ -17,6 +17,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from diffuse.config import ranges
 from diffuse.rundir.directory import RunDir
 from diffuse.runtime import files
 
@@ -70,9 +71,7 @@ def evaluate(
         return {"code": 0, "log": None}
     run = RunDir(Path(run_dir))
     record = _require_progress(run, "evaluate", "new image", max_requeues)
-    arguments = [run_dir, *options, "--data-dir", data_dir]
-    for epoch in epochs:
-        arguments += ["--epoch", str(epoch)]
+    arguments = [run_dir, *options, "--data-dir", data_dir, "--epoch", ranges.shown(epochs)]
     return _run("diffuse.evaluate", run.logs, arguments, environment, record)
 
 

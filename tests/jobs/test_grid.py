@@ -7,13 +7,14 @@ from pathlib import Path
 
 import pytest
 
+from diffuse.config import ranges
 from diffuse.config.presets import load_config, parse_set
 from diffuse.rundir.directory import RunDir
 from diffuse.runtime import files
 from diffuse.runtime.errors import UserError
 from launch.comparison import results
 from launch.jobs.cluster import choose
-from launch.jobs.grid import Overrides, load_grid, parse_numbers
+from launch.jobs.grid import Overrides, load_grid
 from launch.jobs.plan import look_at
 
 
@@ -128,12 +129,6 @@ def test_only_that_matches_nothing_names_the_runs() -> None:
         load_grid("part2").only("x*")
 
 
-@pytest.mark.parametrize("text", ["", "a", "1,,2", "0", "-1", "1.5"])
-def test_a_list_of_epochs_that_is_none_is_refused(text: str) -> None:
-    with pytest.raises(UserError, match="--epochs"):
-        parse_numbers(text, "--epochs", smallest=1)
-
-
 def test_cluster_settings_go_file_grid_entry_command_line(tmp_path: Path) -> None:
     text = """
 cluster: {time: 10, nodes: 2, qos: low}
@@ -183,7 +178,7 @@ def test_the_rest_of_a_run_follows_from_its_directory(
     state: str,
     detail: str,
 ) -> None:
-    epochs = parse_numbers(wanted, "--epochs", smallest=1)
+    epochs = ranges.typed(wanted, "--epochs", smallest=1)
     run = load_grid("part1", Overrides(epochs=epochs)).only("ddpm-default-*").runs[0]
     directory = RunDir(tmp_path / run.name)
     if status is not None:
