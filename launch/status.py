@@ -51,7 +51,7 @@ def main(
     if follow:
         status_table.watch(root, grid, out)
         return
-    out.print(status_table.table(rows, status_table.MOST_ROWS))
+    status_table.listing(rows).show(out)
     out.print(counts(rows) or f"no runs in {runs_dir}")
 
 

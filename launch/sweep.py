@@ -118,11 +118,11 @@ def main(
         if as_json:
             print(json.dumps(as_plain(planned), indent=2))
         else:
-            from launch.local.display import plan_table
+            from launch.local.display import plan_listing
 
             out = screen()
             out.print(f"grid {chosen.name} in {runs_dir}, on {file.name}", soft_wrap=True)
-            out.print(plan_table(planned))
+            plan_listing(planned).show(out)
             out.print(summary(planned))
         return
     from launch.local import pool

@@ -11,6 +11,7 @@ from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 
 LINE_EVERY_S = 30.0
+UNLIMITED = 10_000  # cells of a line in a file or a pipe
 
 
 class Meter:
@@ -77,9 +78,9 @@ def duration(seconds: float) -> str:
 
 
 def screen(stderr: bool = False) -> Console:
-    """A console that never wraps a table in a file or a pipe."""
+    """A console that never wraps or cuts anything in a file or a pipe."""
     stream = sys.stderr if stderr else sys.stdout
-    width = None if stream.isatty() or "COLUMNS" in os.environ else 200
+    width = None if stream.isatty() or "COLUMNS" in os.environ else UNLIMITED
     return Console(stderr=stderr, width=width, highlight=False, soft_wrap=False)
 
 

@@ -37,6 +37,7 @@ class RunStatus:
     images_per_s: float | None
     eta_s: float | None
     evaluated: int
+    evaluated_epochs: tuple[int, ...]
     attempts: int
     node: str
     grid: str
@@ -144,6 +145,7 @@ def _run_status(
         images_per_s=status.get("images_per_s") if state == "running" else None,
         eta_s=status.get("eta_s") if state == "running" else None,
         evaluated=len(evaluated),
+        evaluated_epochs=tuple(sorted(evaluated)),
         attempts=number,
         node=(job.node if job else "") or str(attempt.get("node") or attempt.get("host") or ""),
         grid=submitted.grid,

@@ -7,14 +7,20 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.live import Live
-from rich.table import Table
 from rich.text import Text
 
+from diffuse.config import ranges
 from diffuse.runtime import console
+from diffuse.runtime.listing import Listing
 from launch.inspection.run_status import RunStatus, counts, run_statuses
 
 REFRESH_S = 5.0
-MOST_ROWS = 500  # nobody reads more, and laying them out takes seconds
+MOST_LINES = 500  # nobody reads more
+COLUMNS = (
+    *("run", "state", "epoch", "loss", "ETA", "images/s", "evaluated", "job", "node", "attempts"),
+    "W&B",
+)
+DISPENSABLE = COLUMNS[5:]
 STYLES = {
     "done": "green",
     "running": "cyan",
@@ -37,18 +43,18 @@ def watch(root: Path, grid: str | None, out: Console) -> int:
     """
     rows = run_statuses(root, grid)
     if console.is_live(out):
-        with Live(table(rows, out.height - 3), console=out, auto_refresh=False) as live:
+        with Live(listing(rows, out.height - 3), console=out, auto_refresh=False) as live:
             while _is_going_on(rows):
                 time.sleep(REFRESH_S)
                 rows = run_statuses(root, grid)
-                live.update(table(rows, out.height - 3), refresh=True)
+                live.update(listing(rows, out.height - 3), refresh=True)
     else:
-        out.print(table(rows, MOST_ROWS))
+        listing(rows).show(out)
         while _is_going_on(rows):
             time.sleep(REFRESH_S)
             before, rows = {(r.run, r.state, r.epoch) for r in rows}, run_statuses(root, grid)
             if changed := [r for r in rows if (r.run, r.state, r.epoch) not in before]:
-                out.print(table(changed, MOST_ROWS))
+                listing(changed).show(out)
     out.print(counts(rows) or f"no runs in {root}")
     return int(any(row.state in ("failed", "lost") for row in rows))
 
@@ -57,31 +63,26 @@ def _is_going_on(rows: list[RunStatus]) -> bool:
     return any(row.state in GOING_ON for row in rows)
 
 
-def table(rows: list[RunStatus], room: int) -> Table:
-    """At most `room` rows; of more, running and failed runs come first."""
-    made = console.table(
-        "run", "job", "state", "epoch", "loss", "images/s", "ETA", "evaluated", "attempts", "node"
-    )
-    made.add_column("reason", overflow="fold")
-    shown = rows
-    if len(rows) > room:
-        shown = sorted(rows, key=lambda row: _order(row.state))[: max(1, room)]
-    for row in shown:
-        made.add_row(
-            row.run,
-            row.job,
-            Text(row.state, STYLES.get(row.state, "")),
-            "" if row.epoch is None else f"{row.epoch}/{row.epochs}",
-            "" if row.loss is None else f"{row.loss:.4f}",
-            "" if not row.images_per_s else f"{row.images_per_s:.0f}",
-            "" if row.eta_s is None else console.duration(row.eta_s),
-            str(row.evaluated or ""),
-            str(row.attempts or ""),
-            row.node,
-            Text(row.reason),
+def listing(rows: list[RunStatus], room: int = MOST_LINES) -> Listing:
+    """The runs in at most `room` lines; where not all fit, running and failed runs come first."""
+    made = Listing(COLUMNS, DISPENSABLE, room, "more (--json has all)")
+    for row in rows:
+        made.add(
+            {
+                "run": row.run,
+                "state": Text(row.state, STYLES.get(row.state, "")),
+                "epoch": None if row.epoch is None else f"{row.epoch}/{row.epochs}",
+                "loss": None if row.loss is None else f"{row.loss:.4f}",
+                "ETA": None if row.eta_s is None else console.duration(row.eta_s),
+                "images/s": f"{row.images_per_s:.0f}" if row.images_per_s else None,
+                "evaluated": ranges.shown(row.evaluated_epochs),
+                "node": row.node,
+                "job": row.job,
+                "attempts": str(row.attempts or ""),
+            },
+            remark=row.reason,
+            rank=_order(row.state),
         )
-    if len(rows) > len(shown):
-        made.add_row(f"... and {len(rows) - len(shown)} more (--json has all)")
     return made
 
 

@@ -9,12 +9,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
+from rich.console import Console, Group
 from rich.live import Live
-from rich.table import Table
 from rich.text import Text
 
+from diffuse.config import ranges
 from diffuse.runtime import console
+from diffuse.runtime.listing import Listing
 from launch.jobs.plan import Planned
 
 if TYPE_CHECKING:  # a dry run shows its plan without submitit
@@ -34,19 +35,24 @@ STYLES = {
     "left": "dim",
 }
 LINE_EVERY_S = 30.0
-COLUMNS = ("run", "state", "epoch", "loss", "images/s", "ETA")
+COLUMNS = ("run", "state", "epoch", "loss", "ETA", "images/s")
 
 
-def plan_table(planned: Sequence[Planned]) -> Table:
-    """One row a run, i.e. a training job; its cells with a mark where they are done."""
-    table = console.table("run", "cells (epochs)", "state")
+def plan_listing(planned: Sequence[Planned]) -> Listing:
+    """One entry a run, i.e. a training job, with its cells: which there are, and which are done."""
+    listing = Listing(("run", "state", "epochs", "done", "evaluated"), ("evaluated",))
     for p in planned:
-        cells = Text("  ").join(
-            Text(f"{epoch} ✓", "green") if epoch in p.have else Text(f"{epoch}")
-            for epoch in p.run.epochs
+        listing.add(
+            {
+                "run": p.name,
+                "state": Text(p.state, STYLES[p.state]),
+                "epochs": ranges.shown(p.run.epochs),
+                "done": Text(ranges.shown(sorted(p.have)), "green"),
+                "evaluated": ranges.shown(sorted(p.evaluated)),
+            },
+            remark=p.detail if p.detail != p.state else "",
         )
-        table.add_row(p.name, cells, Text(p.detail, STYLES[p.state]))
-    return table
+    return listing
 
 
 class SweepDisplay:
@@ -71,7 +77,7 @@ class SweepDisplay:
     def update(self, outcomes: Sequence[Outcome]) -> None:
         """Show the outcomes as they are now."""
         if self.live is not None:
-            self.live.update(self._progress_table(outcomes), refresh=True)
+            self.live.update(self._progress(outcomes), refresh=True)
         else:
             for outcome in outcomes:
                 self._say_change(outcome)
@@ -80,18 +86,15 @@ class SweepDisplay:
         """A line that stays."""
         self.console.print(text, markup=False, soft_wrap=True)
 
-    def _progress_table(self, outcomes: Sequence[Outcome]) -> Table:
-        table = console.table(*COLUMNS, title=self.title)
+    def _progress(self, outcomes: Sequence[Outcome]) -> Group:
         order = ["training", "evaluating", "failed", "interrupted", "queued", "left", "done"]
-        room = max(4, self.console.height - 6)
-        by_state = sorted(outcomes, key=lambda o: order.index(o.state))
-        for outcome in by_state[:room]:
+        listing = Listing(COLUMNS, COLUMNS[5:], max(4, self.console.height - 6))
+        for outcome in sorted(outcomes, key=lambda o: order.index(o.state)):
             facts = _facts(outcome)
-            row = [facts.get(key, "") for key in ("epoch", "loss", "rate", "eta")]
-            table.add_row(outcome.planned.name, Text(outcome.state, STYLES[outcome.state]), *row)
-        if len(by_state) > room:
-            table.add_row(f"... and {len(by_state) - room} more")
-        return table
+            state = Text(outcome.state, STYLES[outcome.state])
+            cells = {name: str(facts.get(name, "")) for name in COLUMNS[2:]}
+            listing.add({"run": outcome.planned.name, "state": state, **cells})
+        return Group(Text(self.title, "italic"), listing)
 
     def _say_change(self, outcome: Outcome) -> None:
         name, state = outcome.planned.name, outcome.state
@@ -110,7 +113,7 @@ class SweepDisplay:
                 self.progress[name] = (now, time.monotonic())
                 self.say(
                     f"{name}: epoch {facts['epoch']}, loss {facts['loss']},"
-                    f" {facts['rate']} images/s, ETA {facts['eta']}"
+                    f" {facts['images/s']} images/s, ETA {facts['ETA']}"
                 )
 
 
@@ -165,6 +168,6 @@ def _facts(outcome: Outcome) -> dict[str, Any]:
         "at": status.get("epoch", 0),
         "epoch": f"{status.get('epoch', '?')}/{status.get('epochs', '?')}",
         "loss": "" if loss is None else f"{loss:.4f}",
-        "rate": f"{status.get('images_per_s') or 0:.0f}",
-        "eta": "" if eta is None else console.duration(eta),
+        "images/s": f"{status.get('images_per_s') or 0:.0f}",
+        "ETA": "" if eta is None else console.duration(eta),
     }

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
+import pty
+import re
 import resource
+import struct
 import subprocess
 import sys
+import termios
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -72,6 +77,58 @@ def test_a_run_stands_as_its_directory_says(
     assert row.state == expected
     assert reason in row.reason
     assert (row.attempts, row.node) == (1, "node7")
+
+
+LONG = "my-own-preset-with-a-rather-long-name-for-a-chapter-row-deadbeef"
+WHY = "an illegal memory access was encountered; the driver's log tells more, and a tool finds it"
+
+
+def on_terminal(columns: int, runs: Path) -> list[str]:
+    """The lines that `launch/status.py` prints on a terminal of so many columns."""
+    master, slave = pty.openpty()
+    fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 50, columns, 0, 0))
+    command = [sys.executable, ROOT / "launch" / "status.py", f"--runs-dir={runs}"]
+    process = subprocess.Popen(command, env=environment(TERM="xterm"), stdout=slave, stdin=slave)
+    os.close(slave)
+    printed = b""
+    try:
+        while chunk := os.read(master, 4096):
+            printed += chunk
+    except OSError:  # Linux's end of a terminal
+        pass
+    assert process.wait(60) == 0
+    return re.sub(r"\x1b\[[\d;]*m", "", printed.decode()).replace("\r\n", "\n").splitlines()
+
+
+@pytest.mark.parametrize("columns", [80, 100, 120])
+def test_on_a_terminal_names_and_reasons_are_whole_and_no_line_is_broken(
+    tmp_path: Path, columns: int
+) -> None:
+    facts = {"epoch": 100, "epochs": 1000, "loss": 0.0213, "images_per_s": 2345.6, "eta_s": 7400}
+    for name in ("cold-unet_noiseless-col-0123abcd", LONG):
+        a_run(tmp_path, "failed", name, reason=WHY, **facts)
+    a_run(tmp_path, "running", "ddpm-unet", **facts)
+    lines = on_terminal(columns, tmp_path)
+    assert max(map(len, lines)) <= columns
+    assert lines[0].split()[:5] == ["run", "state", "epoch", "loss", "ETA"]
+    for name in ("cold-unet_noiseless-col-0123abcd", LONG):
+        (k,) = [k for k, line in enumerate(lines) if line.split()[:1] == [name]]
+        below = " ".join(lines[k : k + 5])
+        assert "100/1000" in below and "0.0213" in below
+        assert WHY in " ".join(below.split())
+    (running,) = [line for line in lines if line.startswith("ddpm-unet ")]
+    assert "2h03m" in running
+    assert ("node7" in running) == (columns == 120)
+
+
+def test_in_a_pipe_every_column_stands_and_a_reason_is_one_line(tmp_path: Path) -> None:
+    a_run(tmp_path, "failed", LONG, reason=WHY * 5, loss=0.5)
+    status = [sys.executable, ROOT / "launch" / "status.py", f"--runs-dir={tmp_path}"]
+    done = subprocess.run(status, capture_output=True, text=True, env=environment(), check=True)
+    head, row, reason, *_ = done.stdout.splitlines()
+    assert head.split() == ["run", "state", "epoch", "loss", "ETA", "node", "attempts"]
+    assert row.split() == [LONG, "failed", "2/4", "0.5000", "node7", "1"]
+    assert reason == f"  {WHY * 5}"
 
 
 def test_of_several_logs_rank_0s_is_shown(tmp_path: Path) -> None:

@@ -126,6 +126,16 @@ assert not slow & set(sys.modules), slow & set(sys.modules)
     subprocess.run([sys.executable, "-c", code], check=True, env=environment(), cwd="/")
 
 
+@pytest.mark.parametrize("columns", ["80", "100", "120"])
+def test_a_plan_fits_a_terminal_and_its_epochs_are_ranges(tmp_path: Path, columns: str) -> None:
+    arguments = ("--grid=all", "--dry-run", "--cluster=local", "--epochs=1-100")
+    ended = sweep(*arguments, cwd=tmp_path, COLUMNS=columns)
+    lines = ended.stdout.splitlines()
+    assert max(map(len, lines)) <= int(columns)
+    (run,) = [line.split() for line in lines if line.startswith("cold-more_capacity-row-")]
+    assert run[1:] == ["new", "1-100"]
+
+
 def test_a_dry_run_from_anywhere_shows_the_cells_and_writes_nothing(tmp_path: Path) -> None:
     ended = sweep("--grid", "part2", "--dry-run", cwd=tmp_path)
     assert ended.returncode == 0, ended.stderr
