@@ -8,7 +8,7 @@ that lies there already.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -16,6 +16,9 @@ from diffuse.config import ranges
 from diffuse.rundir.directory import RunDir
 from diffuse.runtime import errors, options
 from diffuse.runtime.preemption import StopRequest
+
+if TYPE_CHECKING:
+    from diffuse.config.schema import Config
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
 
@@ -35,6 +38,14 @@ def main(
         int | None,
         typer.Option(
             "-n", "--images", min=1, help="Number of generated images. Default: eval.images."
+        ),
+    ] = None,
+    final_images: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Images of a further figure of the last of these epochs. Default:"
+            " eval.final_images (of the run's last epoch), or none where -n is given.",
         ),
     ] = None,
     samplers: Annotated[
@@ -76,15 +87,23 @@ def main(
     require_enough(n)
     specs = config.sampler_specs(samplers.split(",") if samplers else config.eval.samplers)
     checkpoints = _checkpoints(source, epoch)
+    wanted = [(path, n) for path in checkpoints]
+    if final_images is None and images is None and _is_final(source, checkpoints[-1], config):
+        final_images = config.eval.final_images
+    if final_images is not None:
+        require_enough(final_images)
+        wanted.append((checkpoints[-1], final_images))
     if threads:
         torch.set_num_threads(threads)
     with join(device, config.system.collective_timeout_s, stop) as world:
         in_run = source.is_dir() and world.is_main
         try:
             scorer = Scorer.load(extractor or config.eval.extractor, data_dir, world, stop)
-            scorer.require_originals(n, specs)  # here, before W&B begins a run for it
+            scorer.require_originals(
+                max(n for _, n in wanted), specs
+            )  # here, before W&B begins a run for it
             with Mirror(RunDir(source), config, "evaluate", active=in_run):
-                for path in checkpoints:
+                for path, n in wanted:
                     evaluate_checkpoint(path, scorer, specs, n, seed, stop, output or Path())
         except (errors.Interrupted, RuntimeError) as error:
             if stop.signal is None or (world.size == 1 and isinstance(error, RuntimeError)):
@@ -114,6 +133,11 @@ def _checkpoints(source: Path, typed: list[str] | None) -> list[Path]:
     if not trained:
         raise errors.UserError(f"{source}: no checkpoint of an evaluated epoch yet; train it first")
     return [run.checkpoint_path(epoch) for epoch in trained]
+
+
+def _is_final(source: Path, checkpoint: Path, config: Config) -> bool:
+    """Whether this is the checkpoint of a run's last epoch."""
+    return source.is_dir() and checkpoint == RunDir(source).checkpoint_path(config.train.epochs)
 
 
 if __name__ == "__main__":

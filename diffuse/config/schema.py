@@ -174,6 +174,11 @@ class EvalConfig(Section):
     images: Annotated[int, AfterValidator(judgeable)] = Field(
         1000, description="generated images per figure"
     )
+    final_images: Annotated[int, AfterValidator(judgeable)] | None = Field(
+        None,
+        description="images of a further, robust figure of the last epoch, such as 10000; null:"
+        " none. It stands in a table of its own: figures of other numbers cannot be compared",
+    )
     in_training: Annotated[int, AfterValidator(lambda n: n and judgeable(n))] = Field(
         0,
         description="images that training itself judges as soon as it reaches such an epoch,"

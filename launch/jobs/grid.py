@@ -78,22 +78,27 @@ class GridRun:
     def epochs(self) -> tuple[int, ...]:
         return self.config.evaluated_epochs
 
-    @property
-    def evaluation(self) -> list[str]:
-        """The options of diffuse.evaluate for this run: those of its grid, not of its training."""
+    def evaluation(self, epochs: Sequence[int]) -> list[str]:
+        """The options of diffuse.evaluate for these epochs, in order: those of the run's grid."""
         settings = self.config.eval
         options = ["--images", str(settings.images), "--extractor", settings.extractor]
+        if settings.final_images is not None and self.epochs[-1] in epochs:
+            options += ["--final-images", str(settings.final_images)]
         return options + (["--samplers", ",".join(settings.samplers)] if settings.samplers else [])
 
-    def is_evaluated(self, figures: Sequence[Figure]) -> bool:
-        """Whether these are the figures that the grid wants of an epoch."""
+    def is_evaluated(self, epoch: int, figures: Sequence[Figure]) -> bool:
+        """Whether these are the figures that the grid wants of the epoch."""
         settings = self.config.eval
         made = {
-            f.protocol.sampler
+            (f.protocol.sampler, f.protocol.images)
             for f in figures
-            if f.protocol.images == settings.images and f.protocol.extractor == settings.extractor
+            if f.protocol.extractor == settings.extractor
         }
-        return made >= {str(spec) for spec in self.config.sampler_specs(settings.samplers)}
+        counts = {settings.images}
+        if settings.final_images is not None and epoch == self.epochs[-1]:
+            counts.add(settings.final_images)
+        samplers = [str(spec) for spec in self.config.sampler_specs(settings.samplers)]
+        return made >= {(name, n) for name in samplers for n in counts}
 
     def merged(self, other: GridRun) -> GridRun:
         """The same run with the cells of both."""

@@ -135,4 +135,4 @@ def _is_evaluated(run: GridRun, directory: RunDir, epoch: int) -> bool:
         evaluation = evaluations.read(directory.evaluation_path(epoch))
     except UserError:
         return False  # damaged: the evaluation says so
-    return evaluation is not None and run.is_evaluated(evaluation.figures)
+    return evaluation is not None and run.is_evaluated(epoch, evaluation.figures)

@@ -185,7 +185,7 @@ class Pool:
                 str(run.dir.path),
                 config if run.is_todo else None,
                 run.unevaluated if self.evaluate else (),
-                run.run.evaluation,
+                run.run.evaluation(run.unevaluated),
                 str(self.data_dir),
                 environment,
             )

@@ -91,7 +91,8 @@ class _Pipeline:
         calls: list[tuple[Any, ...]] = []
         for request in part:
             planned = request.planned
-            epochs, options = list(planned.unevaluated), planned.run.evaluation
+            epochs = list(planned.unevaluated)
+            options = planned.run.evaluation(epochs)
             run_dir, most = str(planned.dir.path), settings.max_requeues
             calls.append((run_dir, epochs, options, str(self.data_dir), {}, most))
         self._array("evaluate", worker.evaluate, part, calls, settings, throttle, after)

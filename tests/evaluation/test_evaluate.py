@@ -159,6 +159,17 @@ def test_a_killed_evaluation_goes_on_and_ends_with_the_same_images(
     assert {**a, "seconds": 0} == {**b, "seconds": 0}
 
 
+def test_the_last_epoch_has_a_further_figure_of_more_images(
+    copy: dict[str, RunDir], data_dir: Path
+) -> None:
+    run = copy["ddpm"]
+    arguments = ("--epoch=1-2", "-n", "20", "--final-images=30", "--samplers=ddim-2")
+    done = evaluate(run.path, data_dir, *arguments)
+    assert done.returncode == 0, done.stderr
+    made = {epoch: [f["protocol"]["images"] for f in figures(run, epoch)] for epoch in (1, 2)}
+    assert made == {1: [20], 2: [20, 30]}
+
+
 def test_plots_and_event_of_a_figure_follow_after_a_death_between(
     copy: dict[str, RunDir], data_dir: Path
 ) -> None:

@@ -10,6 +10,7 @@ import pytest
 from diffuse.config import ranges
 from diffuse.config.presets import load_config, parse_set
 from diffuse.rundir.directory import RunDir
+from diffuse.rundir.evaluations import Figure
 from diffuse.runtime import files
 from diffuse.runtime.errors import UserError
 from launch.comparison import results
@@ -214,7 +215,25 @@ def test_a_cell_counts_as_evaluated_by_the_protocol_that_the_grid_asks_for(tmp_p
     ):
         files.write_json(directory.evaluation_path(2), {"epoch": 2, "figures": figures})
         assert (look_at(run, directory).unevaluated == ()) is is_there
-    assert run.evaluation[:2] == ["--images", "500"]
+    assert run.evaluation([2])[:2] == ["--images", "500"]
+
+
+def test_the_last_epoch_alone_has_a_further_figure_of_more_images(tmp_path: Path) -> None:
+    layer = parse_set(["eval.final_images=5000", "eval.samplers=ddim-50"])
+    overrides = Overrides(epochs=(1, 2), layers=(layer,))
+    run = load_grid("part1", overrides).only("ddpm-default-*").runs[0]
+    assert "--final-images" not in run.evaluation([1])
+    assert run.evaluation([1, 2])[4:6] == ["--final-images", "5000"]
+    scores = dict.fromkeys(("fid", "kid", "kid_std", "is", "is_std"), 1.0)
+    common = {"extractor": "classifier", "real_images": 60_000, "source": "noise"}
+    few, many = (
+        Figure.model_validate(
+            {**scores, "floor": scores, "protocol": {**common, "sampler": "ddim-50", "images": n}}
+        )
+        for n in (1000, 5000)
+    )
+    assert run.is_evaluated(1, [few]) and not run.is_evaluated(2, [few])
+    assert not run.is_evaluated(2, [many]) and run.is_evaluated(2, [few, many])
 
 
 def test_an_evaluation_that_ended_after_the_first_of_three_samplers_is_still_to_do(
