@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from diffuse.config.presets import from_command_line
+from diffuse.config.presets import command_line_layers, explained, resolve
 from diffuse.runtime import errors, options
 from diffuse.runtime.preemption import StopRequest
 
@@ -46,13 +46,24 @@ def main(
     where: Annotated[
         bool, typer.Option("--where", help="Only print the run directory; nothing is trained.")
     ] = False,
+    show_config: Annotated[
+        bool,
+        typer.Option(
+            "--show-config",
+            help="Only print all settings as YAML, each with the place that set it.",
+        ),
+    ] = False,
 ) -> None:
     """Train one run, or go on with it."""
     # Before torch is imported, which takes seconds: a signal during start-up is not lost.
     stop = StopRequest().install()
     # DDP warns of find_unused_parameters on every start; distributed.py says why it is set.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
-    resolved = from_command_line(preset, config, epochs, orientation, set_ or [], device, threads)
+    layers = command_line_layers(preset, config, epochs, orientation, set_ or [], device, threads)
+    resolved = resolve(layers)
+    if show_config:
+        print(explained(resolved, layers))
+        return
     if where:
         print(runs_dir / resolved.run_name)
         return

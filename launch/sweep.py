@@ -116,7 +116,10 @@ def main(
 
     if dry_run:
         if as_json:
-            print(json.dumps(as_plain(planned), indent=2))
+            plain = as_plain(planned)
+            for row, run in zip(plain["runs"], chosen.runs, strict=True):
+                row["settings"] = run.config.model_dump(mode="json")
+            print(json.dumps(plain, indent=2))
         else:
             from launch.local.display import plan_listing
 

@@ -5,8 +5,9 @@ Precedence: the config's defaults < preset file < grid cell < command line.
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -14,7 +15,7 @@ import yaml
 
 from diffuse import ROOT
 from diffuse.config.schema import Config
-from diffuse.config.validation import Layer, merge, validated
+from diffuse.config.validation import Key, Layer, merge, validated
 from diffuse.runtime.errors import UserError
 from diffuse.runtime.options import typed_path
 
@@ -108,7 +109,7 @@ def resolve(layers: Sequence[Layer]) -> Config:
     return validated(Config, layers)
 
 
-def from_command_line(
+def command_line_layers(
     preset: str | None,
     config: Path | None,
     epochs: int | None,
@@ -116,8 +117,8 @@ def from_command_line(
     assignments: list[str],
     device: str | None,
     threads: int | None,
-) -> Config:
-    """The config that the command line of diffuse.train describes. Raises UserError."""
+) -> list[Layer]:
+    """The settings that the command line of diffuse.train names. Raises UserError."""
     layers = [parse_set(assignments)]
     for option, key, value in (
         ("--epochs", "train.epochs", epochs),
@@ -130,11 +131,33 @@ def from_command_line(
     if (preset is None) == (config is None):
         raise UserError("name the run by either --preset or --config")
     if config is not None:
-        return resolve([Layer(str(config), read_yaml(config)), *layers])
+        return [Layer(str(config), read_yaml(config)), *layers]
     assert preset is not None
     if orientation is not None and preset.startswith("ddpm/"):
         raise UserError(f"--orientation is for cold diffusion; {preset} has none")
-    return load_config(preset, layers)
+    return [preset_layer(preset), *layers]
+
+
+def explained(config: Config, layers: Sequence[Layer]) -> str:
+    """All settings as YAML, each with the place that set it as a remark: it can be read back."""
+    set_by: dict[Key, int] = {}
+    for number, layer in enumerate(layers):
+        merge({}, layer.values, number, set_by)
+
+    def lines(values: Mapping[str, Any], above: Key = ()) -> Iterator[str]:
+        indent = "  " * len(above)
+        for name, value in values.items():
+            key = (*above, name)
+            if isinstance(value, dict):
+                yield f"{indent}{name}:"
+                yield from lines(value, key)
+                continue
+            text = yaml.safe_dump(value, default_flow_style=True, width=math.inf)
+            text = text.removesuffix("...\n").rstrip()
+            place = layers[set_by[key]].source if key in set_by else "default"
+            yield f"{f'{indent}{name}: {text}':<40}  # {place}"
+
+    return "\n".join(lines(config.model_dump(mode="json")))
 
 
 def parse_set(assignments: Sequence[str], source: str = "--set") -> Layer:

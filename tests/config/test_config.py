@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,7 @@ import yaml
 from diffuse.config.presets import CONFIGS, load_config, parse_set, read_config
 from diffuse.config.validation import Layer
 from diffuse.runtime.errors import UserError
+from tests import programs
 
 PRESETS = sorted(
     f"{folder}/{path.stem}"
@@ -200,3 +203,36 @@ def test_pictures_are_drawn_by_the_samplers_and_steps_of_the_settings() -> None:
     assert specs("ddpm/testing", "samples.steps=500") == ["ddim-100-eta1-clip"]
     assert specs("ddpm/default", "samples.samplers=ancestral,dpm-9") == ["ancestral", "dpm-9"]
     assert specs("cold/unet", "process.orientation=row", "samples.steps=5") == ["direct", "renoise"]
+
+
+def test_show_config_prints_every_setting_with_its_place_and_needs_no_torch(tmp_path: Path) -> None:
+    arguments = ["--preset=cold/unet", "--orientation=row", "--epochs=9", "--set=train.lr=4e-4"]
+    arguments += ["--set=model.channels=8,16", "--set=train.ema={gamma: 5}", "--show-config"]
+    code = f"""
+import runpy, sys
+sys.argv = ["train", *{arguments!r}]
+try:
+    runpy.run_module("diffuse.train", run_name="__main__")
+except SystemExit as end:
+    assert end.code == 0, end.code
+assert not {{"torch", "h5py", "numpy"}} & set(sys.modules)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env=programs.environment(),
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert not list(tmp_path.iterdir())
+    layers = [parse_set(["process.orientation=row", "train.epochs=9", "train.lr=4e-4"])]
+    layers.append(parse_set(["model.channels=8,16", "train.ema={gamma: 5}"]))
+    (tmp_path / "config.yaml").write_text(done.stdout)
+    assert read_config(tmp_path / "config.yaml") == load_config("cold/unet", layers)
+    lines = [line for line in done.stdout.splitlines() if "#" in line]
+    places = {line.split(":")[0].strip(): line.partition("  # ")[2] for line in lines}
+    assert (places["lr"], places["gamma"], places["channels"]) == ("--set",) * 3
+    assert (places["epochs"], places["orientation"]) == ("--epochs", "--orientation")
+    assert places["global_batch"].endswith("configs/cold/unet.yaml")
+    assert places["deterministic"] == "default"

@@ -14,6 +14,7 @@ import psutil
 import pytest
 from joblib import cpu_count
 
+from diffuse.config.schema import Config
 from diffuse.rundir.directory import RunDir
 from launch.local.pool import visible_gpus
 from tests import programs
@@ -154,6 +155,18 @@ def test_json_is_one_object_with_runs_and_cells(tmp_path: Path) -> None:
     names = [run["name"] for run in plan["runs"]]
     cells = [(cell["run"], cell["epoch"]) for cell in plan["cells"]]
     assert cells == [(name, epoch) for name in names for epoch in (2, 4)]
+
+
+def test_a_dry_run_as_json_has_the_merged_settings_of_every_run(tmp_path: Path) -> None:
+    text = "runs: [{preset: cold/unet, orientation: row, set: {train: {lr: 1e-3, epochs: 7}}}]"
+    grid = write(tmp_path, text)
+    arguments = ["--grid", grid, "--dry-run", "--json", "--set=train.lr=4e-4", "--seeds=3"]
+    (run,) = json.loads(sweep(*arguments, cwd=tmp_path).stdout)["runs"]
+    settings = Config.model_validate(run["settings"])
+    assert settings.run_name == run["name"]
+    assert (settings.train.lr, settings.train.epochs, settings.seed) == (4e-4, 7, 3)
+    assert settings.train.optimizer == "muon", "the preset's"
+    assert settings.data.limit is None, "the default"
 
 
 @pytest.mark.parametrize(
