@@ -5,17 +5,16 @@ from __future__ import annotations
 import json
 import math
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from launch.comparison.labels import settings, titles
 from launch.comparison.results import SCORES, Cell, Result, read
 
 LOWER_IS_BETTER = {"fid": True, "kid": True, "is": False, "mse": True, "psnr": False, "ssim": False}
 TOLERANCE = 0.05  # of a figure: a rerun on another machine or world size is as good within it
-# Sections that change neither the weights nor the figures of a cell.
-INDIFFERENT = ("system", "tracking", "checkpoint", "samples", "eval")
 
 
 @dataclass(frozen=True)
@@ -48,13 +47,17 @@ class Column:
 
     @property
     def keys(self) -> list[str]:
-        """The scores that any cell has."""
-        return [k for k in LOWER_IS_BETTER if any(c.value(k) is not None for c in self.cells)]
+        """The loss and the scores, those that any cell has."""
+        every = ("loss", *LOWER_IS_BETTER)
+        return [k for k in every if any(c.value(k) is not None for c in self.cells)]
 
     def best(self, key: str) -> float | None:
-        """The best value over all runs and epochs; None where there is nothing to choose from."""
+        """The best value over all runs and epochs; None where there is nothing to choose from.
+
+        Losses are not compared: those of two processes or weights have no common scale.
+        """
         values = [v for c in self.cells if (v := c.value(key)) is not None]
-        if len(values) < 2:
+        if len(values) < 2 or key not in LOWER_IS_BETTER:
             return None
         return min(values) if LOWER_IS_BETTER[key] else max(values)
 
@@ -103,7 +106,7 @@ def groups(results: Sequence[Result]) -> list[Group]:
 class SeedMean:
     """Runs that differ by their seed only, at one epoch and protocol: mean and deviation."""
 
-    title: str
+    title: str  # that of labels.titles
     sampler: str
     source: str
     epoch: int
@@ -113,53 +116,42 @@ class SeedMean:
 
 def over_seeds(group: Group, results: Sequence[Result]) -> list[SeedMean]:
     """Mean and deviation over runs that differ by their seed only, for each epoch."""
-    by_name = {result.name: result for result in results}
-    alike: dict[str, dict[int, Cell]] = {}
+    title_of = titles(results)
+    seed_of = {result.name: result.seed for result in results}
+    alike: dict[tuple[str, str, str, int], dict[int, Cell]] = {}
     for cell in sorted(group.cells, key=lambda c: c.epoch):
-        result = by_name[cell.run]
-        if result.config:
-            key = json.dumps([_but_for_seed(result.config), cell.sampler, cell.source, cell.epoch])
-            alike.setdefault(key, {})[int(result.config["seed"])] = cell
+        if (seed := seed_of[cell.run]) is not None:
+            key = (title_of[cell.run], cell.sampler, cell.source, cell.epoch)
+            alike.setdefault(key, {})[seed] = cell
     made = []
-    for by_seed in alike.values():
+    for about, by_seed in alike.items():
         if len(by_seed) < 2:
             continue
         scores = {}
-        for key in SCORES:
-            values = [v for c in by_seed.values() if (v := c.value(key)) is not None]
+        for score in ("loss", *SCORES):
+            values = [v for c in by_seed.values() if (v := c.value(score)) is not None]
             if len(values) > 1:
-                scores[key] = (statistics.mean(values), statistics.stdev(values))
-        first = next(iter(by_seed.values()))
-        title = by_name[first.run].title
-        made.append(
-            SeedMean(
-                title, first.sampler, first.source, first.epoch, tuple(sorted(by_seed)), scores
-            )
-        )
+                scores[score] = (statistics.mean(values), statistics.stdev(values))
+        made.append(SeedMean(*about, tuple(sorted(by_seed)), scores))
     return made
 
 
-def _but_for_seed(config: Mapping[str, Any]) -> dict[str, Any]:
-    kept = {k: v for k, v in config.items() if k != "seed" and k not in INDIFFERENT}
-    kept["train"] = {k: v for k, v in kept["train"].items() if k != "epochs"}
-    return kept
-
-
 def differences(results: Sequence[Result]) -> dict[str, dict[str, str]]:
-    """Settings that are not the same in all runs: key -> run -> value, "" where it has none.
+    """Settings that are not the same in all runs of a kind, DDPM or cold: key -> run -> value.
 
-    Those only that change a cell: neither INDIFFERENT ones nor the number of epochs.
+    Those only that change a cell. "" stands for a run without that setting, and for all runs of a
+    kind in which they agree.
     """
-    flat = {r.name: dict(_flatten(r.config)) for r in results if r.config}
-    keys = sorted({key for values in flat.values() for key in values})
-    found = {}
-    for key in keys:
-        if key.partition(".")[0] in (*INDIFFERENT, "preset") or key == "train.epochs":
-            continue
-        column = {n: json.dumps(v[key]).strip('"') if key in v else "" for n, v in flat.items()}
-        if len(set(column.values())) > 1:
-            found[key] = column
-    return found
+    found: dict[str, dict[str, str]] = {}
+    for kind in dict.fromkeys(result.kind for result in results if result.config):
+        runs = {
+            r.name: {"seed": str(r.seed), **settings(r.config)} for r in results if r.kind == kind
+        }
+        for key in sorted({key for values in runs.values() for key in values}):
+            column = {name: values.get(key, "") for name, values in runs.items()}
+            if len(set(column.values())) > 1:
+                found.setdefault(key, dict.fromkeys((r.name for r in results), "")).update(column)
+    return dict(sorted(found.items()))
 
 
 def by_value(column: Mapping[str, str]) -> dict[str, list[str]]:
@@ -169,14 +161,6 @@ def by_value(column: Mapping[str, str]) -> dict[str, list[str]]:
         if value:
             found.setdefault(value, []).append(run)
     return found
-
-
-def _flatten(values: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            yield from _flatten(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ from launch.comparison.grouping import (
     over_seeds,
     reruns,
 )
+from launch.comparison.labels import labels
 from launch.comparison.results import Result
 from launch.comparison.thumbnails import album
 
@@ -31,6 +32,7 @@ TEMPLATES = Path(__file__).parent
 EPOCHS_SHOWN = 5  # of a run's pictures, evenly spread
 MANY_RUNS = 24  # beyond that only each run's last epoch is shown
 HEADINGS = {
+    "loss": "loss",
     "fid": "FID",
     "kid": "KID",
     "is": "IS",
@@ -111,19 +113,7 @@ def score(value: float | None) -> str:
         return "-"
     if abs(value) >= 100:
         return f"{value:,.0f}"
-    return f"{value:.2f}" if abs(value) >= 0.1 or value == 0 else f"{value:.2g}"
-
-
-def labels(results: Sequence[Result]) -> dict[str, str]:
-    """Each run's title where it is unique, else the seed or the name beside it."""
-    named = {}
-    for result in results:
-        alike = [r for r in results if r.title == result.title]
-        named[result.name] = result.title
-        if len(alike) > 1:
-            by_seed = len({r.seed for r in alike}) == len(alike)
-            named[result.name] = f"{result.title}, seed {result.seed}" if by_seed else result.name
-    return named
+    return f"{value:.2f}" if abs(value) >= 0.1 or value == 0 else f"{value:#.3g}"
 
 
 def few(runs: Sequence[str], names: Mapping[str, str]) -> str:

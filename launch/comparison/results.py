@@ -31,6 +31,7 @@ class Cell:
     run: str
     epoch: int
     figure: Figure
+    loss: float | None = None  # of training, the mean over that epoch
 
     @property
     def sampler(self) -> str:
@@ -42,8 +43,8 @@ class Cell:
         return self.figure.protocol.source
 
     def value(self, key: str) -> float | None:
-        """fid, kid, is, or a reconstruction's mse, psnr, ssim; None where it is not finite."""
-        found = self.figure.values().get(key)
+        """loss, fid, kid, is, mse, psnr or ssim; None where there is none that is finite."""
+        found = self.loss if key == "loss" else self.figure.values().get(key)
         return None if found is None or not math.isfinite(found) else found
 
 
@@ -60,6 +61,7 @@ class Result:
     cells: list[Cell] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
     weights: dict[int, str] = field(default_factory=dict)  # epoch: hash of the weights
+    epoch_losses: dict[int, float] = field(default_factory=dict)  # the mean over each epoch
 
     @property
     def title(self) -> str:
@@ -102,6 +104,9 @@ def read(path: Path, name: str = "") -> Result:
     try:
         events = run.metrics()
         result.losses = _curve(events, result.status)
+        result.epoch_losses = {
+            int(e["epoch"]): float(e["loss"]) for e in events if e["event"] == "epoch"
+        }
         result.weights = {
             int(e["epoch"]): str(e["weights"]) for e in events if e["event"] == "checkpoint"
         }
@@ -114,7 +119,8 @@ def read(path: Path, name: str = "") -> Result:
             result.problems.append(str(error))
             continue
         if evaluation is not None:
-            result.cells += [Cell(name, evaluation.epoch, f) for f in evaluation.figures]
+            loss = result.epoch_losses.get(evaluation.epoch)
+            result.cells += [Cell(name, evaluation.epoch, f, loss) for f in evaluation.figures]
     result.problems += _missing(result, config)
     return result
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,19 @@ from rich.text import Text
 
 from diffuse.runtime import console
 from launch.comparison import grouping
-from launch.comparison.page import HEADINGS, few, heading, labels, score
-from launch.comparison.results import Result
+from launch.comparison.labels import labels
+from launch.comparison.page import HEADINGS, few, heading, score
+from launch.comparison.results import Cell, Result
 
 NOTE = (
     "PSNR is that of the mean MSE of all images; how far KID (over subsets) and IS (over splits)"
     " scatter is on the page and in --csv as kid_std and is_std"
 )
+
+REAL = "real test images"
+FIRST_LEFT_OUT = ("ssim", "psnr", "kid", "mse")  # on a narrow screen, in this order
+LEAST_LABEL = 30  # columns for labels, which wrap where they are longer
+GAP = 2
 
 
 def show(found: list[Result], runs_dir: Path, out: Console) -> None:
@@ -32,21 +39,7 @@ def show(found: list[Result], runs_dir: Path, out: Console) -> None:
         for column in group.columns():
             judged = f"{group.protocol['images']:,} images by {group.protocol['extractor']}"
             say(f"{heading(column)}: {judged}, best marked *")
-            table = console.table("run")
-            for name in ("epoch", *(HEADINGS[key] for key in column.keys)):
-                table.add_column(name, no_wrap=True, justify="right")
-            for cell in column.cells:
-                row: list[str | Text] = [Text(names[cell.run]), str(cell.epoch)]
-                for key in column.keys:
-                    value = cell.value(key)
-                    is_best = value is not None and value == column.best(key)
-                    mark = " *" if is_best else "  "
-                    row.append(Text(score(value) + mark, "bold green" if is_best else ""))
-                table.add_row(*row)
-            floor = [score(column.floor.get(key)) + "  " for key in column.keys]
-            table.add_row(Text("real test images", "italic dim"), "", *floor)
-            out.print(table)
-            out.print()
+            _show_column(column, names, out)
         for mean in grouping.over_seeds(group, found):
             shown = ", ".join(
                 f"{HEADINGS[k]} {score(m)} +- {score(s)}" for k, (m, s) in mean.scores.items()
@@ -75,12 +68,46 @@ def show(found: list[Result], runs_dir: Path, out: Console) -> None:
             say(f"{result.name}: {problem}")
 
 
+def _show_column(column: grouping.Column, names: Mapping[str, str], out: Console) -> None:
+    """A row for each cell; where the screen is narrow, labels wrap and some scores are left out."""
+    texts = {key: [_marked(column, cell, key) for cell in column.cells] for key in column.keys}
+    width = {k: max(len(HEADINGS[k]), *map(len, t)) + GAP for k, t in texts.items()}
+    label_width = max(len(REAL), *(len(names[cell.run]) for cell in column.cells)) + GAP
+    keys = list(column.keys)
+    for key in FIRST_LEFT_OUT:
+        room = out.width - len("epoch") - GAP - sum(width[k] for k in keys)
+        if key in keys and room < min(label_width, LEAST_LABEL):
+            keys.remove(key)
+    table = console.table()
+    table.add_column("run", overflow="fold")
+    for name in ("epoch", *(HEADINGS[key] for key in keys)):
+        table.add_column(name, no_wrap=True, justify="right")
+    for k, cell in enumerate(column.cells):
+        scores = [texts[key][k] for key in keys]
+        marked = [Text(text, "bold green" if text.endswith("*") else "") for text in scores]
+        table.add_row(Text(names[cell.run]), str(cell.epoch), *marked)
+    floor = [score(column.floor.get(key)) + "  " for key in keys]
+    table.add_row(Text(REAL, "italic dim"), "", *floor)
+    out.print(table)
+    if left_out := [HEADINGS[key] for key in column.keys if key not in keys]:
+        note = f"left out at this width: {', '.join(left_out)} (they are in --csv and on the page)"
+        out.print(Text(note, "dim"), soft_wrap=True)
+    out.print()
+
+
+def _marked(column: grouping.Column, cell: Cell, key: str) -> str:
+    value = cell.value(key)
+    return score(value) + (" *" if value is not None and value == column.best(key) else "  ")
+
+
 def as_plain(found: list[Result], runs_dir: Path) -> dict[str, Any]:
     """Everything that the tables say, for programs."""
     means = [m for g in grouping.groups(found) for m in grouping.over_seeds(g, found)]
     return {
         "figures": [
-            {"run": c.run, "epoch": c.epoch, **c.figure.plain()} for r in found for c in r.cells
+            {"run": c.run, "epoch": c.epoch, "loss": c.value("loss"), **c.figure.plain()}
+            for r in found
+            for c in r.cells
         ],
         "seeds": [vars(mean) for mean in means],
         "differences": grouping.differences(found),
@@ -98,12 +125,13 @@ def as_csv(found: list[Result]) -> str:
     )
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    head = ["run", "preset", "orientation", "run_seed", "epoch"]
+    head = ["run", "preset", "orientation", "run_seed", "epoch", "loss"]
     writer.writerow([*head, *protocol, *scores, *(f"floor_{key}" for key in floors)])
     for r in found:
         process = r.config.get("process", {})
         for cell in r.cells:
             run = [r.name, r.config.get("preset"), process.get("orientation"), r.seed, cell.epoch]
+            run.append(cell.value("loss"))
             of_cell = cell.figure.protocol.plain()
             about = [of_cell.get(key) for key in protocol]
             floor = [cell.figure.floor.values()[key] for key in floors]

@@ -1,0 +1,71 @@
+"""The names of runs side by side: the preset, and nothing but what tells it from its like."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from launch.comparison.results import Result
+
+# Sections that change neither the weights nor the figures of a cell.
+INDIFFERENT = ("system", "tracking", "checkpoint", "samples", "eval")
+Settings = dict[str, str]  # dotted key: value as JSON
+
+
+def settings(config: Mapping[str, Any]) -> Settings:
+    """The settings that change a cell, other than its seed and its number of epochs."""
+    kept = {k: v for k, v in config.items() if k not in (*INDIFFERENT, "preset", "seed")}
+    return {k: json.dumps(v).strip('"') for k, v in _flatten(kept) if k != "train.epochs"}
+
+
+def labels(results: Sequence[Result]) -> dict[str, str]:
+    """A label for each run, by its name: `ddpm/quick lr=0.004, seed 1`. No two are the same."""
+    without_seed = titles(results)
+    many = Counter(without_seed.values())
+    found = {}
+    for result in results:
+        label = without_seed[result.name]
+        has_like = many[label] > 1 and result.seed is not None
+        found[result.name] = f"{label}, seed {result.seed}" if has_like else label
+    count = Counter(found.values())
+    return {name: label if count[label] == 1 else name for name, label in found.items()}
+
+
+def titles(results: Sequence[Result]) -> dict[str, str]:
+    """A title for each run, by its name, which runs share that differ by their seed only."""
+    found = {}
+    for title in dict.fromkeys(result.title for result in results):
+        alike = {r.name: settings(r.config) for r in results if r.title == title}
+        keys = _telling(list(alike.values()))
+        short = [key.partition(".")[2] or key for key in keys]
+        if len(set(short)) < len(short):
+            short = keys
+        for name, values in alike.items():
+            parts = [
+                f"{shown}={values[k]}" for k, shown in zip(keys, short, strict=True) if k in values
+            ]
+            found[name] = " ".join([title, *parts])
+    return found
+
+
+def _telling(runs: Sequence[Settings]) -> list[str]:
+    """As few keys as tell all different `runs` apart, the most telling first."""
+
+    def told_apart(keys: Sequence[str]) -> int:
+        return len({tuple(run.get(key) for key in keys) for run in runs})
+
+    every = list(dict.fromkeys(key for run in runs for key in run))
+    chosen: list[str] = []
+    while told_apart(chosen) < told_apart(every):
+        chosen.append(max(every, key=lambda key: told_apart([*chosen, key])))
+    return chosen
+
+
+def _flatten(values: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
