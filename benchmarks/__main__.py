@@ -34,7 +34,7 @@ from diffuse.models import build, build_process
 from diffuse.models.averaging import Averaging
 from diffuse.rundir.directory import RunDir
 from diffuse.runtime import errors, options
-from diffuse.runtime.distributed import DTYPES, resolve_precision
+from diffuse.runtime.device import DTYPES, resolve_precision
 from diffuse.sampling.trained_model import Trained
 
 BATCH = 128

@@ -14,7 +14,8 @@ from diffuse.data.tensors import load_split
 from diffuse.rundir.attempt import Attempt
 from diffuse.rundir.directory import RunDir
 from diffuse.runtime import files
-from diffuse.runtime.distributed import Precision, World
+from diffuse.runtime.device import Precision
+from diffuse.runtime.distributed import World
 from diffuse.training.batches import Batches
 from diffuse.training.log import TrainLog
 from diffuse.training.schedule import Schedule

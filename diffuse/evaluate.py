@@ -97,22 +97,12 @@ def main(
         torch.set_num_threads(threads)
     with join(device, config.system.collective_timeout_s, stop) as world:
         in_run = source.is_dir() and world.is_main
-        try:
-            scorer = Scorer.load(extractor or config.eval.extractor, data_dir, world, stop)
-            scorer.require_originals(
-                max(n for _, n in wanted), specs
-            )  # here, before W&B begins a run for it
-            with Mirror(RunDir(source), config, "evaluate", active=in_run):
-                for path, n in wanted:
-                    evaluate_checkpoint(path, scorer, specs, n, seed, stop, output or Path())
-        except (errors.Interrupted, RuntimeError) as error:
-            if stop.signal is None or (world.size == 1 and isinstance(error, RuntimeError)):
-                raise
-            # As in training, rank 0 alone says why; it may have waited for ranks that stopped.
-            if world.is_main and isinstance(error, errors.Interrupted):
-                raise
-            if world.is_main:
-                raise stop.end("evaluation stopped; the same command goes on from there") from error
+        scorer = Scorer.load(extractor or config.eval.extractor, data_dir, world, stop)
+        # here, before W&B begins a run for it
+        scorer.require_originals(max(n for _, n in wanted), specs)
+        with Mirror(RunDir(source), config, "evaluate", active=in_run):
+            for path, n in wanted:
+                evaluate_checkpoint(path, scorer, specs, n, seed, stop, output or Path())
 
 
 def _checkpoints(source: Path, typed: list[str] | None) -> list[Path]:

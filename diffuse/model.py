@@ -22,7 +22,8 @@ from diffuse.evaluation.scorer import Scorer
 from diffuse.rundir import evaluations, plots
 from diffuse.rundir.evaluations import Figure
 from diffuse.runtime import files
-from diffuse.runtime.distributed import World, choose_device
+from diffuse.runtime.device import choose_device
+from diffuse.runtime.distributed import World
 from diffuse.runtime.options import default_data_dir
 from diffuse.sampling import trained_model, weight_file
 from diffuse.sampling.trained_model import Trained

@@ -33,7 +33,8 @@ def main(
     """Check this node and write the results (rank 0 does)."""
     import torch
 
-    from diffuse.runtime.distributed import choose_device, device_name, join, resolve_precision
+    from diffuse.runtime.device import choose_device, device_name, resolve_precision
+    from diffuse.runtime.distributed import join
 
     node = os.environ.get("SLURMD_NODENAME") or socket.gethostname()
     # NCCL takes no two ranks on one GPU, and a GPU may be set to take no two processes.

@@ -61,6 +61,7 @@ def main(
     from diffuse.rundir import plots
     from diffuse.runtime import hdf5
     from diffuse.runtime.console import Meter
+    from diffuse.runtime.device import explained
 
     model = diffuse.load(source, epoch=epoch, device=device)
     usual = model.sampler
@@ -72,7 +73,8 @@ def main(
     spec = model.spec(sampler, steps=steps, eta=eta)
     amplitude = model.config.data.amplitude
 
-    with Meter(f"{n} samples, {spec}", total=spec.steps * math.ceil(n / batch)) as meter:
+    meter = Meter(f"{n} samples, {spec}", total=spec.steps * math.ceil(n / batch))
+    with explained(model.device), meter:
         x = model.sample(
             n,
             sampler=spec,

@@ -29,11 +29,14 @@ export PYTHONPATH PYTHONSAFEPATH=1 PYTHONUNBUFFERED=1
 export SLURM_EXPORT_ENV=ALL # after sbatch --export=NONE srun would take no variables along
 
 # ---- one rank per GPU and four cores each (the headers' --cpus-per-gpu); without GPUs one per node
+unset RANK LOCAL_RANK WORLD_SIZE LOCAL_WORLD_SIZE MASTER_ADDR MASTER_PORT # of the shell that submitted this
 ranks=${SLURM_GPUS_ON_NODE:-0}
+device=auto
 if [ "$ranks" -eq 0 ]; then
   unset SLURM_GPUS_PER_NODE SLURM_CPUS_PER_GPU
   ranks=1
 else
+  device=cuda # no training on the CPU of a node whose GPU does not work
   export SLURM_GPUS_PER_NODE=$ranks # after --gres=gpu:2 still the header's 1, which srun would take
 fi
 export OMP_NUM_THREADS=${SLURM_CPUS_PER_GPU:-${SLURM_CPUS_PER_TASK:-${SLURM_CPUS_ON_NODE:-1}}}
@@ -111,6 +114,7 @@ image_sha256() { # kept in IMAGE.sha256, since reading gigabytes takes a while
 
 train() { # train ARGUMENTS OF diffuse.train; in an array the task's number is the seed
   [ -z "${SLURM_ARRAY_TASK_ID:-}" ] || set -- --set "seed=$SLURM_ARRAY_TASK_ID" "$@"
+  set -- --set "system.device=$device" "$@"
   find_python "$@"
   local run
   run=$("${python[@]}" -m diffuse.train --where "$@") || exit # diffuse.train has printed the error

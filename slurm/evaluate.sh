@@ -19,7 +19,7 @@ here=$(scontrol show job "${SLURM_JOB_ID:?submit it with sbatch}" | sed -n '/^ *
 case ${1:--} in
   -*) fail 2 "slurm/evaluate.sh RUN [options of diffuse.evaluate], not: $*" ;;
 esac
-set -- "$(expanded "$1")" "${@:2}"
+set -- "$(expanded "$1")" --device "$device" "${@:2}"
 [ -d "$1" ] || fail 2 "$1: no run directory (see runs/)"
 find_python "$@"
 work "$1" evaluate "$@"

@@ -29,6 +29,7 @@ TINY = (
     "--set=train.amp=fp32",
     "--set=samples.steps=5",
     "--set=system.log_every=3",
+    "--set=system.device=cpu",  # the GPUs of the tests' cluster are files
     "--set=tracking.mode=disabled",
 )
 

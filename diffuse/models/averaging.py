@@ -24,7 +24,7 @@ from diffuse.models.process import (
     predict,
     timestep,
 )
-from diffuse.runtime.rng import Stream, generator
+from diffuse.runtime.rng import Stream, generator, normal
 
 
 class Averaging:
@@ -75,10 +75,9 @@ class Averaging:
 
         Without noise [n, 0].
         """
-        device = generator.device
-        t = torch.randint(1, self.T + 1, (n,), generator=generator, device=device)
+        t = torch.randint(1, self.T + 1, (n,), generator=generator, device=generator.device)
         shape = (1, IMAGE_SIZE, IMAGE_SIZE) if self.noise else (0,)
-        return t, torch.randn(n, *shape, generator=generator, device=device)
+        return t, normal((n, *shape), generator)
 
     def degrade(self, x0: Tensor, t: Tensor, eps: Tensor | None = None) -> Tensor:
         """D(x0 + sigma_t z, t) [B, 1, 28, 28] for x0 [B, 1, 28, 28] at t [B].

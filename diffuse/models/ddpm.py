@@ -14,6 +14,7 @@ from torch import Tensor
 from diffuse.config.processes import DdpmConfig, Prediction
 from diffuse.config.section import IMAGE_SIZE
 from diffuse.models.process import Network, Sampler, Sampling, per_example_loss, predict
+from diffuse.runtime.rng import normal
 
 PLAIN = DdpmConfig(kind="ddpm")
 
@@ -73,8 +74,7 @@ class Ddpm:
             u = torch.rand(n, generator=generator, device=device, dtype=torch.float64)
             u = (torch.arange(n, device=device) + u) / n
             t = (torch.searchsorted(self.cdf, u, right=True) + 1).clamp(max=self.T)
-        eps = torch.randn(n, 1, IMAGE_SIZE, IMAGE_SIZE, generator=generator, device=device)
-        return t, eps
+        return t, normal((n, 1, IMAGE_SIZE, IMAGE_SIZE), generator)
 
     def degrade(self, x0: Tensor, t: Tensor, eps: Tensor) -> Tensor:
         """x_t [B, 1, 28, 28] from x0 and eps [B, 1, 28, 28] at t [B]: equation 4."""

@@ -12,7 +12,7 @@ import torch
 
 from diffuse import ROOT
 from diffuse.rundir.directory import RunDir
-from diffuse.runtime import console, distributed, files, git
+from diffuse.runtime import console, device, files, git
 from diffuse.runtime.distributed import World
 
 PACKAGES = ("diffuse", "torch", "torchvision", "torchmetrics", "numpy", "h5py", "wandb", "submitit")
@@ -24,9 +24,10 @@ def environment(world: World, precision: str) -> dict[str, Any]:
         "world_size": world.size,
         "threads": torch.get_num_threads() if world.device.type == "cpu" else None,
         "precision": precision,
-        "device": distributed.device_name(world.device),
+        "device": device.device_name(world.device),
         "torch": str(torch.__version__),
-        "cuda": torch.version.cuda if world.device.type == "cuda" else None,
+        **device.software(world.device),
+        **({"nodes": world.nodes} if world.device.type == "cuda" else {}),
     }
 
 

@@ -1,4 +1,4 @@
-"""The one file that knows about ranks: their numbers, their devices, and how they agree.
+"""The one file that knows about ranks: their numbers, how they meet, agree, and end together.
 
 A process finds its place from torchrun's variables, from Slurm's (srun, and submitit through it),
 or is alone. Alone there is no process group and every collective is the identity.
@@ -15,21 +15,26 @@ import socket
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal, TypeVar
+from typing import TypeVar
 
 import psutil
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed import Store, TCPStore  # type: ignore[attr-defined]
+from torch.distributed import ProcessGroup, Store, TCPStore  # type: ignore[attr-defined]
 from torch.nn.parallel import DistributedDataParallel
 
 from diffuse.runtime import console
-from diffuse.runtime.errors import EnvironmentFailed, UserError, skip_finalization
+from diffuse.runtime.device import board, choose_device, explained
+from diffuse.runtime.errors import (
+    EnvironmentFailed,
+    Interrupted,
+    Superseded,
+    UserError,
+    skip_finalization,
+)
 from diffuse.runtime.preemption import StopRequest
 
-Precision = Literal["bf16", "fp16", "fp32"]
-DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 # What gloo raises is told by its text alone: it names a file of gloo's source, save in a collective
 # that ends because another one, under way beside it, timed out.
 GLOO = re.compile("gloo|Application timeout caused pair closure")
@@ -41,12 +46,17 @@ PLACE_REMEDY = "start ranks by torchrun or srun; to be alone, unset RANK and WOR
 
 @dataclass(frozen=True)
 class World:
-    """This process among `size` ranks."""
+    """This process among `size` ranks.
+
+    Agreements travel by gloo, the default process group; tensors of a GPU by NCCL, `device_group`.
+    """
 
     rank: int
     local_rank: int
     size: int
     device: torch.device
+    device_group: ProcessGroup | None = None
+    nodes: int = 1  # counted where each rank has a GPU
 
     @property
     def is_main(self) -> bool:
@@ -60,7 +70,7 @@ class World:
     def sum(self, tensor: Tensor) -> Tensor:
         """`tensor` summed over all ranks, in place."""
         if self.size > 1:
-            dist.all_reduce(tensor)
+            dist.all_reduce(tensor, group=self.device_group if tensor.is_cuda else None)
         return tensor
 
     def highest(self, value: int) -> int:
@@ -89,85 +99,105 @@ class World:
         if self.size == 1:
             return network
         ids = [self.device.index] if self.device.type == "cuda" else None
-        return DistributedDataParallel(network, device_ids=ids, find_unused_parameters=True)
+        return DistributedDataParallel(
+            network, ids, process_group=self.device_group, find_unused_parameters=True
+        )
 
 
 @contextlib.contextmanager
 def join(device: str, timeout_s: float, stop: StopRequest | None = None) -> Iterator[World]:
-    """Find this process's place, choose its device, and join the others.
+    """Find this process's place, choose its device, join the others, and end as they do.
+
+    Interrupted and Superseded, on which all ranks have agreed, leave the block on rank 0 alone,
+    which says why; the other ranks end in silence: srun and torchrun kill rank 0, perhaps while it
+    saves, as soon as another rank ends with an error.
 
     Args:
         device: auto (CUDA where there is one), cpu or cuda.
         timeout_s: a collective that takes longer ends the process, so that no rank waits for ever.
         stop: ends the wait for the others, too.
 
-    Raises UserError where CUDA is asked for and there is none, or where the variables that tell a
-    rank its place are incomplete; EnvironmentFailed where another rank is gone: at the start, or
-    later in a collective within the block; Interrupted where `stop` was asked for at the start.
+    Raises UserError where CUDA is asked for and there is none, where two ranks have one GPU, or
+    where the variables that tell a rank its place are incomplete; EnvironmentFailed where the
+    device fails, or another rank is gone: at the start, or later in a collective within the block;
+    Interrupted where `stop` was asked for at the start.
     """
     rank, local_rank, size = _place()
     chosen = choose_device(device, local_rank)
-    if chosen.type == "cuda":
-        torch.cuda.set_device(chosen)
-    world = World(rank, local_rank, size, chosen)
-    if size == 1:
-        yield world
-        return
-    # DDP keeps gloo's threads alive even beyond destroy_process_group (torch 2.14). One that drops
-    # its last tensor while Python takes itself apart would abort a rank whose work is done.
-    atexit.register(skip_finalization)
+    with explained(chosen):
+        if size == 1:
+            yield World(rank, local_rank, size, chosen)
+            return
+        # DDP keeps gloo's threads alive even beyond destroy_process_group (torch 2.14). One that
+        # drops its last tensor while Python takes itself apart would abort a rank that is done.
+        atexit.register(skip_finalization)
+        with _naming_lost_ranks(rank, size):
+            world = _join(rank, local_rank, size, chosen, timeout_s, stop)
+        try:
+            with _naming_lost_ranks(rank, size):
+                yield world
+        except (Interrupted, Superseded):
+            if world.is_main:
+                raise
+            return
+        except EnvironmentFailed as error:
+            if stop is None or stop.signal is None:
+                raise
+            # It waited for ranks that had been stopped before it.
+            if world.is_main:
+                raise stop.end(
+                    f"stopped by {stop.signal.name}; the same command goes on"
+                ) from error
+            return
+        # Only after success: NCCL waits here for all ranks, and one that failed does not come.
+        dist.destroy_process_group()
+
+
+def _join(
+    rank: int,
+    local_rank: int,
+    size: int,
+    device: torch.device,
+    timeout_s: float,
+    stop: StopRequest | None,
+) -> World:
+    store = _meet(rank, size, timeout_s, stop)
+    timeout = datetime.timedelta(seconds=timeout_s)
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=size, timeout=timeout)
+    if device.type != "cuda":
+        return World(rank, local_rank, size, device)
+    nodes = _nodes_of_gpus(store, rank, size, device)
+    # Later than gloo's, which raises an error: NCCL's ends the process by SIGABRT.
+    group = dist.new_group(backend="nccl", timeout=2 * timeout)
+    assert isinstance(group, ProcessGroup)  # of all ranks, so this one is in it
+    return World(rank, local_rank, size, device, group, nodes)
+
+
+def _nodes_of_gpus(store: Store, rank: int, size: int, device: torch.device) -> int:
+    """The number of nodes. Raises UserError where two ranks have one GPU, which NCCL refuses."""
+    store.set(f"gpu {rank}", f"{socket.gethostname()} {board(device)}")
+    gpus = [store.get(f"gpu {other}").decode() for other in range(size)]
+    for other, gpu in enumerate(gpus):
+        if (first := gpus.index(gpu)) != other:
+            node, address = gpu.split()
+            raise UserError(
+                f"ranks {first} and {other} have one GPU ({address} of {node}), and NCCL needs one"
+                " for each: ask for as many GPUs as ranks on a node (slices of one GPU, MIG, count"
+                " as one), or start fewer ranks"
+            )
+    return len({gpu.split()[0] for gpu in gpus})
+
+
+@contextlib.contextmanager
+def _naming_lost_ranks(rank: int, size: int) -> Iterator[None]:
+    """An error of a collective as EnvironmentFailed; any other as it is."""
     try:
-        dist.init_process_group(
-            "cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo",
-            store=_meet(rank, size, timeout_s, stop),
-            rank=rank,
-            world_size=size,
-            timeout=datetime.timedelta(seconds=timeout_s),
-        )
-        yield world
+        yield
     except (RuntimeError, ConnectionError) as error:
         if not (isinstance(error, dist.DistError | ConnectionError) or GLOO.search(str(error))):
             raise
         reason = str(error).splitlines()[0]
         raise EnvironmentFailed(f"rank {rank} of {size} lost the others: {reason}") from error
-    # Only after success: a rank that failed leaves by its exit, which the others notice.
-    dist.destroy_process_group()
-
-
-def resolve_precision(amp: str, device: torch.device) -> Precision:
-    """The precision for `amp`: auto takes bf16 where the device has it, fp16 on other CUDA, fp32.
-
-    Raises UserError where the device does not support that precision.
-    """
-    if device.type == "cuda":
-        # By capability, not by torch.cuda.is_bf16_supported(), which counts slow emulation too.
-        has_bf16 = torch.cuda.get_device_capability(device)[0] >= 8
-    else:
-        has_bf16 = bool(torch.cpu.get_capabilities().get("avx512_bf16"))
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "this CPU"
-    match amp:
-        case "auto":
-            return "bf16" if has_bf16 else "fp16" if device.type == "cuda" else "fp32"
-        case "bf16":
-            if device.type == "cuda" and not has_bf16:
-                raise UserError(
-                    f"train.amp=bf16: {name} has no bf16; ask for a newer GPU (Slurm: constraint),"
-                    " or start another run with train.amp=fp16"
-                )
-            return "bf16"
-        case "fp16":
-            if device.type != "cuda":
-                raise UserError("train.amp=fp16 needs a CUDA device; use bf16 or fp32 on a CPU")
-            return "fp16"
-        case _:
-            return "fp32"
-
-
-def device_name(device: torch.device) -> str:
-    """The model of the device, for manifests."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return str(torch.cpu.get_capabilities().get("cpu_name", "cpu")).strip()
 
 
 def _place() -> tuple[int, int, int]:
@@ -261,16 +291,3 @@ def _connect(host: str, port: int, size: int, serves: bool) -> Store | None:
         except OSError:
             return None
     return TCPStore(host, port, size, serves, wait_for_workers=False)
-
-
-def choose_device(device: str, local_rank: int = 0) -> torch.device:
-    """The device for auto, cpu or cuda. Raises UserError where there is none such."""
-    if device not in ("auto", "cpu", "cuda"):
-        raise UserError(f"--device {device}: allowed are auto, cpu, cuda")
-    count = torch.cuda.device_count()
-    if device == "cpu" or (device == "auto" and count == 0):
-        return torch.device("cpu")
-    if count == 0:
-        raise UserError("--device cuda: torch sees no CUDA device here; use --device cpu or auto")
-    # Slurm may show a rank all GPUs of its node or only its own.
-    return torch.device("cuda", local_rank % count)

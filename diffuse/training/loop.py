@@ -21,7 +21,7 @@ from diffuse.rundir.attempt import Attempt, Bystander
 from diffuse.rundir.checkpoints import Checkpoints
 from diffuse.rundir.directory import RunDir, open_run
 from diffuse.runtime.distributed import World, join
-from diffuse.runtime.errors import Interrupted, Superseded
+from diffuse.runtime.errors import Superseded
 from diffuse.runtime.preemption import StopRequest
 from diffuse.training import pictures, resume
 from diffuse.training.batches import Batches
@@ -49,15 +49,9 @@ def train(config: Config, runs_dir: Path, data_dir: Path, stop: StopRequest) -> 
     (a signal asked to stop; saved) and Superseded (a newer attempt took over).
     """
     with join(config.system.device, config.system.collective_timeout_s, stop) as world:
-        try:
-            run = _train(config, runs_dir, data_dir, stop, world)
-            return run if world.is_main else None
-        except (Interrupted, Superseded):
-            if world.is_main:
-                raise
-            # Rank 0 alone says why all end: srun and torchrun kill it, perhaps while it saves,
-            # as soon as another rank ends with an error.
-            return None
+        run = _train(config, runs_dir, data_dir, stop, world)
+        return run if world.is_main else None
+    return None  # another rank than 0, and all were interrupted
 
 
 def _train(
@@ -72,7 +66,6 @@ def _train(
     if run.config_path.exists():
         config = resume.with_earlier_epochs(config, run.config())
     schedule = Schedule.of(config, len(split.images), epochs=asked[-1])
-    precision = world.from_main(resume.settle_precision(config, run, world.device))
     done, content = world.from_main(
         resume.plan(config, asked, run, schedule.steps_per_epoch)
         if world.is_main
@@ -80,6 +73,7 @@ def _train(
     )
     if done:
         return run
+    precision = world.from_main(resume.settle_precision(config, run, content, world.device))
 
     # ---- begin an attempt
     attempt = Attempt.claim(run) if world.is_main else Bystander(run)
@@ -147,6 +141,12 @@ def _configure_torch(config: Config) -> None:
     if config.train.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
+        # not that each new tensor is filled first, which helps to find bugs and costs time
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+        if config.train.compile:
+            from torch._inductor import config as inductor
+
+            inductor.deterministic = True
     torch.backends.cudnn.benchmark = not config.train.deterministic
 
 

@@ -10,7 +10,8 @@ from diffuse.config.schema import Config
 from diffuse.rundir import checkpoints
 from diffuse.rundir.directory import RunDir
 from diffuse.runtime import console, files
-from diffuse.runtime.distributed import DTYPES, Precision, World, resolve_precision
+from diffuse.runtime.device import DTYPES, Precision, resolve_precision
+from diffuse.runtime.distributed import World
 from diffuse.runtime.errors import UserError
 
 
@@ -23,9 +24,17 @@ def check_batch(config: Config, world: World) -> None:
         )
 
 
-def settle_precision(config: Config, run: RunDir, device: torch.device) -> Precision:
-    """The precision that the run first started with, else the result of `auto` on this device."""
+def settle_precision(
+    config: Config, run: RunDir, content: dict[str, Any] | None, device: torch.device
+) -> Precision:
+    """The precision that the run first started with, else the result of `auto` on this device.
+
+    Args:
+        content: of the checkpoint to start from, which knows it where the manifest is lost.
+    """
     stored = files.read_json(run.manifest_path).get("precision")
+    if stored not in DTYPES and content is not None:
+        stored = content["environment"].get("precision")
     if config.train.amp == "auto" and stored in DTYPES:
         try:
             return resolve_precision(stored, device)

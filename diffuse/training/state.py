@@ -18,7 +18,7 @@ from diffuse.config.schema import Config, TrainConfig
 from diffuse.models import build, build_process
 from diffuse.models.ema import MovingAverage, moving_average
 from diffuse.models.process import Process
-from diffuse.runtime.distributed import DTYPES, Precision
+from diffuse.runtime.device import DTYPES, Precision
 from diffuse.runtime.errors import UserError
 from diffuse.runtime.rng import Stream, derive_seed
 from diffuse.training import optimizer

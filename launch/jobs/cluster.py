@@ -95,6 +95,11 @@ class Cluster(Section):
             return None
         return f"{self.gpu_type}:{self.gpus_per_node}" if self.gpu_type else f"{self.gpus_per_node}"
 
+    @property
+    def device(self) -> str:
+        """The device of its programs: a job that asks for a GPU fails where it has none."""
+        return "cuda" if self.gpus_per_node else "auto"
+
     def without_gpus(self) -> Cluster:
         """The same for a job on one node's CPU."""
         extra = {key: value for key, value in self.extra.items() if key not in GPU_OPTIONS}

@@ -78,7 +78,9 @@ class _Pipeline:
         calls: list[tuple[Any, ...]] = []
         for request in part:
             config = request.planned.run.config.model_dump(mode="json")
-            config["system"]["threads"] = config["system"]["threads"] or settings.cpus_per_task
+            system = config["system"]
+            system["threads"] = system["threads"] or settings.cpus_per_task
+            system["device"] = _device(request)
             run_dir = str(request.planned.dir.path)
             calls.append((run_dir, config, str(self.data_dir), {}, settings.max_requeues))
         first, *_ = self._array("train", worker.train, part, calls, settings, throttle)
@@ -92,7 +94,7 @@ class _Pipeline:
         for request in part:
             planned = request.planned
             epochs = list(planned.unevaluated)
-            options = planned.run.evaluation(epochs)
+            options = [*planned.run.evaluation(epochs), f"--device={_device(request)}"]
             run_dir, most = str(planned.dir.path), settings.max_requeues
             calls.append((run_dir, epochs, options, str(self.data_dir), {}, most))
         self._array("evaluate", worker.evaluate, part, calls, settings, throttle, after)
@@ -131,6 +133,12 @@ class _Pipeline:
         self.ledger.record(self.submission)
         self.arrays.append(ids[0].partition("_")[0])
         return ids
+
+
+def _device(request: Request) -> str:
+    """The run's system.device; by default CUDA where the job has GPUs, so never the CPU unsaid."""
+    device = request.planned.run.config.system.device
+    return request.settings.device if device == "auto" else device
 
 
 def _by_resources(requests: Sequence[Request]) -> Iterator[tuple[Cluster, list[Request]]]:

@@ -15,17 +15,20 @@ from tests import programs
 # A switch interval beyond any run lets a thread that waits for Python's lock wait until the end:
 # there gloo's threads abort a process that takes itself apart around them.
 ENDS = """
+import signal
 import sys
 import time
 import torch
 from torch import distributed, nn
 from diffuse.runtime import errors
 from diffuse.runtime.distributed import join
+from diffuse.runtime.preemption import StopRequest
 
 sys.setswitchinterval(1000)
 
 def main(standalone_mode):
-    with join("cpu", %(timeout_s)d) as world:
+    stop = StopRequest()
+    with join("cpu", %(timeout_s)d, stop) as world:
         world.parallel(nn.Linear(2, 2))
         for _ in range(20):
             world.highest(1)
@@ -55,12 +58,33 @@ def ends(
 
 
 @pytest.mark.parametrize(
-    ("last", "code"), [("pass", 0), ("raise errors.Interrupted('stopped')", 75)], ids=["0", "75"]
+    ("last", "expected"),
+    [
+        ("pass", [0, 0, 0, 0]),
+        ("raise errors.UserError(f'rank {world.rank}')", [2, 2, 2, 2]),
+        ("raise errors.Interrupted('stopped')", [75, 0, 0, 0]),
+        ("raise errors.Superseded('an older attempt')", [1, 0, 0, 0]),
+    ],
+    ids=["done", "failed", "interrupted", "superseded"],
 )
-def test_every_rank_ends_with_its_own_exit_code(last: str, code: int, tmp_path: Path) -> None:
-    for _ in range(3):
-        codes, said = ends(tmp_path, last, afresh=True)  # to take itself apart
-        assert codes == [code] * 4, said
+def test_rank_0_alone_says_the_end_on_which_all_agreed(
+    last: str, expected: list[int], tmp_path: Path
+) -> None:
+    for _ in range(2):
+        codes, said = ends(tmp_path, last, afresh=last == "pass")  # to take itself apart
+        assert codes == expected, said
+        assert [bool(text) for text in said] == [code != 0 for code in expected]
+
+
+def test_a_rank_that_waits_for_stopped_ones_is_interrupted_too(tmp_path: Path) -> None:
+    last = """stop.signal = signal.SIGTERM
+        if world.rank == 3:
+            raise errors.Interrupted("stopped")
+        world.highest(1)"""
+    codes, said = ends(tmp_path, last)
+    assert codes == [75, 0, 0, 0]
+    assert said[0] == "error: stopped by SIGTERM; the same command goes on\n"
+    assert not any(said[1:])
 
 
 def test_a_lost_rank_is_distinguished_from_an_error_of_its_own(tmp_path: Path) -> None:
