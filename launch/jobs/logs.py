@@ -12,6 +12,11 @@ from diffuse.rundir.directory import RunDir
 from diffuse.runtime import files
 
 RESUMABLE = (75, 130, -2, -10, -12, -15)  # interrupted, or killed by a signal that asks to end
+# What most often ends a program by a signal. NCCL aborts one whose collective lasts too long.
+CAUSES = {
+    "SIGKILL": "out of memory?",
+    "SIGABRT": "another rank hung? see the logs of all ranks",
+}
 OTHERS = ("srun: ", "slurmstepd", "submitit ")  # they tell that a program ended, not why
 
 
@@ -36,7 +41,7 @@ def end_by_signal(code: int) -> str:
         name = signal.Signals(-code).name
     except ValueError:  # a real-time signal has no name
         name = f"signal {-code}"
-    return f"killed by {name}" + (" (out of memory?)" if name == "SIGKILL" else "")
+    return f"killed by {name}" + (f" ({CAUSES[name]})" if name in CAUSES else "")
 
 
 def startup_output(run: RunDir, record: Mapping[str, Any]) -> Path | None:

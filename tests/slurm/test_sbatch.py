@@ -228,6 +228,16 @@ def test_wrong_arguments_end_with_2_and_one_line(
     assert "ExitCode=2:0" in slurm.slurm("scontrol", "show", "job", job)
 
 
+def test_with_a_gpu_that_torch_does_not_see_nothing_is_trained(
+    slurm: Cluster, tmp_path: Path, data_dir: Path
+) -> None:
+    place = (f"--runs-dir={tmp_path}/runs", f"--data-dir={data_dir}")
+    job = sbatch(slurm, tmp_path, "train_ddpm.sh", "--set=tracking.mode=disabled", *place)
+    ended(slurm, tmp_path, job, "FAILED")
+    run_log = RunDir(next((tmp_path / "runs").iterdir())).logs / f"train-{job}-r00.log"
+    assert "error: --device cuda: torch sees no GPU here" in run_log.read_text()
+
+
 def test_a_missing_image_is_named(slurm: Cluster, tmp_path: Path) -> None:
     job = sbatch(slurm, tmp_path, "train_ddpm.sh", options=("--export=ALL,DIFFUSE_IMAGE=none.sif",))
     ended(slurm, tmp_path, job, "FAILED")

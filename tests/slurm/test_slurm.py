@@ -33,6 +33,19 @@ def test_part2_comes_through_with_its_chain_then_nothing_is_submitted_then_more(
     assert {row["epoch"] for name, row in lab.status().items() if "default_7-row" in name} == {3}
 
 
+def test_a_job_with_gpus_that_torch_does_not_see_never_trains_on_the_cpu(lab: Lab) -> None:
+    lab.sweep("--set=system.device=auto", "--cluster-set=time=5")
+    lab.wait_empty()
+    (row,) = lab.status().values()
+    assert (row["state"], row["epoch"]) == ("failed", None)
+    assert "--device cuda: torch sees no GPU here" in row["reason"]
+    # by intention it does, and then its evaluation too
+    lab.sweep("--set=system.device=cpu", "--cluster-set=time=5")
+    lab.wait_empty()
+    (row,) = lab.status().values()
+    assert (row["state"], row["evaluated"]) == ("done", 1)
+
+
 def test_a_preempted_training_is_requeued_and_ends_bitwise_equal(
     lab: Lab, undisturbed: RunDir
 ) -> None:
