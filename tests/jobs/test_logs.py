@@ -16,7 +16,7 @@ from launch.jobs import logs
     ("number", "words"),
     [
         (signal.SIGKILL, "killed by SIGKILL (out of memory?)"),
-        (signal.SIGABRT, "killed by SIGABRT"),
+        (signal.SIGABRT, "killed by SIGABRT (another rank hung? see the logs of all ranks)"),
         (signal.SIGRTMIN + 3, f"killed by signal {signal.SIGRTMIN + 3}"),
     ],
 )
