@@ -62,6 +62,15 @@ def main(
             " Default: eval.extractor."
         ),
     ] = None,
+    report_protocol: Annotated[
+        bool,
+        typer.Option(
+            "--report-protocol",
+            help="Judge as the report's own code does, to check its claims: 100 images, wrapped by"
+            " a cast to uint8, against 100 real ones, by its samplers. Comparable with no other"
+            " figure.",
+        ),
+    ] = False,
     seed: options.SampleSeed = 0,
     device: options.Device = "auto",
     threads: options.Threads = None,
@@ -75,6 +84,7 @@ def main(
     stop = StopRequest().install()
     import torch
 
+    from diffuse.evaluation import report_protocol as report
     from diffuse.evaluation.evaluator import evaluate_checkpoint
     from diffuse.evaluation.metrics import require_enough
     from diffuse.evaluation.scorer import Scorer
@@ -84,11 +94,16 @@ def main(
 
     config = config_of(source)
     n = config.eval.images if images is None else images
+    named = samplers.split(",") if samplers else config.eval.samplers
+    if report_protocol:
+        n = images or report.IMAGES
+        named = named if samplers else report.SAMPLERS.get(config.process.kind)
     require_enough(n)
-    specs = config.sampler_specs(samplers.split(",") if samplers else config.eval.samplers)
+    specs = config.sampler_specs(named)
     checkpoints = _checkpoints(source, epoch)
     wanted = [(path, n) for path in checkpoints]
-    if final_images is None and images is None and _is_final(source, checkpoints[-1], config):
+    given = images is not None or report_protocol
+    if final_images is None and not given and _is_final(source, checkpoints[-1], config):
         final_images = config.eval.final_images
     if final_images is not None:
         require_enough(final_images)
@@ -97,7 +112,12 @@ def main(
         torch.set_num_threads(threads)
     with join(device, config.system.collective_timeout_s, stop) as world:
         in_run = source.is_dir() and world.is_main
-        scorer = Scorer.load(extractor or config.eval.extractor, data_dir, world, stop)
+        judge = extractor or config.eval.extractor
+        scorer = (
+            report.ReportScorer.of(judge, data_dir, world, n)
+            if report_protocol
+            else Scorer.load(judge, data_dir, world, stop)
+        )
         # here, before W&B begins a run for it
         scorer.require_originals(max(n for _, n in wanted), specs)
         with Mirror(RunDir(source), config, "evaluate", active=in_run):

@@ -64,8 +64,9 @@ def evaluate_checkpoint(
         sample_set = SampleSet(model, sha256, spec, seed, samples)
         title = f"{path.name}: {n} images, {spec}"
         with Meter(title, spec.steps, shown=is_main) as meter:
-            images = sample_set.images(n, scorer.data_dir, world, _progress(meter, stop))
-        relative = str(samples.relative_to(run.path if run else output))
+            images = scorer.images(sample_set, n, _progress(meter, stop))
+        kept = str(samples.relative_to(run.path if run else output))
+        relative = kept if scorer.keeps_images else None
         figure = scorer.figure(images, spec, seed=seed, samples=relative, classes=classes)
         if is_main:
             evaluation = Evaluation(

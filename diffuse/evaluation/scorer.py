@@ -13,6 +13,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -23,6 +24,7 @@ from diffuse.data.tensors import load_split
 from diffuse.evaluation import metrics
 from diffuse.evaluation.features import Extractor, load_extractor
 from diffuse.evaluation.reference_features import RealFeatures, real_features
+from diffuse.evaluation.sample_set import OnStep, SampleSet
 from diffuse.rundir.evaluations import Figure, Protocol, Scores
 from diffuse.runtime.distributed import World
 from diffuse.runtime.errors import UserError
@@ -40,6 +42,8 @@ class Scorer:
     data_dir: Path
     world: World
     floors: dict[str, Scores] = field(default_factory=dict)  # by the images that they are of
+
+    keeps_images: ClassVar[bool] = True  # as a file that later figures are made of
 
     @classmethod
     def load(
@@ -65,6 +69,10 @@ class Scorer:
                     f"{spec}: {n:,} images, but there are {n_test:,} test images to restore; use"
                     " fewer, or --samplers unconditional"
                 )
+
+    def images(self, sample_set: SampleSet, n: int, on_step: OnStep) -> Tensor:
+        """The first n images to judge, uint8 [n, 28, 28], on every rank; missing ones are drawn."""
+        return sample_set.images(n, self.data_dir, self.world, on_step)
 
     def figure(
         self,
@@ -92,7 +100,7 @@ class Scorer:
             **self._scores(features, logits).plain(),
             floor=self.floor(n, spec),
             reconstruction=self._reconstruction(images) if spec.is_conditional else None,
-            labels=labels(n, self.extractor.size, len(self.test.features)),
+            labels=self._remarks(n),
             samples=samples,
             seconds=round(time.monotonic() - started, 2),
         )
@@ -159,7 +167,10 @@ class Scorer:
             features[mine], logits[mine] = self.extractor(images[mine])
         return self.world.sum(features), self.world.sum(logits)
 
-    def _reconstruction(self, images: Tensor) -> dict[str, float]:
+    def _remarks(self, n: int) -> list[str]:
+        return labels(n, self.extractor.size, len(self.test.features))
+
+    def _reconstruction(self, images: Tensor) -> dict[str, float] | None:
         originals = load_split(self.data_dir, "test", len(images)).images
         if originals.shape != images.shape:
             raise UserError(

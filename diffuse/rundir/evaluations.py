@@ -18,6 +18,7 @@ from diffuse.rundir.directory import RunDir
 from diffuse.runtime import files
 from diffuse.runtime.errors import UserError
 
+REPORT = "the report's own protocol"
 OF_SAMPLER = ("sampler", "source", "floor")  # the parts of a protocol that follow from the sampler
 
 
@@ -49,11 +50,17 @@ class Protocol(_Object):
     kid_subsets: int | None = None
     is_splits: int | None = None
     floor: str | None = None  # the real images that were judged in the same way
+    convention: str | None = None  # REPORT: the report's own, comparable with no other
 
     @property
     def key(self) -> str:
         """One text for each protocol."""
         return json.dumps(self.plain(), sort_keys=True)
+
+    @property
+    def judge(self) -> str:
+        """The extractor, and the convention where it is none of this project's."""
+        return self.extractor + (f", {self.convention}" if self.convention else "")
 
     def without_sampler(self) -> dict[str, Any]:
         """What samplers that are shown side by side have in common."""
@@ -100,7 +107,7 @@ class Figure(Scores, _WithProtocol):
         """One line for people."""
         protocol, floor = self.protocol, self.floor
         return (
-            f"{protocol.sampler}, {protocol.images} images by {protocol.extractor}:"
+            f"{protocol.sampler}, {protocol.images} images by {protocol.judge}:"
             f" FID {self.fid:.1f} (floor {floor.fid:.1f}),"
             f" KID {self.kid:.3g} +- {self.kid_std:.3g},"
             f" IS {self.is_:.2f} +- {self.is_std:.2f} (real {floor.is_:.2f})"

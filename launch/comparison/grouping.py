@@ -70,6 +70,10 @@ class Group:
     cells: tuple[Cell, ...]
 
     @property
+    def judge(self) -> str:
+        return self.cells[0].figure.protocol.judge
+
+    @property
     def labels(self) -> list[str]:
         return sorted({label for cell in self.cells for label in cell.figure.labels})
 

@@ -181,7 +181,7 @@ def _ours(title: str, sections: Sequence[Group], results: Sequence[Result]) -> l
     same = {r.name for r in results if r.title == title}
     return [
         f"FID {score(cell.value('fid'))}, IS {score(cell.value('is'))}: epoch {cell.epoch},"
-        f" {cell.sampler}, {group.protocol['images']:,} images, {group.protocol['extractor']}"
+        f" {cell.sampler}, {group.protocol['images']:,} images, {group.judge}"
         for group in sections
         for column in group.columns()
         for cell in column.latest

@@ -37,7 +37,7 @@ def show(found: list[Result], runs_dir: Path, out: Console) -> None:
 
     for group in grouping.groups(found):
         for column in group.columns():
-            judged = f"{group.protocol['images']:,} images by {group.protocol['extractor']}"
+            judged = f"{group.protocol['images']:,} images by {group.judge}"
             say(f"{heading(column)}: {judged}, best marked *")
             _show_column(column, names, out)
         for mean in grouping.over_seeds(group, found):
