@@ -21,6 +21,7 @@ from diffuse.data.tensors import to_uint8
 from diffuse.evaluation.scorer import Scorer
 from diffuse.rundir import evaluations, plots
 from diffuse.rundir.evaluations import Figure
+from diffuse.rundir.weight_facts import Facts
 from diffuse.runtime import files
 from diffuse.runtime.device import choose_device
 from diffuse.runtime.distributed import World
@@ -89,7 +90,7 @@ class Model(Trained):
             fitted = self.fit_prior(data_dir)
             for name in ("weights", "means", "cholesky"):
                 tensors[f"prior.{name}"] = getattr(fitted, name).float()
-        facts = weight_file.Facts(
+        facts = Facts(
             name=self.name,
             config=self.config.model_dump(mode="json"),
             epoch=self.epoch,

@@ -24,7 +24,11 @@ app = typer.Typer(add_completion=False, rich_markup_mode=None)
 def main(
     runs: Annotated[
         list[str] | None,
-        typer.Argument(metavar="RUN", help="Names or paths of runs. Default: all in --runs-dir."),
+        typer.Argument(
+            metavar="RUN",
+            help="Names or paths of runs, weight files (.pth, .safetensors) or names of shipped"
+            " weights. Default: all runs in --runs-dir.",
+        ),
     ] = None,
     grid: options.OfGrid = None,
     runs_dir: options.RunsDir = options.RUNS,

@@ -30,14 +30,18 @@ def typed_model(text: str | Path) -> Path:
 
     Raises UserError where there is neither.
     """
-    path = typed_path(text)
-    shipped = {str(f.stem).replace("-", "/", 1): f for f in sorted(WEIGHTS.glob("*.safetensors"))}
+    path, shipped = typed_path(text), shipped_weights()
     if path.exists() or str(text) not in shipped:
         if not path.exists():
             names = ", ".join(shipped) or "none"
             raise UserError(f"{path}: no such file or folder; the shipped models are {names}")
         return path
     return shipped[str(text)]
+
+
+def shipped_weights() -> dict[str, Path]:
+    """The weights that come with the project, by name."""
+    return {f.stem.replace("-", "/", 1): f for f in sorted(WEIGHTS.glob("*.safetensors"))}
 
 
 def typed_file(text: str | Path) -> Path:

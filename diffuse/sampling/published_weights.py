@@ -26,9 +26,9 @@ from diffuse.models.cnn import Cnn
 from diffuse.models.ddpm import Ddpm
 from diffuse.models.process import Process
 from diffuse.rundir.checkpoints import load_plain
+from diffuse.rundir.weight_facts import PUBLISHED as NAME
 from diffuse.runtime.errors import UserError
 
-NAME = re.compile(r"(?:ddpm|custom)_mnist_(?P<epoch>\d+)_(?:(?:row|col)_)?(?P<preset>\w+)")
 PRESETS = ("default", "light", "more_capacity", "testing", "testing2", "default_7", "default_28")
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -21,23 +21,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from diffuse.rundir.weight_facts import FORMAT, Facts
 from diffuse.runtime import files
 from diffuse.runtime.errors import UserError
-
-FORMAT = 1
-
-
-@dataclass(frozen=True)
-class Facts:
-    """All that is known of the model beside its tensors."""
-
-    name: str
-    config: dict[str, Any]
-    epoch: int
-    step: int | None
-    weights: str  # "ema" or "model"
-    figures: list[dict[str, Any]] = field(default_factory=list)  # as in evaluations/, with protocol
-    format: int = FORMAT
 
 
 def write(path: Path, facts: Facts, tensors: dict[str, Tensor]) -> None:

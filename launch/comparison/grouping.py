@@ -121,7 +121,7 @@ class SeedMean:
 def over_seeds(group: Group, results: Sequence[Result]) -> list[SeedMean]:
     """Mean and deviation over runs that differ by their seed only, for each epoch."""
     title_of = titles(results)
-    seed_of = {result.name: result.seed for result in results}
+    seed_of = {r.name: None if r.is_file else r.seed for r in results}
     alike: dict[tuple[str, str, str, int], dict[int, Cell]] = {}
     for cell in sorted(group.cells, key=lambda c: c.epoch):
         if (seed := seed_of[cell.run]) is not None:
@@ -147,9 +147,11 @@ def differences(results: Sequence[Result]) -> dict[str, dict[str, str]]:
     kind in which they agree.
     """
     found: dict[str, dict[str, str]] = {}
-    for kind in dict.fromkeys(result.kind for result in results if result.config):
+    for kind in dict.fromkeys(r.kind for r in results if r.config and not r.is_file):
         runs = {
-            r.name: {"seed": str(r.seed), **settings(r.config)} for r in results if r.kind == kind
+            r.name: {"seed": str(r.seed), **settings(r.config)}
+            for r in results
+            if r.kind == kind and not r.is_file
         }
         for key in sorted({key for values in runs.values() for key in values}):
             column = {name: values.get(key, "") for name, values in runs.items()}

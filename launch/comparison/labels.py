@@ -27,7 +27,7 @@ def labels(results: Sequence[Result]) -> dict[str, str]:
     found = {}
     for result in results:
         label = without_seed[result.name]
-        has_like = many[label] > 1 and result.seed is not None
+        has_like = many[label] > 1 and result.seed is not None and not result.is_file
         found[result.name] = f"{label}, seed {result.seed}" if has_like else label
     count = Counter(found.values())
     return {name: label if count[label] == 1 else name for name, label in found.items()}

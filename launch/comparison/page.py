@@ -178,10 +178,10 @@ def _charts(
 
 def _ours(title: str, sections: Sequence[Group], results: Sequence[Result]) -> list[str]:
     """Our figures of the same preset and orientation, each with the protocol that it needs."""
-    same = {r.name for r in results if r.title == title}
+    same = {r.name: f"{r.name}: " if r.is_file else "" for r in results if r.preset == title}
     return [
-        f"FID {score(cell.value('fid'))}, IS {score(cell.value('is'))}: epoch {cell.epoch},"
-        f" {cell.sampler}, {group.protocol['images']:,} images, {group.judge}"
+        f"{same[cell.run]}FID {score(cell.value('fid'))}, IS {score(cell.value('is'))}:"
+        f" epoch {cell.epoch}, {cell.sampler}, {group.protocol['images']:,} images, {group.judge}"
         for group in sections
         for column in group.columns()
         for cell in column.latest

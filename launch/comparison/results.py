@@ -12,15 +12,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from diffuse.config import ranges
 from diffuse.config.schema import Config
-from diffuse.rundir import evaluations
+from diffuse.rundir import evaluations, weight_facts
 from diffuse.rundir.directory import SILENT_AFTER_S, RunDir, silence_s
 from diffuse.rundir.evaluations import Figure
 from diffuse.runtime import files
 from diffuse.runtime.errors import DiffuseError, UserError
+from diffuse.runtime.options import shipped_weights, typed_path
 
 SCORES = ("fid", "kid", "is")
+WEIGHTS = (".pth", ".safetensors")  # files that enter a comparison beside runs
 FILES_OF_A_RUN = ("config.yaml", "status.json", "metrics.jsonl")
 
 
@@ -50,10 +54,11 @@ class Cell:
 
 @dataclass
 class Result:
-    """One run: its config, its state, its losses and figures."""
+    """One run: its config, its state, its losses and figures. Of a weight file: what is known."""
 
     name: str
     dir: RunDir
+    is_file: bool = False  # weights alone
     config: dict[str, Any] = field(default_factory=dict)
     status: dict[str, Any] = field(default_factory=dict)
     manifest: dict[str, Any] = field(default_factory=dict)
@@ -65,7 +70,12 @@ class Result:
 
     @property
     def title(self) -> str:
-        """`cold/default_28 row`."""
+        """`cold/default_28 row`; of a weight file its name."""
+        return self.name if self.is_file else self.preset
+
+    @property
+    def preset(self) -> str:
+        """The name of the preset and the orientation."""
         orientation = self.config.get("process", {}).get("orientation")
         return " ".join(filter(None, [str(self.config.get("preset", self.name)), orientation]))
 
@@ -88,8 +98,13 @@ class Result:
 
 
 def read(path: Path, name: str = "") -> Result:
-    """The result of the run directory `path`, which need not be there: then that is its problem."""
+    """The result of the run directory `path`, which need not be there: then that is its problem.
+
+    Or of the weight file `path`, with the figures in it and those that diffuse.evaluate wrote.
+    """
     name = (name or path.name).encode(errors="replace").decode()
+    if path.suffix in WEIGHTS and path.is_file():
+        return _read_weights(path, name)
     run = RunDir(path)
     result = Result(name, run, status=run.status(), manifest=files.read_json(run.manifest_path))
     if not path.is_dir():
@@ -122,6 +137,46 @@ def read(path: Path, name: str = "") -> Result:
             loss = result.epoch_losses.get(evaluation.epoch)
             result.cells += [Cell(name, evaluation.epoch, f, loss) for f in evaluation.figures]
     result.problems += _missing(result, config)
+    return result
+
+
+def _read_weights(path: Path, name: str) -> Result:
+    result = Result(name, RunDir(path), is_file=True)
+    epoch = 0
+    if named := weight_facts.PUBLISHED.fullmatch(path.stem):
+        family = "ddpm" if named["process"] == "ddpm" else "cold"
+        process = {"orientation": named["orientation"]}
+        result.config = {"preset": f"{family}/{named['preset']}", "process": process}
+    if path.suffix == ".safetensors":
+        try:
+            facts = weight_facts.read(path)
+            result.config, epoch = facts.config, facts.epoch
+            figures = [Figure.model_validate(figure) for figure in facts.figures]
+            result.cells += [Cell(name, epoch, figure) for figure in figures]
+        except (UserError, ValidationError) as error:
+            result.problems.append(
+                str(error) if isinstance(error, UserError) else f"{path}: damaged"
+            )
+    for file in (
+        path.with_name(f"{path.stem}.evaluation.json"),
+        Path(f"{path.stem}.evaluation.json"),
+    ):
+        try:
+            evaluation = evaluations.read(file)
+        except UserError as error:
+            result.problems.append(str(error))
+            continue
+        if evaluation is None:
+            continue
+        if evaluation.checkpoint_sha256 != files.sha256(path):
+            result.problems.append(f"{file}: of other weights than {path}; left out")
+            continue
+        epoch, known = evaluation.epoch, {cell.figure.protocol.key for cell in result.cells}
+        new = [f for f in evaluation.figures if f.protocol.key not in known]
+        result.cells += [Cell(name, epoch, figure) for figure in new]
+    result.status = {"state": "weights without a run", "epoch": epoch, "epochs": epoch}
+    if not result.cells:
+        result.problems.append(f"no figures; make some: python -m diffuse.evaluate {path}")
     return result
 
 
@@ -160,14 +215,22 @@ def _silence(status: Mapping[str, Any]) -> str:
 
 
 def find(runs_dir: Path, names: Sequence[str]) -> list[Path]:
-    """The run directories to compare: those named (name or path), else all under `runs_dir`.
+    """The run directories and weight files to compare: those named, else all runs of `runs_dir`.
 
-    Raises UserError where one is no run directory, or there is none at all.
+    A name is that of a run, of shipped weights, or a path. Raises UserError where one is neither,
+    or there is none at all.
     """
     if names:
-        paths = [p if (p := Path(name)).is_dir() else runs_dir / name for name in names]
+        shipped = shipped_weights()
+        paths = [
+            path if (path := typed_path(name)).exists() else shipped.get(name, runs_dir / name)
+            for name in names
+        ]
         for path in paths:
-            if not _is_run(path):
+            if path.suffix in WEIGHTS and not path.is_dir():
+                if not path.is_file():
+                    raise UserError(f"{path}: no such weight file")
+            elif not _is_run(path):
                 raise UserError(f"{path}: no run directory (it has no config.yaml)")
         return list({path.resolve(): path for path in paths}.values())
     if not runs_dir.is_dir():

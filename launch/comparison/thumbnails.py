@@ -41,6 +41,8 @@ def album(result: Result, most: int) -> Album:
 
     Where that is one epoch, the page is about many runs: the process is left out.
     """
+    if result.is_file:
+        return Album([], [], "")
     grids: list[Picture] = []
     strips: list[Picture] = []
     for epoch, path in _spread(_drawn(result.dir), most):
