@@ -7,15 +7,22 @@
 #   DIFFUSE_DATA    where mnist.h5 is (default: ./data)
 set -uo pipefail
 
+log= # of the program, once its run is known: this script's errors go there, too
+
 fail() { # fail CODE MESSAGE
   echo "error: $2" >&2
+  [ -z "$log" ] || { echo "error: $2" >>"$log" && record "$1"; }
   exit "$1"
 }
 
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd) || exit 1
 case $ROOT in *:*) fail 2 "$ROOT: Python's search path takes no folder with a colon; rename it" ;; esac
-expanded() { # expanded PATH: with the home for a ~ in front, which the shell leaves as it is after =
-  case $1 in \~ | \~/*) printf '%s' "${HOME:-}${1#\~}" ;; *) printf '%s' "$1" ;; esac
+expanded() { # expanded PATH: with the home for a ~ or ~user in front, which the shell leaves after =
+  local user=${1%%/*} home=
+  case $user in
+    \~*) [[ $user =~ ^~([A-Za-z_][A-Za-z0-9._-]*)?$ ]] && eval "home=$user" && set -- "$home${1#"$user"}" ;;
+  esac
+  printf '%s' "$1"
 }
 for name in DIFFUSE_IMAGE DIFFUSE_DATA; do
   [ -z "${!name:-}" ] || export "$name=$(expanded "${!name}")"
@@ -122,12 +129,15 @@ train() { # train ARGUMENTS OF diffuse.train; in an array the task's number is t
 }
 
 work() { # work RUN PROGRAM ARGUMENTS: diffuse.PROGRAM on all ranks, its output in RUN/logs
-  local run=$1 program=$2 log code
+  local run=$1 code
+  program=$2
   shift 2
   mkdir -p "$run/logs" || fail 1 "$run: cannot be written"
   log=$run/logs/$program-$job-r$(printf %02d "$attempt").log
-  require_progress "$run" "$program"
-  echo "$(date -u +%FT%TZ) $job on ${SLURM_JOB_NODELIST:-?}, $((ranks * SLURM_NNODES)) ranks: $log"
+  started=$(date -u +%FT%TZ)
+  record
+  require_progress "$run"
+  echo "$started $job on ${SLURM_JOB_NODELIST:-?}, $((ranks * SLURM_NNODES)) ranks: $log"
   # A preempting SIGTERM is for the ranks. Neither signal must end a Python that is still starting.
   # Rank 0 marks an interruption by a file: once one rank has ended, srun kills the others and then
   # reports their signal instead of exit code 75.
@@ -142,15 +152,27 @@ work() { # work RUN PROGRAM ARGUMENTS: diffuse.PROGRAM on all ranks, its output 
       exit $code' "diffuse-$program" "${python[@]}" -m "diffuse.$program" "$@" >>"$log" 2>&1
   code=$?
   rm "$DIFFUSE_INTERRUPTED" 2>/dev/null && code=75
+  record $code
   tail -n 1 "$log"
   [ $code -ne 75 ] || requeue
   exit $code
 }
 
-require_progress() { # RUN PROGRAM: ends a job that is requeued again and again without a new file
-  local starts=$1/logs/$2-$job.starts folders=("$1/checkpoints") product=checkpoint newest
-  [ "$2" = train ] || { folders=("$1/samples" "$1/evaluations") && product=image; }
-  newest=$(find "${folders[@]}" -type f ! -name '.*' -printf '%T@ %p\n' 2>/dev/null | sort -n | tail -n 1)
+record() { # record [CODE]: beside the log, the program's start and end, as the launcher's jobs write it
+  local file=${log%.log}.json end=
+  # a signal's number counts as negative
+  [ $# -eq 0 ] || end=", \"ended\": \"$(date -u +%FT%TZ)\", \"code\": $(($1 > 128 ? 128 - $1 : $1))"
+  printf '{"program": "diffuse.%s", "started": "%s"%s}\n' "$program" "$started" "$end" >"$file.$$" &&
+    mv "$file.$$" "$file"
+}
+
+require_progress() { # RUN: ends a job that is requeued again and again without a new file
+  local starts=$1/logs/$program-$job.starts found=("$1/checkpoints" -type f) product=checkpoint newest
+  if [ "$program" = evaluate ]; then # parts of a set of images, whole sets, figures
+    found=("$1" -maxdepth 3 -type f '(' -name '*.npz' -o -name '*.h5' -o -path '*/evaluations/*' ')')
+    product=image
+  fi
+  newest=$(find "${found[@]}" ! -name '.*' -printf '%T@ %p\n' 2>/dev/null | sort -n | tail -n 1)
   echo "${newest:-none}" >>"$starts"
   if [ "$(tail -n $MAX_STARTS "$starts" | grep -cxF "${newest:-none}")" -eq $MAX_STARTS ] &&
     [ "$attempt" -ge $((MAX_STARTS - 1)) ]; then
@@ -161,10 +183,7 @@ require_progress() { # RUN PROGRAM: ends a job that is requeued again and again 
 requeue() { # this task alone, from the host (no image has scontrol); resumes from its checkpoint
   # An orphan on a dead node must not requeue the newer attempt, which has the same job id.
   if scontrol show job "$job" --oneliner | grep -q "JobState=RUNNING .* Restarts=$attempt "; then
-    if scontrol requeue "$job"; then
-      sleep 60 # Slurm ends this script
-    else
-      echo "error: Slurm did not requeue $job; submit it again to go on" >&2
-    fi
+    scontrol requeue "$job" || fail 75 "Slurm did not requeue $job; submit it again to go on"
+    sleep 60 # Slurm ends this script
   fi
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 from pathlib import Path
 
@@ -97,3 +98,14 @@ def test_batch_scripts_bind_folders_at_home_and_refuse_what_apptainer_misreads(
     for name in ("a:b", "a,b", 'a"b'):
         done = found(f"--runs-dir={tmp_path / name}", **env)
         assert done.returncode == 2 and "--bind takes no path with" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "path", ["~", "~/x", "~root", "~root/x/y", "~nobody-here/x", "~-/x", "~1", "~$(id)/x", "a~/b"]
+)
+def test_batch_scripts_read_a_tilde_as_python_does(home: Path, path: str) -> None:
+    script = f'. {ROOT}/slurm/common.sh; expanded "$1"'
+    command = ["bash", "-c", script, "bash", path]
+    env = {"PATH": "/usr/bin:/bin", "HOME": str(home)}
+    done = subprocess.run(command, env=env, capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout == os.path.expanduser(path)  # noqa: PTH111 # Path raises

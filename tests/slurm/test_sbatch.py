@@ -8,12 +8,15 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from diffuse.rundir.directory import RunDir
+from launch.inspection.run_status import run_statuses
 from tests import lab, programs
 from tests.cluster.cluster import Cluster
 from tests.cluster.daemons import wait_until
 from tests.conftest import require_slurm
+from tests.models.test_networks import ReportNetwork, ddpm_buffers, weight_file
 from tests.programs import ROOT, TINY, read_json
 
 SCRIPTS = sorted((ROOT / "slurm").glob("*.sh"))
@@ -27,12 +30,14 @@ def sbatch(
     *arguments: str | Path,
     options: tuple[str, ...] = (),
     root: Path = ROOT,
+    **more: str,
 ) -> str:
-    """Submit slurm/SCRIPT from `folder`; the job's id."""
+    """Submit slurm/SCRIPT from `folder`, with `more` variables; the job's id."""
     command = ["sbatch", "--parsable", "--cpus-per-gpu=1", *options]
     # PATH: the scripts take the python of the active environment
     env = programs.environment(**slurm.env, VIRTUAL_ENV="yes", PYTHONPATH="")
     env["PATH"] = f"{Path(sys.executable).parent}:{env['PATH']}"
+    env |= more
     done = subprocess.run(
         [*command, str(root / "slurm" / script), *map(str, arguments)],
         cwd=folder,
@@ -171,6 +176,53 @@ def test_two_nodes_with_two_gpus_each_are_four_ranks_of_one_run(
     assert read_json(run.manifest_path)["environment"]["world_size"] == 4
 
 
+def test_a_weight_file_is_evaluated_where_output_names_and_a_login_shells_rank_is_no_matter(
+    slurm: Cluster, tmp_path: Path, data_dir: Path
+) -> None:
+    """A rank's variables would have the job wait for others that never come."""
+    ranks = {"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2"}
+    ranks |= {"MASTER_ADDR": "nowhere.example", "MASTER_PORT": "1"}
+    network = ReportNetwork((16, 64, 16), torch.nn.GELU)
+    weights = weight_file(tmp_path, "ddpm_mnist_20_light", network, **ddpm_buffers(9))
+    results = tmp_path / "results"
+    few = ("-n", "20", "--device=cpu", f"--data-dir={data_dir}")
+    jobs = {
+        "of a file": sbatch(
+            *(slurm, tmp_path, "evaluate.sh", weights, *few, "--samplers=ddim-2"),
+            *("--output", results),
+            **ranks,
+        ),
+        "shipped": sbatch(
+            *(slurm, tmp_path, "evaluate.sh", "cold/unet-row", *few, "--samplers=direct"),
+            f"--output={results}",
+            **ranks,
+        ),
+    }
+    for job in jobs.values():
+        ended(slurm, tmp_path, job)
+        assert (results / "logs" / f"evaluate-{job}-r00.log").stat().st_size
+        assert read_json(results / "logs" / f"evaluate-{job}-r00.json")["code"] == 0
+    assert read_json(results / f"{weights.stem}.evaluation.json")["figures"]
+    assert read_json(results / "cold-unet-row.evaluation.json")["figures"]
+
+
+def test_the_end_of_a_job_is_known_from_the_runs_logs(
+    slurm: Cluster, tmp_path: Path, data_dir: Path
+) -> None:
+    arguments = (*lab.SMALL, f"--data-dir={data_dir}", f"--runs-dir={tmp_path}/runs")
+    job = sbatch(slurm, tmp_path, "train_ddpm.sh", "default", *arguments, "--epochs=400")
+    user = lab.Lab(slurm, lab.DDPM % 400, tmp_path, data_dir)
+    user.wait_training()
+    run = user.run()
+    subprocess.run(["kill", "-9", str(run.attempt(1)["pid"])], check=True)
+    ended(slurm, tmp_path, job, "FAILED")
+    state = user.status()[run.name]
+    assert (state["state"], state["reason"]) == ("failed", "killed by SIGKILL (out of memory?)")
+    shown = user.program("status.py", f"--log={run.name}")
+    assert shown.stderr.startswith(f"{run.logs}/train-{job}-r00.log")
+    assert shown.stdout
+
+
 def test_an_evaluation_whose_requeues_bring_nothing_comes_to_an_end(
     slurm: Cluster, tmp_path: Path, data_dir: Path
 ) -> None:
@@ -186,7 +238,11 @@ def test_an_evaluation_whose_requeues_bring_nothing_comes_to_an_end(
         wait_until(path.exists, 300, "the evaluation's start")
         slurm.slurm("scontrol", "requeue", job)
     ended(slurm, tmp_path, job, "FAILED")
-    assert "4 starts in a row without a new image" in log(tmp_path, job)
+    why = "4 starts in a row without a new image"
+    assert why in log(tmp_path, job)
+    assert why in (run.logs / f"evaluate-{job}-r03.log").read_text()
+    (row,) = run_statuses(run.path.parent)
+    assert (row.state, why in row.reason) == ("failed", True)
 
 
 def test_the_image_sees_every_folder_that_the_command_names(tmp_path: Path) -> None:
@@ -214,7 +270,11 @@ def test_the_image_sees_every_folder_that_the_command_names(tmp_path: Path) -> N
         ("train_ddpm.sh", ("defualt",), "unknown preset 'ddpm/defualt'"),
         ("train_ddpm.sh", ("--set=train.lr=fast",), "train.lr"),
         ("train_cold.sh", ("default_7", "diagonal"), "PRESET row|col"),
-        ("evaluate.sh", ("runs/none",), "runs/none: no run directory"),
+        (
+            "evaluate.sh",
+            ("runs/none",),
+            "runs/none: no run directory (see runs/), weight file or shipped model",
+        ),
     ],
 )
 def test_wrong_arguments_end_with_2_and_one_line(
