@@ -20,6 +20,8 @@ from diffuse.runtime import errors, options
 
 if TYPE_CHECKING:  # everything else is imported when needed: --help answers at once
     from launch.jobs.grid import Grid
+    from launch.jobs.plan import Planned
+    from launch.slurm.dry_run import DryRun
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
 
@@ -53,6 +55,10 @@ def main(
         ),
     ] = None,
     dry_run: options.DryRun = False,
+    show_script: Annotated[
+        bool,
+        typer.Option("--show-script", help="With --dry-run: print each job's batch script, too."),
+    ] = False,
     as_json: options.AsJson = False,
     runs_dir: options.RunsDir = options.RUNS,
     data_dir: options.DataDir = options.DATA,
@@ -87,7 +93,7 @@ def main(
     from diffuse.config.validation import Layer
     from diffuse.runtime.console import screen
     from launch.jobs.cluster import choose
-    from launch.jobs.plan import as_plain, plan, summary
+    from launch.jobs.plan import as_plain, plan
 
     if cancel:
         if rerun:
@@ -114,23 +120,20 @@ def main(
         again = f"the same command with --runs-dir {runs_dir} and without --rerun"
     planned = plan(chosen, runs_dir)
 
+    data = data_dir.absolute()
+    if show_script and not (dry_run and settings.kind == "slurm"):
+        raise errors.UserError("--show-script goes with --dry-run, for a cluster of kind slurm")
     if dry_run:
-        if as_json:
-            plain = as_plain(planned)
-            for row, run in zip(plain["runs"], chosen.runs, strict=True):
-                row["settings"] = run.config.model_dump(mode="json")
-            print(json.dumps(plain, indent=2))
-        else:
-            from launch.local.display import plan_listing
+        jobs = None
+        if settings.kind == "slurm":
+            from launch.slurm.dry_run import dry_run as jobs_of
 
-            out = screen()
-            out.print(f"grid {chosen.name} in {runs_dir}, on {file.name}", soft_wrap=True)
-            plan_listing(planned).show(out)
-            out.print(summary(planned))
+            jobs = jobs_of(chosen, planned, file, typed, runs_dir, data, evaluate)
+        title = f"grid {chosen.name} in {runs_dir}, on {file.name}"
+        _show_plan(title, planned, jobs, as_json, show_script)
         return
     from launch.local import pool
 
-    data = data_dir.absolute()
     out = screen(stderr=as_json)
     if settings.kind == "local":
         from launch.local import sweep as local_sweep
@@ -150,6 +153,39 @@ def main(
     if as_json:
         print(json.dumps(as_plain(plan(chosen, runs_dir)), indent=2))
     raise typer.Exit(code)
+
+
+def _show_plan(
+    title: str, planned: list[Planned], jobs: DryRun | None, as_json: bool, scripts: bool
+) -> None:
+    """Print a dry run: what is there and what is missing; on a cluster, the jobs for that."""
+    from diffuse.runtime.console import screen
+    from launch.jobs.plan import as_plain, summary
+
+    if as_json:
+        plain = as_plain(planned)
+        for row, p in zip(plain["runs"], planned, strict=True):
+            row["settings"] = p.run.config.model_dump(mode="json")
+        if jobs is not None:
+            plain["jobs"] = jobs.as_plain(scripts)
+        print(json.dumps(plain, indent=2))
+        return
+    from launch.local.display import plan_listing
+
+    out = screen()
+    out.print(title, soft_wrap=True)
+    plan_listing(planned).show(out)
+    out.print(summary(planned))
+    if jobs is None:
+        return
+    if jobs.outage:
+        out.print(f"limits and queue not known: {jobs.outage}", soft_wrap=True)
+    for name, live in jobs.waiting.items():
+        out.print(f"  {name}: {', '.join(map(str, live))}", soft_wrap=True)
+    out.print()
+    jobs.listing().show(out)
+    for array in jobs.arrays if scripts else ():
+        print(f"\n# ---- {array.name}\n{jobs.script(array)}")
 
 
 def _next_rerun(runs_dir: Path) -> Path:

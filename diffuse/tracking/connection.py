@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import configparser
 import contextlib
 import netrc
 import os
@@ -50,6 +51,23 @@ def settle(mode: str, client: ClientSettings) -> tuple[str, str]:
     if not answers(client.server):
         return "offline", f"{urlsplit(client.server).hostname} does not answer"
     return "online", ""
+
+
+def folder_settings(folder: Path) -> dict[str, str]:
+    """The client's mode and server for programs that are started from `folder`, as variables.
+
+    For a job that starts in another folder: `wandb offline` writes wandb/settings where it is
+    typed. A variable that is set already wins, as it does with the client.
+    """
+    parser = configparser.ConfigParser(interpolation=None)
+    with contextlib.suppress(OSError, ValueError, configparser.Error):
+        parser.read(Path(os.environ.get("WANDB_DIR") or folder) / "wandb" / "settings")
+    found = {}
+    for key in ("mode", "base_url"):
+        name = f"WANDB_{key.upper()}"
+        if value := os.environ.get(name) or parser.get("default", key, fallback=""):
+            found[name] = value
+    return found
 
 
 def give_home(environment: MutableMapping[str, str]) -> None:

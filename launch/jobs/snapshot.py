@@ -44,10 +44,7 @@ def take(code_dir: Path, root: Path = ROOT) -> Snapshot:
     Safe under several processes: a copy appears under its name complete or not at all.
     """
     files = _files(root)
-    digest = hashlib.sha256()
-    for name, content in files.items():
-        digest.update(os.fsencode(f"{name}\0{len(content)}\0") + content)
-    snapshot = Snapshot(digest.hexdigest()[:12], code_dir / digest.hexdigest()[:12], _commit(root))
+    snapshot = _named(files, code_dir, root)
     if not snapshot.path.exists():
         code_dir.mkdir(parents=True, exist_ok=True)
         unfinished = code_dir / f".unfinished-{socket.gethostname()}-{os.getpid()}"
@@ -59,6 +56,19 @@ def take(code_dir: Path, root: Path = ROOT) -> Snapshot:
             if not snapshot.path.exists():  # another process was faster
                 raise
     return snapshot
+
+
+def planned(code_dir: Path, root: Path = ROOT) -> Snapshot:
+    """The snapshot that `take` would make now; nothing is written."""
+    return _named(_files(root), code_dir, root)
+
+
+def _named(files: dict[str, bytes], code_dir: Path, root: Path) -> Snapshot:
+    digest = hashlib.sha256()
+    for name, content in files.items():
+        digest.update(os.fsencode(f"{name}\0{len(content)}\0") + content)
+    name = digest.hexdigest()[:12]
+    return Snapshot(name, code_dir / name, _commit(root))
 
 
 def _files(root: Path) -> dict[str, bytes]:

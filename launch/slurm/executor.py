@@ -21,6 +21,7 @@ from submitit.core import utils
 
 from diffuse.runtime import files
 from diffuse.runtime.errors import UserError
+from diffuse.tracking.connection import folder_settings
 from launch.jobs.cluster import Cluster
 from launch.jobs.snapshot import Snapshot, require_importable
 from launch.slurm import commands
@@ -81,6 +82,22 @@ class Submitter:
     binds: tuple[Path, ...]
     least_ranks: int = 1
 
+    def script(
+        self,
+        program: str,
+        folder: Path,
+        tasks: int,
+        settings: Cluster,
+        throttle: int,
+        after: str | None = None,
+    ) -> str:
+        """The batch script of such an array; writes nothing, and needs no Slurm."""
+        executor = self._executor(program, folder, settings, throttle, after, keep=False)
+        if tasks > 1:
+            executor.parameters["map_count"] = tasks
+        text: str = executor._make_submission_file_text(executor._submitit_command_str, "")
+        return text
+
     def array(
         self,
         program: str,
@@ -105,9 +122,15 @@ class Submitter:
         return [str(job.job_id) for job in jobs]
 
     def _executor(
-        self, program: str, folder: Path, settings: Cluster, throttle: int, after: str | None
+        self,
+        program: str,
+        folder: Path,
+        settings: Cluster,
+        throttle: int,
+        after: str | None,
+        keep: bool = True,
     ) -> submitit.SlurmExecutor:
-        executor = submitit.SlurmExecutor(folder, python=self._python(settings))
+        executor = _Executor(folder, python=self._python(settings))
         options: dict[str, Any] = {
             "requeue": "no-requeue" not in settings.extra,  # also after a node's death
             "signal": f"USR2@{_notice_s(settings.time)}",
@@ -125,14 +148,14 @@ class Submitter:
             wckey=None,
             stderr_to_stdout=True,
             # A preempting SIGTERM is for the ranks: this script is to requeue them.
-            setup=["trap : TERM", *name, *settings.setup, *self._exports(settings)],
+            setup=["trap : TERM", *name, *settings.setup, *self._exports(settings, keep)],
             srun_args=["--kill-on-bad-exit=1", f"--cpus-per-task={settings.cpus_per_task}"],
             teardown=REQUEUE.splitlines(),
             additional_parameters={k: v for k, v in options.items() if v is not False},
         )
         return executor
 
-    def _exports(self, settings: Cluster) -> list[str]:
+    def _exports(self, settings: Cluster, keep: bool) -> list[str]:
         variables = {
             "PYTHONSAFEPATH": "1",  # the folder a job starts in is no code
             "DIFFUSE_CODE": self.snapshot.hash,
@@ -141,13 +164,15 @@ class Submitter:
             "SLURM_EXPORT_ENV": "ALL",  # sbatch's --export=NONE is for the job, not for its srun
             # submitit would requeue by itself, from inside the image: give it a signal nobody sends
             "SUBMITIT_PREEMPT_SIGNAL": "WINCH",
+            # jobs start in a folder of their own, and so would not see `wandb offline`
+            **folder_settings(Path.cwd()),
         }
         if self.snapshot.commit:
             variables["DIFFUSE_COMMIT"] = self.snapshot.commit
         if settings.image:
             path = Path(settings.image).absolute()
             variables["DIFFUSE_IMAGE"] = str(path)
-            variables["DIFFUSE_IMAGE_SHA256"] = image_sha256(path)
+            variables["DIFFUSE_IMAGE_SHA256"] = image_sha256(path, keep)
         lines = [f"export {name}={shlex.quote(value)}" for name, value in variables.items()]
         # What a module has put on the path stays behind, torch perhaps; an image has its own.
         rest = "" if settings.image else "${PYTHONPATH:+:$PYTHONPATH}"
@@ -195,11 +220,14 @@ def require_readable(folder: Path, binds: Iterable[Path], in_image: bool) -> Non
 
 
 @functools.cache  # for each array of a sweep, also where nothing can be kept beside the image
-def image_sha256(image: Path) -> str:
+def image_sha256(image: Path, keep: bool = True) -> str:
     """The image's SHA-256: that in IMAGE.sha256 where it is of this very image, else computed.
 
     Reading gigabytes takes a while: `make image` and slurm/common.sh keep it in the same file, with
     the image's size and time in ns: a newer image may be dated earlier (`cp -p`).
+
+    Args:
+        keep: whether a computed one is written there.
     """
     known = image.with_name(f"{image.name}.sha256")
     facts = image.stat()
@@ -209,9 +237,19 @@ def image_sha256(image: Path) -> str:
         if more == [stamp]:
             return line.split(" ")[0]
     digest = files.sha256(image)
+    if not keep:
+        return digest
     with contextlib.suppress(OSError):  # an image that others built, in a folder of theirs
         files.write_text(known, f"{digest}  {image.name}\n{stamp}\n")
     return digest
+
+
+class _Executor(submitit.SlurmExecutor):  # type: ignore[misc] # it has no types
+    """Writes its script also where there is no Slurm."""
+
+    @classmethod
+    def affinity(cls) -> int:
+        return 1
 
 
 class _Sbatch:

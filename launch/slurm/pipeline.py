@@ -8,17 +8,24 @@ array is written into the ledger as soon as Slurm has it, so that the next sweep
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from diffuse.runtime.errors import EnvironmentFailed
 from launch.jobs import worker
 from launch.jobs.cluster import Cluster
 from launch.jobs.ledger import Ledger, Submission
 from launch.jobs.plan import Planned
-from launch.slurm.commands import Site
-from launch.slurm.executor import Submitter
+
+if TYPE_CHECKING:  # a dry run shows its jobs without submitit
+    from launch.slurm.executor import Submitter
+
+FUNCTIONS: dict[str, Callable[..., Any]] = {
+    "train": worker.train,
+    "evaluate": worker.evaluate,
+    "report": worker.report,
+}
 
 
 @dataclass(frozen=True)
@@ -30,109 +37,139 @@ class Request:
     evaluate: bool = True
 
 
+@dataclass(frozen=True)
+class JobArray:
+    """Jobs of one program, a task for each run; the report's has one task and no run."""
+
+    number: int  # from 1, in the order of submission
+    program: str
+    requests: tuple[Request, ...]
+    settings: Cluster
+    throttle: int  # tasks that run at the same time
+    after: tuple[JobArray, ...] = ()  # that it waits for
+
+    @property
+    def name(self) -> str:
+        """`01-train`: its folder."""
+        return f"{self.number:02d}-{self.program}"
+
+    @property
+    def tasks(self) -> int:
+        return max(1, len(self.requests))
+
+    @property
+    def dependency(self) -> str:
+        """sbatch's word for how it waits; "" where it waits for nothing."""
+        if not self.after:
+            return ""
+        if self.program == "report":
+            return "afterany"
+        return "aftercorr" if self.tasks > 1 else "afterok"
+
+
+def job_arrays(
+    requests: Sequence[Request], max_array_size: int, report: Cluster | None
+) -> list[JobArray]:
+    """The arrays that train and evaluate these runs, in the order of submission.
+
+    Args:
+        report: resources of the job that compares the grid at the end; None: no such job.
+    """
+    arrays: list[JobArray] = []
+
+    def add(program: str, *more: Any) -> JobArray:
+        arrays.append(JobArray(len(arrays) + 1, program, *more))
+        return arrays[-1]
+
+    for settings, group in _by_resources(requests):
+        parts = list(_parts(group, max_array_size))
+        throttle = max(1, (settings.array_parallelism or len(group)) // len(parts))
+        for part in parts:
+            is_todo = part[0].planned.is_todo
+            after = (add("train", part, settings, throttle),) if is_todo else ()
+            if part[0].evaluate and any(request.planned.unevaluated for request in part):
+                add("evaluate", part, settings, throttle, after)
+    if report is not None and arrays:
+        add("report", (), report, 1, tuple(arrays))
+    return arrays
+
+
 def submit_all(
-    requests: Sequence[Request],
+    arrays: Sequence[JobArray],
     submitter: Submitter,
     ledger: Ledger,
     submission: Submission,
     data_dir: Path,
-    site: Site,
-    report: Cluster | None,
 ) -> str:
-    """Submit the missing trainings and evaluations of these runs.
-
-    Args:
-        report: resources of the job that compares the grid at the end; None: no such job.
+    """Submit these arrays.
 
     Returns why there is no report's job where Slurm refuses that one: a partition of GPUs, say, for
     a job without. The runs do not need it. Raises EnvironmentFailed where it refuses another.
     """
-    pipeline = _Pipeline(submitter, ledger, submission, data_dir)
-    for settings, group in _by_resources(requests):
-        parts = list(_arrays(group, site.max_array_size))
-        throttle = max(1, (settings.array_parallelism or len(group)) // len(parts))
-        for part in parts:
-            after = pipeline.train(part, settings, throttle) if part[0].planned.is_todo else None
-            if part[0].evaluate and any(request.planned.unevaluated for request in part):
-                pipeline.evaluate(part, settings, throttle, after)
-    if report is not None and pipeline.arrays:
+    ids: dict[int, str] = {}  # of the arrays in Slurm, by their number
+    for array in arrays:
         try:
-            pipeline.report(report)
+            ids[array.number] = _submit(array, ids, submitter, ledger, submission, data_dir)
         except EnvironmentFailed as error:
+            if array.program != "report":
+                raise
             return str(error)
     return ""
 
 
-@dataclass
-class _Pipeline:
-    """The arrays of one submission, handed in one after another."""
+def _submit(
+    array: JobArray,
+    ids: dict[int, str],
+    submitter: Submitter,
+    ledger: Ledger,
+    submission: Submission,
+    data_dir: Path,
+) -> str:
+    """Submit one array; its id. It is written down before, by its folder, and after, by its jobs'
+    ids: Slurm may have it although we never hear so (a timeout, the end of this process)."""
+    folder = submitter.folder / array.name
+    records: list[dict[str, Any]] = []
+    for task, request in enumerate(array.requests or (None,)):
+        run = None if request is None else request.planned.run
+        name, epochs = (None, []) if run is None else (run.name, list(run.epochs))
+        place = {"folder": str(folder), "task": task}
+        records.append({"run": name, "program": array.program, "job_id": "", "epochs": epochs})
+        records[-1] |= place
+    submission.jobs += records
+    ledger.record(submission)
+    after = ":".join([array.dependency, *(ids[before.number] for before in array.after)])
+    calls = [_call(array, request, data_dir) for request in array.requests]
+    if array.program == "report":
+        logs = str(ledger.path / "logs")
+        calls = [(str(ledger.runs_dir), ["--grid", ledger.grid], logs)]
+    jobs = submitter.array(
+        array.program,
+        folder,
+        FUNCTIONS[array.program],
+        calls,
+        array.settings,
+        array.throttle,
+        after or None,
+    )
+    for record, job_id in zip(records, jobs, strict=True):
+        record["job_id"] = job_id
+    ledger.record(submission)
+    return jobs[0].partition("_")[0]
 
-    submitter: Submitter
-    ledger: Ledger
-    submission: Submission
-    data_dir: Path
-    arrays: list[str] = field(default_factory=list)  # their ids so far
 
-    def train(self, part: Sequence[Request], settings: Cluster, throttle: int) -> str:
-        """Returns the dependency of an evaluation of the same runs."""
-        calls: list[tuple[Any, ...]] = []
-        for request in part:
-            config = request.planned.run.config.model_dump(mode="json")
-            system = config["system"]
-            system["threads"] = system["threads"] or settings.cpus_per_task
-            system["device"] = _device(request)
-            run_dir = str(request.planned.dir.path)
-            calls.append((run_dir, config, str(self.data_dir), {}, settings.max_requeues))
-        first, *_ = self._array("train", worker.train, part, calls, settings, throttle)
-        array, is_array, _ = first.partition("_")
-        return f"{'aftercorr' if is_array else 'afterok'}:{array}"
-
-    def evaluate(
-        self, part: Sequence[Request], settings: Cluster, throttle: int, after: str | None
-    ) -> None:
-        calls: list[tuple[Any, ...]] = []
-        for request in part:
-            planned = request.planned
-            epochs = list(planned.unevaluated)
-            options = [*planned.run.evaluation(epochs), f"--device={_device(request)}"]
-            run_dir, most = str(planned.dir.path), settings.max_requeues
-            calls.append((run_dir, epochs, options, str(self.data_dir), {}, most))
-        self._array("evaluate", worker.evaluate, part, calls, settings, throttle, after)
-
-    def report(self, settings: Cluster) -> None:
-        arguments = ["--grid", self.ledger.grid]
-        call = (str(self.ledger.runs_dir), arguments, str(self.ledger.path / "logs"))
-        after = f"afterany:{':'.join(self.arrays)}"
-        self._array("report", worker.report, [None], [call], settings, 1, after)
-
-    def _array(
-        self,
-        program: str,
-        function: Callable[..., Any],
-        part: Sequence[Request | None],
-        calls: Sequence[tuple[Any, ...]],
-        settings: Cluster,
-        throttle: int,
-        after: str | None = None,
-    ) -> list[str]:
-        """Submit one array. It is written down before, by its folder, and after, by its jobs' ids:
-        Slurm may have it although we never hear so (a timeout, the end of this process)."""
-        folder = self.submitter.folder / f"{len(self.arrays) + 1:02d}-{program}"
-        records: list[dict[str, Any]] = []
-        for task, request in enumerate(part):
-            run = None if request is None else request.planned.run
-            name, epochs = (None, []) if run is None else (run.name, list(run.epochs))
-            place = {"folder": str(folder), "task": task}
-            record = {"run": name, "program": program, "job_id": "", "epochs": epochs}
-            records.append({**record, **place})
-        self.submission.jobs += records
-        self.ledger.record(self.submission)
-        ids = self.submitter.array(program, folder, function, calls, settings, throttle, after)
-        for record, job_id in zip(records, ids, strict=True):
-            record["job_id"] = job_id
-        self.ledger.record(self.submission)
-        self.arrays.append(ids[0].partition("_")[0])
-        return ids
+def _call(array: JobArray, request: Request, data_dir: Path) -> tuple[Any, ...]:
+    """The arguments of a task's function."""
+    planned, settings = request.planned, array.settings
+    run_dir, most = str(planned.dir.path), settings.max_requeues
+    if array.program == "train":
+        config = planned.run.config.model_dump(mode="json")
+        system = config["system"]
+        system["threads"] = system["threads"] or settings.cpus_per_task
+        system["device"] = _device(request)
+        return run_dir, config, str(data_dir), {}, most
+    epochs = list(planned.unevaluated)
+    options = [*planned.run.evaluation(epochs), f"--device={_device(request)}"]
+    return run_dir, epochs, options, str(data_dir), {}, most
 
 
 def _device(request: Request) -> str:
@@ -151,7 +188,7 @@ def _by_resources(requests: Sequence[Request]) -> Iterator[tuple[Cluster, list[R
         yield group[0].settings, group
 
 
-def _arrays(group: Sequence[Request], size: int) -> Iterator[Sequence[Request]]:
-    """Arrays no longer than the site's MaxArraySize (whose largest index is one less)."""
+def _parts(group: Sequence[Request], size: int) -> Iterator[tuple[Request, ...]]:
+    """Parts no longer than the site's MaxArraySize (whose largest index is one less)."""
     for start in range(0, len(group), size):
-        yield group[start : start + size]
+        yield tuple(group[start : start + size])

@@ -89,16 +89,14 @@ def submit(
                 soft_wrap=True,
             )
         folder = ledger.path / f"jobs-{submission.name}"
+        arrays = pipeline.job_arrays(
+            [Request(p, by_run[p.name], evaluate) for p in todo],
+            site.max_array_size,
+            settings.without_gpus() if evaluate else None,
+        )
+        submitter = Submitter(folder, grid.name, code, binds)
         try:
-            refused = pipeline.submit_all(
-                [Request(p, by_run[p.name], evaluate) for p in todo],
-                Submitter(folder, grid.name, code, binds),
-                ledger,
-                submission,
-                data_dir,
-                site,
-                settings.without_gpus() if evaluate else None,
-            )
+            refused = pipeline.submit_all(arrays, submitter, ledger, submission, data_dir)
         finally:  # where Slurm refuses one array, those before it are there
             _announce(submission, out, runs_dir)
     if refused:

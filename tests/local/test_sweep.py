@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -167,6 +168,68 @@ def test_a_dry_run_as_json_has_the_merged_settings_of_every_run(tmp_path: Path) 
     assert (settings.train.lr, settings.train.epochs, settings.seed) == (4e-4, 7, 3)
     assert settings.train.optimizer == "muon", "the preset's"
     assert settings.data.limit is None, "the default"
+
+
+CLUSTER = """
+kind: slurm
+partition: a-partition
+time: 150
+gpu_type: a100
+nodes: 2
+memory_gb: 16
+array_parallelism: 2
+"""
+
+
+def test_a_dry_run_for_a_cluster_shows_its_jobs_with_resources_and_dependencies(
+    tmp_path: Path,
+) -> None:
+    grid = write(tmp_path, PAIR + "  - {preset: ddpm/light, epochs: [1], cluster: {time: 30}}\n")
+    cluster = write(tmp_path, CLUSTER, "site")
+    arguments = ["--grid", grid, "--cluster", cluster, "--dry-run", "--runs-dir", tmp_path / "runs"]
+    ended = sweep(*arguments, COLUMNS="80")
+    assert ended.returncode == 0, ended.stderr
+    lines = ended.stdout.splitlines()
+    jobs = {line.split()[0]: line for line in lines if re.match(r"\d\d-", line)}
+    assert list(jobs) == ["01-train", "02-evaluate", "03-train", "04-evaluate", "05-report"]
+    facts = " ".join(jobs["02-evaluate"].split())
+    assert "2 a-partition 2h30m 2 x a100:1 01-train, each" in facts
+    facts = " ".join(jobs["04-evaluate"].split())
+    assert "1 a-partition 30m00s 2 x a100:1 03-train" in facts
+    assert " ".join(jobs["05-report"].split()).startswith("05-report 1 a-partition 2h30m none all")
+    assert not (tmp_path / "runs").exists()
+
+    plain = json.loads(sweep(*arguments, "--json").stdout)
+    assert [job["job"] for job in plain["jobs"]] == list(jobs)
+    assert plain["jobs"][3]["after"] == ["03-train"]
+    assert plain["jobs"][3]["cluster"]["time"] == 30
+    assert plain["jobs"][0]["runs"] == [run["name"] for run in plain["runs"][:2]]
+    assert "script" not in plain["jobs"][0]
+
+
+def test_the_batch_scripts_are_shown_and_bring_the_folders_wandb_settings(tmp_path: Path) -> None:
+    """`wandb offline` writes them where it is typed; jobs start elsewhere."""
+    grid, cluster = write(tmp_path, PAIR), write(tmp_path, CLUSTER, "site")
+    (tmp_path / "wandb").mkdir()
+    settings = "[default]\nmode = offline\nbase_url = http://own.example:8080\n"
+    (tmp_path / "wandb" / "settings").write_text(settings)
+    arguments = ["--grid", grid, "--cluster", cluster, "--runs-dir", "runs"]
+    before = sorted(tmp_path.rglob("*"))
+    ended = sweep(*arguments, "--dry-run", "--show-script", cwd=tmp_path)
+    assert ended.returncode == 0, ended.stderr
+    train, evaluate, report = ended.stdout.split("# ---- ")[1:]
+    for script in (train, evaluate, report):
+        assert "#SBATCH --partition=a-partition" in script
+        assert "export WANDB_MODE=offline\n" in script
+        assert "export WANDB_BASE_URL=http://own.example:8080\n" in script
+    assert "#SBATCH --array=0-1%2" in train and "#SBATCH --time=150" in train
+    assert "#SBATCH --dependency='aftercorr:<id of 01-train>'" in evaluate
+    assert "#SBATCH --dependency='afterany:<id of 01-train>:<id of 02-evaluate>'" in report
+    online = sweep(*arguments, "--dry-run", "--show-script", cwd=tmp_path, WANDB_MODE="online")
+    assert "export WANDB_MODE=online\n" in online.stdout, "a variable wins, as with the client"
+    assert sorted(tmp_path.rglob("*")) == before
+    refused = sweep(*arguments, "--show-script", cwd=tmp_path)
+    assert (refused.returncode, "goes with --dry-run" in refused.stderr) == (2, True)
 
 
 @pytest.mark.parametrize(

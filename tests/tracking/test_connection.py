@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from diffuse.rundir.directory import RunDir
+from diffuse.tracking.connection import folder_settings
 from tests import programs
 from tests.programs import TINY
 from tests.wandb_server import KEY, server
@@ -111,6 +112,30 @@ def test_settings_files_say_where_the_server_is_and_whether_to_use_it(
         "offline",
         "no API key for other.example: set WANDB_API_KEY or run `wandb login`",
     )
+
+
+def test_the_settings_of_a_folder_are_those_that_its_client_would_take(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("WANDB_MODE", "WANDB_BASE_URL", "WANDB_DIR"):
+        monkeypatch.delenv(name, raising=False)
+    assert folder_settings(tmp_path) == {}
+    (tmp_path / "wandb").mkdir()
+    subprocess.run(
+        [sys.executable, "-m", "wandb", "offline"],
+        cwd=tmp_path,
+        env=programs.environment(HOME=str(tmp_path)),
+        check=True,
+        capture_output=True,
+        timeout=120,
+    )
+    assert folder_settings(tmp_path) == {"WANDB_MODE": "offline"}
+    monkeypatch.setenv("WANDB_MODE", "online")
+    assert folder_settings(tmp_path) == {"WANDB_MODE": "online"}
+    monkeypatch.setenv("WANDB_MODE", "")  # set to nothing is not set
+    assert folder_settings(tmp_path) == {"WANDB_MODE": "offline"}
+    (tmp_path / "wandb" / "settings").write_bytes(b"\xff\xfe nonsense")
+    assert folder_settings(tmp_path) == {}
 
 
 def test_settings_that_the_client_cannot_read_are_said_and_nothing_is_sent(tmp_path: Path) -> None:
