@@ -1,7 +1,7 @@
 """Set up the project's workspace in W&B: `python launch/dashboard.py`.
 
-Loss, FID, IS and sample grids of all runs, grouped by preset and orientation, made by W&B's own
-library (`pip install 'diffuse[track]'`). `--dry-run` shows it and sends nothing.
+The runs of a sweep, or all, as a table by their final FID, beside open bars, curves and pictures.
+Made by W&B's own library (`pip install 'diffuse[track]'`). `--dry-run` shows it, sends nothing.
 """
 
 from __future__ import annotations
@@ -28,11 +28,9 @@ SECTIONS: dict[str, list[tuple[str, str, list[str] | str, str, bool]]] = {
         ("Loss of each step", STEP, ["train/loss"], "loss", True),
         ("Loss by quartile of t", EPOCH, r"^epoch/loss_t_quartile_\d$", "mean loss", True),
     ],
-    "FID and IS": [
+    "FID and IS": [  # each with its floor, that of real test images
         ("FID (lower is better)", EPOCH, r"^eval/fid/.*", "FID", True),
-        ("FID of real test images: the floor", EPOCH, r"^eval/fid_floor/.*", "FID", True),
         ("IS (higher is better)", EPOCH, r"^eval/is/.*", "IS", False),
-        ("IS of real test images", EPOCH, r"^eval/is_floor/.*", "IS", False),
         ("KID (lower is better)", EPOCH, r"^eval/kid/.*", "KID", False),
     ],
     "Training": [
@@ -41,6 +39,21 @@ SECTIONS: dict[str, list[tuple[str, str, list[str] | str, str, bool]]] = {
         ("Learning rate", STEP, ["train/lr"], "learning rate", False),
     ],
 }
+# Title, metrics of the table of runs
+BARS = [
+    ("Final FID, with its floor (lower is better)", ["final/fid", "final/fid_floor"]),
+    ("Final IS (higher is better)", ["final/is"]),
+    ("Best FID of any epoch", ["best/fid"]),
+]
+PICTURES = {
+    "Samples (of cold diffusion: originals, degraded, restored)": "samples",
+    "Samples from the prior": "samples_unconditional",
+    "Degradation": "degradation",
+}
+COLUMNS = [
+    *("final/fid", "final/fid_floor", "best/fid", "best/fid_epoch", "final/is", "final/kid"),
+    *("final/images", "final/epoch", "epoch/loss"),
+]
 
 
 @app.command()
@@ -50,9 +63,13 @@ def main(
         str | None,
         typer.Option(help="W&B team or user. Default: $WANDB_ENTITY, or the owner of the key."),
     ] = None,
+    grid: Annotated[
+        str | None, typer.Option(help="Only the runs of this sweep, such as part2. Default: all.")
+    ] = None,
     name: Annotated[
-        str, typer.Option(help="Name of the workspace view.")
-    ] = "Presets and orientations",
+        str | None,
+        typer.Option(help="Name of the workspace view. Default: Ranking, and of which sweep."),
+    ] = None,
     update: Annotated[
         str | None,
         typer.Option(
@@ -72,9 +89,10 @@ def main(
         raise errors.EnvironmentFailed(
             "W&B's library is not installed here; pip install 'diffuse[track]'"
         )
+    name = name or ("Ranking" if grid is None else f"Ranking of {grid}")
     entity = entity or os.environ.get("WANDB_ENTITY")
     if dry_run or as_json:
-        made = workspace(entity or "ENTITY", project, name)
+        made = workspace(entity or "ENTITY", project, name, grid)
         print(json.dumps(spec(made), indent=2) if as_json else outline(made))
         return
 
@@ -87,15 +105,21 @@ def main(
     if mode != "online":
         raise errors.EnvironmentFailed(f"cannot reach W&B: {why}")
     try:
-        made = workspace(entity or uploader.default_entity(), project, name, update)
+        made = workspace(entity or uploader.default_entity(), project, name, grid, update)
         made.save()
     except Exception as error:
         raise errors.EnvironmentFailed(f"W&B: {connection.reason(error)}") from None
     print(made.url)
 
 
-def workspace(entity: str, project: str, name: str, update: str | None = None) -> Any:
-    """The workspace, not yet saved; with `update`, the one at that address with new content."""
+def workspace(
+    entity: str, project: str, name: str, grid: str | None = None, update: str | None = None
+) -> Any:
+    """The workspace, not yet saved; with `update`, the one at that address with new content.
+
+    Args:
+        grid: whose runs are shown; None: all.
+    """
     import wandb_workspaces.reports.v2 as panels
     import wandb_workspaces.workspaces as ws
 
@@ -117,26 +141,28 @@ def workspace(entity: str, project: str, name: str, update: str | None = None) -
         )
         for heading, plots in SECTIONS.items()
     ]
-    grids = panels.MediaBrowser(
-        title="Samples",
-        media_keys=["samples"],
-        mode="grid",
-        grid_x_axis="step",
-        grid_y_axis="run",
-    )
-    sections.insert(2, ws.Section(name="Samples", is_open=True, panels=[grids]))
+    pictures: list[Any] = [
+        panels.MediaBrowser(
+            title=title, media_keys=[key], mode="grid", grid_x_axis="step", grid_y_axis="run"
+        )
+        for title, key in PICTURES.items()
+    ]
+    bars: list[Any] = [panels.BarPlot(title=title, metrics=metrics) for title, metrics in BARS]
+    sections.insert(2, ws.Section(name="Samples", is_open=True, panels=pictures))
+    sections.insert(0, ws.Section(name="Ranking", is_open=True, panels=bars))
     made = (
         ws.Workspace(entity=entity, project=project)
         if update is None
         else ws.Workspace.from_url(update)
     )
     made.name, made.sections = name, sections
-    made.runset_settings.groupby = [ws.Config("preset"), ws.Config("process.orientation")]
+    # One line a run, the best on top: runs in groups would be means, and closed.
+    made.runset_settings.groupby = []
+    made.runset_settings.order = [ws.Ordering(ws.Summary("final/fid"), ascending=True)]
+    made.runset_settings.filters = [] if grid is None else [ws.Metric("Group") == grid]
     made.runset_settings.pinned_columns = [
-        "config:preset",
-        "config:process.orientation",
-        "summary:epoch",
-        "summary:epoch/loss",
+        *(f"summary:{column}" for column in COLUMNS),
+        *("config:preset", "config:process.orientation", "config:seed"),
     ]
     return made
 
@@ -150,7 +176,8 @@ def spec(made: Any) -> dict[str, Any]:
 
 def outline(made: Any) -> str:
     """Sections and panels, for people."""
-    lines = [f"{made.entity}/{made.project}: {made.name}, by preset and orientation"]
+    lines = [f"{made.entity}/{made.project}: {made.name}, by final FID"]
+    lines.append("table of runs: " + ", ".join(COLUMNS))
     for section in made.sections:
         lines.append(section.name)
         lines += [f"  {panel.title}" for panel in section.panels]

@@ -174,6 +174,10 @@ class RunDir:
         """The last published status, {} where there is none or it is damaged."""
         return files.read_json(self.status_path)
 
+    def wandb_address(self) -> str:
+        """The address of its W&B run; "" of one that W&B's server has not seen."""
+        return str(files.read_json(self.path / "wandb" / "online.json").get("url") or "")
+
     def metrics(self, event: str | None = None) -> list[dict[str, Any]]:
         """The events in order of step; of a replayed step the last attempt's event counts.
 

@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-from collections.abc import Iterator
+import itertools
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from diffuse.rundir import evaluations
+import numpy as np
+from numpy.typing import NDArray
+
+from diffuse.config.schema import Config
+from diffuse.rundir import evaluations, plots
 from diffuse.rundir.directory import RunDir
-from diffuse.rundir.evaluations import Figure
-from diffuse.runtime import files
+from diffuse.rundir.evaluations import Evaluation, Figure
+from diffuse.runtime import files, hdf5
+
+SHOWN = 64  # images of an evaluation
 
 
 class Tail:
@@ -34,8 +41,8 @@ class Tail:
                     yield number, files.unsealed(raw) or {}
 
 
-def row_of(run: RunDir, line: dict[str, Any]) -> dict[str, Any]:
-    """The values that W&B gets of one event, a picture as its path; {} where it gets none."""
+def row_of(run: RunDir, config: Config, line: dict[str, Any]) -> dict[str, Any]:
+    """The values that W&B gets of one event, a picture as its path or pixels; {} where none."""
     match line.get("event"):
         case "step" | "speed" as event:
             keys = ("loss", "lr", "grad_norm") if event == "step" else ("images_per_s",)
@@ -46,24 +53,99 @@ def row_of(run: RunDir, line: dict[str, Any]) -> dict[str, Any]:
             row = {f"epoch/loss_t_quartile_{k}": q for k, q in quartiles if q is not None}
             return {"epoch": line["epoch"], "epoch/loss": line["loss"], **row}
         case "samples":
-            path = run.picture_path(line["epoch"])
-            if path.is_file():
-                return {"epoch": line["epoch"], "samples": path}
+            # of cold diffusion four panels: originals, degraded, and two restorations
+            pictures = {"samples": run.picture_path(line["epoch"])}
+            if line["epoch"] == min(run.pictured_epochs(), default=None):  # it is drawn once
+                pictures["degradation"] = run.plots / "degradation.png"
+            row = {name: path for name, path in pictures.items() if path.is_file()}
+            return {"epoch": line["epoch"], **row} if row else {}
         case "evaluation":
             evaluation = evaluations.read(run.evaluation_path(line["epoch"]))
-            figures = evaluation.figures if evaluation else []
-            row = {k: v for figure in figures for k, v in figure_row(figure).items()}
-            return {"epoch": line["epoch"], **row} if row else {}
+            if evaluation is None or not evaluation.figures:
+                return {}
+            usual = usual_protocol(config, evaluations.of_run(run))
+            row = {"epoch": line["epoch"]}
+            for figure in evaluation.figures:
+                row |= figure_row(figure, usual) | _unconditional(run, figure, usual)
+            return row
     return {}
 
 
-def figure_row(figure: Figure) -> dict[str, float]:
-    """A figure as `eval/fid/ddim-50 classifier-1000 3f2a`: its protocol is part of the name.
+def figure_row(figure: Figure, usual: dict[str, Any] | None = None) -> dict[str, float]:
+    """A figure as `eval/fid/renoise`, beside `eval/fid/floor`, so that one chart has both.
 
-    So two protocols never share a curve: the last letters are a hash of all of it.
+    Two protocols never share a curve: of another than the run's `usual` one, the name ends with
+    extractor, number of images and a hash of all of it. How far KID and IS scatter stays on disk.
     """
     protocol = figure.protocol
     digest = hashlib.sha256(protocol.key.encode()).hexdigest()[:4]
-    label = f"{protocol.sampler} {protocol.extractor}-{protocol.images} {digest}"
-    values = {f"{key}_floor": value for key, value in figure.floor.values().items()}
-    return {f"eval/{key}/{label}": value for key, value in (figure.values() | values).items()}
+    other = f" {protocol.judge}-{protocol.images} {digest}"
+    label = "" if protocol.without_sampler() == usual else other
+    floor = "floor of the originals" if protocol.source == "test images" else "floor"
+    scores = {f"{key}/{protocol.sampler}": value for key, value in figure.values().items()}
+    floors = {f"{key}/{floor}": value for key, value in figure.floor.values().items()}
+    named = {key: value for key, value in (scores | floors).items() if "_std/" not in key}
+    return {f"eval/{key}{label}": value for key, value in named.items()}
+
+
+def usual_protocol(config: Config, found: Sequence[Evaluation]) -> dict[str, Any] | None:
+    """The protocol, without its sampler, by which the run's settings have it evaluated.
+
+    Args:
+        found: the run's evaluations, by epoch. What the settings leave open is as in the first.
+    """
+    settings = config.eval
+    for figure in itertools.chain.from_iterable(evaluation.figures for evaluation in found):
+        protocol = figure.protocol
+        asked = (settings.extractor, settings.images, 0, None)
+        if (protocol.extractor, protocol.images, protocol.seed, protocol.convention) == asked:
+            return protocol.without_sampler()
+    return None
+
+
+def summary(config: Config, found: Sequence[Evaluation]) -> dict[str, float]:
+    """Columns of W&B's table of runs, to be sorted and pinned: of the run's usual sampler.
+
+    `best/` is over the epochs evaluated by the usual protocol, `final/` is the last of them, by as
+    many images as there were (eval.final_images).
+
+    Args:
+        found: the run's evaluations, by epoch.
+    """
+    sampler = str(config.sampler_specs(None)[0])
+    usual = usual_protocol(config, found)
+    figures = [(e.epoch, f) for e in found for f in e.figures if f.protocol.sampler == sampler]
+    comparable = [(epoch, f) for epoch, f in figures if f.protocol.without_sampler() == usual]
+    if not comparable:
+        return {}
+    epoch, best = min(comparable, key=lambda pair: pair[1].fid)
+    last, _ = comparable[-1]
+    ours = [f for e, f in figures if e == last and f.protocol.judge == best.protocol.judge]
+    final = max(ours, key=lambda figure: figure.protocol.images)
+    return {
+        "best/fid": best.fid,
+        "best/fid_epoch": epoch,
+        "final/epoch": last,
+        "final/images": final.protocol.images,
+        "final/fid": final.fid,
+        "final/fid_floor": final.floor.fid,
+        "final/kid": final.kid,
+        "final/is": final.is_,
+    }
+
+
+def _unconditional(
+    run: RunDir, figure: Figure, usual: dict[str, Any] | None
+) -> dict[str, NDArray[np.uint8]]:
+    """The first images drawn from the prior, that were judged, uint8 [H, W]; {} of other figures.
+
+    Training draws restorations, and DDPM's samples.
+    """
+    protocol = figure.protocol
+    if figure.samples is None or protocol.source != "prior" or protocol.without_sampler() != usual:
+        return {}
+    try:
+        arrays, _ = hdf5.read(run.path / figure.samples, ["images"], first=SHOWN)
+    except (OSError, hdf5.Damaged):
+        return {}  # the figures count without it
+    return {f"samples_{protocol.sampler}": plots.tile(arrays["images"], columns=8)}

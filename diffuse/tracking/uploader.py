@@ -24,21 +24,25 @@ import time
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import psutil
 from filelock import Timeout
 
 from diffuse.config.schema import Config
+from diffuse.rundir import evaluations
 from diffuse.rundir.directory import RunDir
 from diffuse.runtime import files
 from diffuse.runtime.errors import UserError
 from diffuse.tracking.connection import MODES, ClientSettings, give_home, in_netrc, reason, settle
-from diffuse.tracking.rows import Tail, row_of
+from diffuse.tracking.rows import Tail, row_of, summary
 
 Mode = Literal["online", "offline"]
 POLL_S = 1.0
 INIT_S = 20.0
 LOCK_S = 10.0
 ASK_S = 10.0
+STATS_EVERY_S = 30.0  # of GPU use and memory, and of the machine
+JOB_TYPE = "train"  # of every process that mirrors a run: it is one run in W&B
 
 
 def main(path: str, job: str, mode: str, limit_s: float, strict: bool) -> int:
@@ -137,7 +141,9 @@ def mirror(
         lock.enter_context(files.locked(folder / f"{mode}.lock", cost, wait_s, note=say))
     except Timeout:
         return say(f"{mode}: another process mirrors this run now")
-    client = begin(run, config, job, mode)
+    client = begin(run, config, mode, watched=None if strict else os.getppid())
+    if mode == "online":
+        files.write_json(state_path, {**files.read_json(state_path), "url": client.url})
     at = files.read_json(state_path).get("line", 0) if mode == "offline" else client.starting_step
     tail = Tail(run.metrics_path, int(at))
     last, sent = -1, 0  # the last row logged, and how many
@@ -160,7 +166,8 @@ def mirror(
             return say(
                 "did not confirm the last rows; `python launch/sync.py` sends the missing rows"
             )
-        files.write_json(state_path, {"line": tail.number, "sent": sent, "written": files.now()})
+        ended_at = {"line": tail.number, "sent": sent, "written": files.now()}
+        files.write_json(state_path, {**files.read_json(state_path), **ended_at})
         if mode == "online":
             for log in folder.glob("offline-run-*/run-*.wandb"):
                 log.with_name(f"{log.name}.synced").touch()  # so that `wandb sync` leaves it
@@ -174,15 +181,21 @@ def hand_on(client: Any, run: RunDir, config: Config, number: int, line: dict[st
     import wandb
 
     try:
-        row, kept = row_of(run, line), artifact(run, config, line)
-        if "samples" in row:
-            caption = f"{run.name}, epoch {row['epoch']}"
-            row["samples"] = wandb.Image(str(row["samples"]), caption=caption)
+        row, kept = row_of(run, config, line), artifact(run, config, line)
+        for name, value in row.items():
+            if isinstance(value, Path | np.ndarray):
+                picture = str(value) if isinstance(value, Path) else value
+                row[name] = wandb.Image(picture, caption=f"{run.name}, epoch {row['epoch']}")
+        columns = {}
+        if line.get("event") == "evaluation":
+            columns = summary(config, evaluations.of_run(run))
     except Exception as error:
         say(f"line {number + 1} of metrics.jsonl was left out: {reason(error)}")
         return False
     if row:
         client.log(row, step=number, commit=True)
+    if columns:
+        client.summary.update(columns)
     if kept is not None:
         client.log_artifact(kept, aliases=[f"epoch-{line['epoch']}"])
     return bool(row)
@@ -203,8 +216,12 @@ def arrived(path: str, last: int) -> bool:
     return False
 
 
-def begin(run: RunDir, config: Config, job: str, mode: Mode) -> Any:
-    """The W&B run of this run directory, begun or resumed, with our axes. Raises NotStarted."""
+def begin(run: RunDir, config: Config, mode: Mode, watched: int | None) -> Any:
+    """The W&B run of this run directory, begun or resumed, with our axes. Raises NotStarted.
+
+    Args:
+        watched: process whose machine and GPUs the client reports the load of; None: none.
+    """
     import wandb
 
     manifest = files.read_json(run.manifest_path)
@@ -219,7 +236,7 @@ def begin(run: RunDir, config: Config, job: str, mode: Mode) -> Any:
             project=config.tracking.project,
             entity=config.tracking.entity,
             group=(manifest.get("grid") or config.preset)[:128],
-            job_type=job,
+            job_type=JOB_TYPE,
             tags=[tag[:64] for tag in tags if tag],
             config={
                 **config.model_dump(mode="json"),
@@ -236,7 +253,10 @@ def begin(run: RunDir, config: Config, job: str, mode: Mode) -> Any:
                 finish_timeout=3600,
                 finish_timeout_raises=True,
                 x_disable_meta=True,  # manifest.json says more, and of the trainer
-                x_disable_stats=True,
+                x_disable_stats=watched is None,
+                x_stats_pid=watched or os.getpid(),
+                x_stats_sampling_interval=STATS_EVERY_S,
+                x_stats_gpu_device_ids=own_gpus(),
                 x_save_requirements=False,
                 x_transaction_log_flush_interval=2,
             ),
@@ -248,9 +268,15 @@ def begin(run: RunDir, config: Config, job: str, mode: Mode) -> Any:
     client.define_metric("step", hidden=True)
     client.define_metric("epoch", hidden=True)
     client.define_metric("train/*", step_metric="step")
-    for name in ("epoch/*", "eval/*", "samples"):
+    for name in ("epoch/*", "eval/*", "samples*", "degradation"):
         client.define_metric(name, step_metric="epoch")
     return client
+
+
+def own_gpus() -> list[int] | None:
+    """The GPUs of this job on a node that others share; None: all that are seen."""
+    listed = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+    return [int(number) for number in listed] if all(map(str.isdecimal, listed)) else None
 
 
 def run_id(run: RunDir) -> str:

@@ -41,6 +41,7 @@ class RunStatus:
     attempts: int
     node: str
     grid: str
+    wandb: str  # the address of its W&B run; "" of one that is not online
 
     def as_plain(self) -> dict[str, Any]:
         """For --json."""
@@ -149,6 +150,7 @@ def _run_status(
         attempts=number,
         node=(job.node if job else "") or str(attempt.get("node") or attempt.get("host") or ""),
         grid=submitted.grid,
+        wandb=run.wandb_address(),
     )
 
 

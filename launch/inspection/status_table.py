@@ -79,6 +79,7 @@ def listing(rows: list[RunStatus], room: int = MOST_LINES) -> Listing:
                 "node": row.node,
                 "job": row.job,
                 "attempts": str(row.attempts or ""),
+                "W&B": row.wandb,
             },
             remark=row.reason,
             rank=_order(row.state),

@@ -93,18 +93,20 @@ def test_a_figure_replaces_that_of_its_protocol_and_of_this_checkpoint_only(tmp_
 
 
 @pytest.mark.parametrize("content", [CONTENT, OLD, NEWER], ids=["now", "older", "newer"])
-def test_a_curve_in_wandb_is_named_by_the_protocol_as_it_stands_in_the_file(
+def test_a_curve_in_wandb_is_named_by_the_protocol_where_it_is_not_the_runs_own(
     content: dict[str, Any],
 ) -> None:
     text = json.dumps(content["figures"][0]["protocol"], sort_keys=True)
     digest = hashlib.sha256(text.encode()).hexdigest()[:4]
     (figure,) = Evaluation.model_validate(content).figures
     row = figure_row(figure)
-    label = f"algorithm2 classifier-1000 {digest}"
-    assert row[f"eval/is/{label}"] == 4.5
-    assert row[f"eval/is_floor/{label}"] == 9.25
-    assert row[f"eval/ssim/{label}"] == 0.75
-    assert len(row) == 5 + 5 + 3
+    label = f"classifier-1000 {digest}"
+    assert row[f"eval/is/algorithm2 {label}"] == 4.5
+    assert row[f"eval/is/floor of the originals {label}"] == 9.25
+    assert row[f"eval/ssim/algorithm2 {label}"] == 0.75
+    assert len(row) == 3 + 3 + 3
+    own = figure_row(figure, figure.protocol.without_sampler())
+    assert own == {key.removesuffix(f" {label}"): value for key, value in row.items()}
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,8 @@ import sys
 
 import pytest
 
-from diffuse.tracking.rows import figure_row
+from diffuse.config.presets import load_config, parse_set
+from diffuse.tracking.rows import figure_row, summary
 from tests import programs
 from tests.tracking.test_tracking import EVALUATION
 from tests.wandb_server import KEY, server
@@ -26,25 +27,42 @@ def dashboard(*arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_the_workspace_shows_losses_figures_and_grids_by_preset_and_orientation() -> None:
-    done = dashboard("--json", "--entity=team", "--project=mnist")
+def test_the_workspace_shows_a_sweeps_ranking_curves_and_samples_without_a_click() -> None:
+    done = dashboard("--json", "--entity=team", "--project=mnist", "--grid=part2")
     assert done.returncode == 0, done.stderr
     view = json.loads(done.stdout)
     assert (view["entity"], view["project"]) == ("team", "mnist")
     section = view["spec"]["section"]
-    grouping = json.dumps(section["runSets"][0]["grouping"])
-    assert "preset" in grouping
-    assert "orientation" in grouping
-    panels = [p for s in section["panelBankConfig"]["sections"] for p in s["panels"]]
-    configs = [panel["config"] for panel in panels]
+    (table,) = section["runSets"]
+    assert table["grouping"] == [], "groups would be closed"
+    by = {"key": {"section": "summary", "name": "final/fid"}, "ascending": True}
+    assert table["sort"]["keys"] == [by]
+    (only,) = table["filters"]["filters"]
+    assert (only["key"]["name"], only["value"]) == ("group", "part2")
+    sections = section["panelBankConfig"]["sections"]
+    assert all(s["isOpen"] for s in sections)
+    configs = [panel["config"] for s in sections for panel in s["panels"]]
     named = {name for config in configs for name in config.get("metrics", [])}
-    assert {"epoch/loss", "train/loss", "train/lr", "train/images_per_s"} <= named
-    assert any("samples" in config.get("mediaKeys", []) for config in configs)
-    # the patterns find the names under which figures are logged
+    assert {"epoch/loss", "train/loss", "train/lr", "train/images_per_s", "final/fid"} <= named
+    # the columns and the bars are those that are logged
+    found = [EVALUATION.model_copy(update={"epoch": 1})]
+    config = load_config("cold/default_28", [parse_set(["process.orientation=row"])])
+    config = config.model_copy(
+        update={"eval": config.eval.model_copy(update={"samplers": ("algorithm2",)})}
+    )
+    logged = {*summary(config, found), "epoch/loss"}
+    pinned = {c.removeprefix("summary:") for c in table["runFeed"]["columnPinned"] if "summ" in c}
+    assert pinned == logged
+    assert {name for name in named if name.startswith(("best/", "final/"))} <= logged
+    media = {key for config in configs for key in config.get("mediaKeys", [])}
+    assert media == {"samples", "samples_unconditional", "degradation"}
+    # the patterns find the names under which figures are logged, and their floors beside them
     patterns = [config["metricRegex"] for config in configs if "metricRegex" in config]
-    for wanted in ("eval/fid/", "eval/is/", "eval/fid_floor/", "eval/kid/"):
-        (name,) = [name for name in figure_row(EVALUATION.figures[0]) if name.startswith(wanted)]
-        assert sum(bool(re.search(pattern, name)) for pattern in patterns) == 1
+    for key in ("fid", "is", "kid"):
+        names = [n for n in figure_row(EVALUATION.figures[0]) if n.startswith(f"eval/{key}/")]
+        assert len(names) == 2
+        (pattern,) = [pattern for pattern in patterns if re.search(pattern, names[0])]
+        assert re.search(pattern, names[1])
 
 
 def test_a_dry_run_lists_the_panels() -> None:
@@ -79,7 +97,10 @@ def test_the_workspace_is_saved_and_renewed_in_its_place() -> None:
         assert (view["entityName"], view["projectName"]) == ("me", "mnist")
         assert view["displayName"] == "Renewed"
         sections = json.loads(view["spec"])["section"]["panelBankConfig"]["sections"]
-        assert [s["name"] for s in sections][:4] == ["Loss", "FID and IS", "Samples", "Training"]
+        assert [s["name"] for s in sections] == [
+            "Ranking",
+            *("Loss", "FID and IS", "Samples", "Training"),
+        ]
         gone = dashboard(f"--update={url}x", **it.environment())
     assert gone.returncode == 1
     assert "not found" in gone.stderr.splitlines()[-1]

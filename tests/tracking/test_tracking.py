@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import resource
@@ -19,9 +20,10 @@ import pytest
 
 from diffuse.rundir.attempt import Attempt
 from diffuse.rundir.directory import RunDir
-from diffuse.rundir.evaluations import Evaluation
+from diffuse.rundir.evaluations import Evaluation, Figure
 from diffuse.runtime import files
-from diffuse.tracking import mirror
+from diffuse.tracking import mirror, rows
+from launch.inspection.run_status import run_statuses
 from tests import programs
 from tests.programs import TINY
 from tests.rundir.test_evaluations import CONTENT
@@ -144,39 +146,90 @@ def test_an_offline_run_holds_the_pictures(offline: RunDir) -> None:
         assert (log.parent / "files" / path).read_bytes() == drawn.read_bytes()
 
 
+def test_an_offline_run_holds_the_degradation(offline: RunDir) -> None:
+    first, *_ = logs(offline)
+    (path,) = column(history(first), "degradation.path")
+    drawn = offline.plots / "degradation.png"
+    assert (first.parent / "files" / path).read_bytes() == drawn.read_bytes()
+
+
 def test_an_offline_run_holds_the_figures_beside_their_floors(offline: RunDir) -> None:
     (row,) = [r for r in history(logs(offline)[-1]) if any(k.startswith("eval/") for k in r)]
     assert row["epoch"] == 3
-    values = {key.rsplit("/", 1)[0]: value for key, value in row.items() if key[0] == "e"}
-    assert {key: values[f"eval/{key}"] for key in ("fid", "kid", "is", "is_std", "ssim")} == {
-        "fid": 123.5,
-        "kid": 0.25,
-        "is": 4.5,
-        "is_std": 0.125,
-        "ssim": 0.75,
+    assert {key: value for key, value in row.items() if key.startswith("eval/")} == {
+        "eval/fid/algorithm2": 123.5,
+        "eval/kid/algorithm2": 0.25,
+        "eval/is/algorithm2": 4.5,
+        "eval/mse/algorithm2": 0.5,
+        "eval/psnr/algorithm2": 12.0,
+        "eval/ssim/algorithm2": 0.75,
+        "eval/fid/floor of the originals": 25.0,
+        "eval/kid/floor of the originals": 0.0,
+        "eval/is/floor of the originals": 9.25,
     }
-    assert values["eval/fid_floor"] == 25.0
-    assert values["eval/is_floor"] == 9.25
-    assert any(key.startswith("eval/fid/algorithm2 classifier-1000 ") for key in row)
 
 
-def test_figures_of_two_protocols_never_share_a_curve() -> None:
-    from diffuse.tracking.rows import figure_row
+def test_the_table_of_runs_has_columns_to_sort_and_pin(offline: RunDir) -> None:
+    changes = [r["summary"]["update"] for r in records(logs(offline)[-1]) if r["type"] == "summary"]
+    columns = {key: value for change in changes for key, value in change.items()}
+    assert {key: columns[key] for key in columns if key.startswith(("best/", "final/"))} == {
+        "best/fid": 123.5,
+        "best/fid_epoch": 3,
+        "final/epoch": 3,
+        "final/images": 1000,
+        "final/fid": 123.5,
+        "final/fid_floor": 25.0,
+        "final/kid": 0.25,
+        "final/is": 4.5,
+    }
 
+
+def a_figure(fid: float, **protocol: Any) -> Figure:
     (figure,) = EVALUATION.figures
-    protocol = figure.protocol.model_copy(update={"seed": 1})
-    other = figure.model_copy(update={"protocol": protocol})
-    assert not figure_row(figure).keys() & figure_row(other).keys()
+    about = figure.protocol.model_copy(update=protocol)
+    return figure.model_copy(update={"fid": fid, "protocol": about})
+
+
+def test_the_best_is_of_one_protocol_and_the_final_is_by_the_most_images(offline: RunDir) -> None:
+    found = [
+        Evaluation(epoch=1, figures=[a_figure(50.0), a_figure(1.0, seed=7)]),
+        Evaluation(epoch=2, figures=[a_figure(30.0), a_figure(2.0, sampler="direct")]),
+        Evaluation(epoch=3, figures=[a_figure(40.0), a_figure(35.0, images=5000)]),
+        Evaluation(epoch=4, figures=[a_figure(3.0, convention="the report's own protocol")]),
+    ]
+    columns = rows.summary(offline.config(), found)
+    assert (columns["best/fid"], columns["best/fid_epoch"]) == (30.0, 2)
+    assert (columns["final/fid"], columns["final/epoch"], columns["final/images"]) == (
+        35.0,
+        3,
+        5000,
+    )
+    assert rows.summary(offline.config(), found[3:]) == {}
+
+
+def test_figures_of_two_protocols_never_share_a_curve(offline: RunDir) -> None:
+    usual = rows.usual_protocol(offline.config(), [EVALUATION])
+    others = [
+        a_figure(1.0, seed=1),
+        a_figure(1.0, images=5000),
+        a_figure(1.0, extractor_sha256="x"),
+    ]
+    others.append(a_figure(1.0, sampler="direct"))
+    keys = [set(rows.figure_row(f, usual)) for f in [*EVALUATION.figures, *others]]
+    shared = set.union(*(a & b for a, b in itertools.combinations(keys, 2)))
+    assert all("floor of the originals" in key for key in shared)  # of both samplers the same
+    assert "eval/fid/algorithm2" in keys[0]
+    assert "eval/fid/direct" in keys[-1]
 
 
 def test_a_resumed_run_is_one_id_with_our_own_axes(offline: RunDir) -> None:
     found = logs(offline)
     assert len(found) == 3  # two trainings, one evaluation
-    for log, job in zip(found, ("train", "train", "evaluate"), strict=True):
+    for log in found:
         begun = next(r["run"] for r in records(log) if r["type"] == "run")
         assert begun["run_id"] == offline.name
         assert begun["run_group"] == "a-grid"
-        assert begun["job_type"] == job
+        assert begun["job_type"] == "train", "one type, whichever program mirrored it last"
         assert set(begun["tags"]) == {"averaging", "cold/default_28", "row"}
         config = begun["config"]["update"]
         assert config["process"]["orientation"] == "row"
@@ -285,6 +338,9 @@ def test_online_a_run_resumes_under_its_id_and_the_key_is_nowhere(
         assert list(it.runs) == [run.name]
         assert [row["_step"] for row in it.rows[run.name]] == lines_sent(run)
         assert any("samples" in path for path in it.uploads)
+        assert any("degradation" in path for path in it.uploads)
+        (row,) = run_statuses(tmp_path)
+        assert row.wandb == f"{it.url}/me/diffuse/runs/{run.name}"
     assert_no_key(run.path)
 
 
