@@ -35,6 +35,12 @@ def main(
     output: Annotated[
         Path | None, options.output_file("HTML page to write. Default: RUNS_DIR/report.html.")
     ] = None,
+    export: Annotated[
+        Path | None,
+        options.folder(
+            "Folder for a thesis: figures as PDF and SVG, LaTeX tables, a caption for each."
+        ),
+    ] = None,
     as_json: options.AsJson = False,
     csv_file: Annotated[
         Path | None,
@@ -59,6 +65,12 @@ def main(
     page.write(path, found, runs_dir, title)
     if csv_file is not None:
         files.write_text(csv_file, table.as_csv(found))
+    if export is not None:
+        from launch.comparison import export as thesis
+
+        written = thesis.write(export, found)
+        note = f"{export}: {len(written)} files for a thesis (see its .txt files)"
+        print(note, file=sys.stderr if as_json else sys.stdout)
     if as_json:
         print(json.dumps(table.as_plain(found, runs_dir) | {"report": str(path)}, indent=2))
         return

@@ -50,6 +50,16 @@ def curves(
     return Markup(f'<svg role="img" aria-label="{label}"') + Markup(svg[svg.index("<svg") + 4 :])
 
 
+def plain_log_axis(axes: Any) -> None:
+    """A logarithmic y axis with plain numbers, at 1, 2 and 5: powers would need formulas."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    axes.set_yscale("log")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
+    axes.yaxis.set_minor_formatter(NullFormatter())
+
+
 def _svg(
     lines: Mapping[str, Points],
     ylabel: str,
@@ -61,7 +71,7 @@ def _svg(
     named = min(len(lines), MOST_NAMED)
     with own_style(**STYLE):
         from matplotlib.figure import Figure
-        from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+        from matplotlib.ticker import MaxNLocator
 
         columns = 2 if max(map(len, lines)) <= LONG_NAME else 1
         height = 3.3 + 0.2 * -(-(named + 1) // columns)
@@ -80,10 +90,7 @@ def _svg(
         if floor is not None:
             axes.axhline(floor[1], color="0.35", linestyle=(0, (1, 2)), label=floor[0])
         if log:
-            axes.set_yscale("log")
-            axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-            axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
-            axes.yaxis.set_minor_formatter(NullFormatter())
+            plain_log_axis(axes)
         if markers:
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set_xlabel("epoch")

@@ -45,9 +45,9 @@ def album(result: Result, most: int) -> Album:
         return Album([], [], "")
     grids: list[Picture] = []
     strips: list[Picture] = []
-    for epoch, path in _spread(_drawn(result.dir), most):
+    for epoch, path in spread(drawn(result.dir), most):
         try:
-            sets = _read(path)
+            sets = read_images(path)
         except (OSError, hdf5.Damaged, KeyError, ValueError):
             result.problems.append(f"{path}: damaged; its pictures are left out")
             continue
@@ -60,13 +60,13 @@ def album(result: Result, most: int) -> Album:
         strips.append(_strip(f"direct, epoch {epoch}", sets["direct"]))
         strips.append(_strip(f"Algorithm 2, epoch {epoch}", sets["images"]))
     # Cold diffusion without a test image: only the evaluation draws from the prior.
-    drawn = {c.epoch: c.figure.samples for c in result.cells if c.source == "prior"}
-    found = [(epoch, result.dir.path / file) for epoch, file in sorted(drawn.items()) if file]
-    for epoch, path in _spread(found, most):
+    priors = {c.epoch: c.figure.samples for c in result.cells if c.source == "prior"}
+    found = [(epoch, result.dir.path / file) for epoch, file in sorted(priors.items()) if file]
+    for epoch, path in spread(found, most):
         if path.parent != result.dir.samples:
             continue
         try:
-            grids.append(_grid(f"unconditional, epoch {epoch}", _read(path)["images"]))
+            grids.append(_grid(f"unconditional, epoch {epoch}", read_images(path)["images"]))
         except FileNotFoundError:
             continue  # cleaned away
         except (OSError, hdf5.Damaged, KeyError, ValueError):
@@ -74,11 +74,12 @@ def album(result: Result, most: int) -> Album:
     return Album(grids, strips, _process(result) if most > 1 else "")
 
 
-def _drawn(run: RunDir) -> list[tuple[int, Path]]:
+def drawn(run: RunDir) -> list[tuple[int, Path]]:
+    """The epochs at which training drew images, and the files."""
     return [(epoch, run.samples_path(epoch)) for epoch in run.sampled_epochs()]
 
 
-def _spread(found: list[tuple[int, Path]], most: int) -> list[tuple[int, Path]]:
+def spread(found: list[tuple[int, Path]], most: int) -> list[tuple[int, Path]]:
     """At most `most` of them, evenly spread, the last among them."""
     if len(found) <= most:
         return found
@@ -86,7 +87,7 @@ def _spread(found: list[tuple[int, Path]], most: int) -> list[tuple[int, Path]]:
     return [found[k] for k in sorted(chosen)]
 
 
-def _read(path: Path) -> dict[str, Images]:
+def read_images(path: Path) -> dict[str, Images]:
     """The first 16 images of each data set."""
     sets, _ = hdf5.read(path, first=16)
     for name, images in sets.items():

@@ -1,0 +1,279 @@
+"""Figures and tables of a comparison for a thesis: PDF, SVG, LaTeX, and a caption for each.
+
+`compare --export DIR` writes, each with a NAME.txt that can stand as its caption:
+
+    losses_ddpm, losses_cold            .pdf .svg   training losses over epochs
+    fid_PROTOCOL, is_PROTOCOL           .pdf .svg   a line for each run, one sampler and protocol
+    epochs_RUN                          .pdf .svg   samples at up to five epochs side by side
+    panels_RUN                          .pdf .svg   original, degraded, direct, restored
+    degradation_RUN                     .pdf .svg   how the process degrades test images
+    table_PROTOCOL                      .tex        booktabs: loss and figures of each cell, floor
+    seeds_PROTOCOL                      .tex        booktabs: mean and deviation over seeds
+
+RUN is a run's name, PROTOCOL is extractor-images-sampler, with `report-` before it where it is the
+report's own. Names depend on runs and protocols alone, so the same command writes the same files.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from PIL import Image
+
+from diffuse.rundir.plots import Images, look, own_style, tile
+from diffuse.runtime import console, files, hdf5
+from launch.comparison import latex
+from launch.comparison.charts import plain_log_axis
+from launch.comparison.grouping import Column, Group, SeedMean, groups, over_seeds
+from launch.comparison.labels import labels
+from launch.comparison.page import HEADINGS, LOSSES, SOURCES
+from launch.comparison.results import Result
+from launch.comparison.thumbnails import drawn, read_images, spread
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+EPOCHS = 5  # in a series, evenly spread
+# Fonts are in the file: TrueType in the PDF, outlines in the SVG.
+STYLE: dict[str, Any] = {
+    "pdf.fonttype": 42,
+    "svg.fonttype": "path",
+    "svg.hashsalt": "diffuse",
+    "font.size": 9,
+    "text.parse_math": False,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+}
+UNDATED = {"pdf": {"CreationDate": None}, "svg": {"Date": None}}
+
+
+def write(folder: Path, results: Sequence[Result]) -> list[Path]:
+    """Write all that these runs give into `folder`; the paths, in order.
+
+    A picture that is damaged is a note, and the others are written.
+    """
+    export = Export(folder, labels(results))
+    for kind, title in LOSSES.items():
+        export.losses("cold" if kind == "averaging" else kind, title, results, kind)
+    for group in groups(results):
+        means = over_seeds(group, results)
+        for column in group.columns():
+            export.curves(column)
+            export.table(group, column, results)
+            same = [m for m in means if (m.sampler, m.source) == (column.sampler, column.source)]
+            export.seeds(column, same)
+    for result in results:
+        if not result.is_file:
+            export.pictures(result)
+    return export.written
+
+
+class Export:
+    """A folder of figures and tables, and the labels of the runs in them."""
+
+    def __init__(self, folder: Path, names: Mapping[str, str]) -> None:
+        self.folder, self.names = folder, names
+        self.looks = {run: look(k) for k, run in enumerate(names)}
+        self.stems: Counter[str] = Counter()
+        self.written: list[Path] = []
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def losses(self, name: str, title: str, results: Sequence[Result], kind: str) -> None:
+        shown = [r for r in results if r.losses and r.kind == kind]
+        if shown:
+            lines = {r.name: r.losses for r in shown}
+            caption = (
+                f"{title}, averaged over short stretches of steps, over epochs; logarithmic."
+                f" Runs: {self._named(lines)}."
+            )
+            figure = self._lines(lines, "training loss", log=True, markers=False)
+            self._figure(f"losses_{name}", figure, caption)
+
+    def curves(self, column: Column) -> None:
+        if len({cell.epoch for cell in column.cells}) < 2:
+            return
+        for key in ("fid", "is"):
+            lines: dict[str, list[tuple[float, float]]] = {}
+            for cell in column.cells:
+                if (value := cell.value(key)) is not None:
+                    lines.setdefault(cell.run, []).append((float(cell.epoch), value))
+            floor = column.floor[key]
+            figure = self._lines(lines, HEADINGS[key], log=key == "fid", markers=True, floor=floor)
+            better = "lower is better, logarithmic" if key == "fid" else "higher is better"
+            caption = f"{HEADINGS[key]} over epochs ({better}). {protocol(column)} Runs: "
+            caption += f"{self._named(lines)}. Dotted: {column.floor_images}, by the same protocol."
+            self._figure(f"{key}_{stem(column)}", figure, caption)
+
+    def table(self, group: Group, column: Column, results: Sequence[Result]) -> None:
+        seeds = {r.name: r.seed for r in results}
+        caption = f"Results at each evaluated epoch. {protocol(column)}"
+        caption += " The loss is that of training, the mean over the epoch. Last line: "
+        caption += f"{column.floor_images}, by the same protocol, which is the best to expect."
+        used = sorted(
+            {str(seeds[cell.run]) for cell in column.cells if seeds.get(cell.run) is not None}
+        )
+        caption += f" Seeds: {', '.join(used)}." if used else ""
+        caption += "".join(f" Note: {label}." for label in group.labels)
+        self._text(f"table_{stem(column)}", latex.results(column, self.names), caption)
+
+    def seeds(self, column: Column, means: Sequence[SeedMean]) -> None:
+        if means:
+            used = sorted({seed for mean in means for seed in mean.seeds})
+            caption = "Mean and standard deviation over runs that differ by their seed only"
+            caption += f" (seeds {', '.join(map(str, used))}). {protocol(column)}"
+            self._text(f"seeds_{stem(column)}", latex.means(means), caption)
+
+    def pictures(self, result: Result) -> None:
+        label = self.names[result.name]
+        series: list[tuple[str, Images]] = []
+        panels: list[tuple[str, Images]] = []
+        sampler = ""
+        for epoch, path in spread(drawn(result.dir), EPOCHS):
+            try:
+                sets, (_, attributes) = read_images(path), hdf5.read(path, first=1)
+            except (OSError, hdf5.Damaged, KeyError, ValueError):
+                console.note(f"{path}: damaged; left out of the export")
+                continue
+            sampler = str(attributes.get("sampler", ""))
+            series.append((f"epoch {epoch}", sets["images"]))
+            if "original" in sets:
+                titles = {k: k for k in ("original", "degraded", "direct")}
+                titles["images"] = sampler or "restored"
+                panels = [(title, sets[key]) for key, title in titles.items() if key in sets]
+                at = epoch
+        about = f"{label}; sampler {sampler}, seed {result.seed}, nothing selected."
+        if series:
+            what = f"The first {len(series[-1][1])} images at each epoch. {about}"
+            self._figure(f"epochs_{slug(result.name)}", lambda: _panels(series), what)
+        if panels:
+            what = (
+                f"Test images, the same fully degraded (contrast stretched), predicted directly,"
+                f" and restored step by step, at epoch {at}. {about}"
+            )
+            self._figure(f"panels_{slug(result.name)}", lambda: _panels(panels), what)
+        path = result.dir.plots / "degradation.png"
+        if path.is_file():
+            what = f"How the process degrades four test images, from t = 0 to T. {label}."
+            self._figure(f"degradation_{slug(result.name)}", lambda: _picture(path), what)
+
+    def _named(self, runs: Mapping[str, Any]) -> str:
+        return "; ".join(self.names[run] for run in runs)
+
+    def _lines(
+        self,
+        lines: Mapping[str, Sequence[tuple[float, float]]],
+        ylabel: str,
+        *,
+        log: bool,
+        markers: bool,
+        floor: float | None = None,
+    ) -> Callable[[], Figure]:
+        def draw() -> Figure:
+            figure = _new(5.5, 3.2 + 0.17 * len(lines))
+            axes = figure.subplots()
+            for run, points in lines.items():
+                colour, dash, marker = self.looks[run]
+                axes.plot(
+                    *zip(*points, strict=True),
+                    color=colour,
+                    linestyle=dash,
+                    marker=marker if markers else None,
+                    markersize=4,
+                    linewidth=1.3,
+                    label=self.names[run],
+                )
+            if floor is not None:
+                axes.axhline(floor, color="0.35", linestyle=":", label="real test images")
+            axes.set(xlabel="epoch", ylabel=ylabel)
+            if log:
+                plain_log_axis(axes)
+            axes.grid(color="0.9")
+            figure.legend(loc="outside lower center", ncols=1, fontsize=8, frameon=False)
+            return figure
+
+        return draw
+
+    def _figure(self, name: str, draw: Callable[[], Figure], caption: str) -> None:
+        name = self._unique(name)
+        try:
+            with own_style(**STYLE):
+                figure = draw()
+                for kind, metadata in UNDATED.items():
+                    buffer = io.BytesIO()
+                    figure.savefig(buffer, format=kind, metadata=metadata)
+                    self._write(f"{name}.{kind}", buffer.getvalue())
+        except (OSError, ValueError, SyntaxError) as error:
+            console.note(f"{self.folder / name}: not drawn: {error}")
+            return
+        self._write(f"{name}.txt", f"{caption}\n".encode())
+
+    def _text(self, name: str, text: str, caption: str) -> None:
+        name = self._unique(name)
+        self._write(f"{name}.tex", text.encode())
+        self._write(f"{name}.txt", f"{caption}\n".encode())
+
+    def _unique(self, name: str) -> str:
+        """Two protocols may differ by what their name leaves out: the second is NAME_2."""
+        self.stems[name] += 1
+        return name if self.stems[name] == 1 else f"{name}_{self.stems[name]}"
+
+    def _write(self, name: str, content: bytes) -> None:
+        files.write_bytes(self.folder / name, content)
+        self.written.append(self.folder / name)
+
+
+def slug(text: str) -> str:
+    """A text as part of a file's name."""
+    return re.sub(r"[^A-Za-z0-9._]+", "-", text).strip("-.") or "run"
+
+
+def stem(column: Column) -> str:
+    """`classifier-1000-ddim-50`, a column's part of a file's name."""
+    about = column.cells[0].figure.protocol
+    convention = "report-" if about.convention else ""
+    return slug(f"{convention}{about.extractor}-{about.images}-{column.sampler}")
+
+
+def protocol(column: Column) -> str:
+    """The protocol in words."""
+    about = column.cells[0].figure.protocol
+    real = "test" if about.real_split == "test" else "training"
+    return (
+        f"{about.images:,} images for each figure ({column.sampler},"
+        f" {SOURCES.get(column.source, column.source)}, seed {about.seed}), judged by {about.judge}"
+        f" against {about.real_images:,} {real} images."
+    )
+
+
+def _new(width: float, height: float) -> Figure:
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def _panels(panels: Sequence[tuple[str, Images]]) -> Figure:
+    figure = _new(1.6 * len(panels), 1.85)
+    for axes, (title, images) in zip(
+        figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True
+    ):
+        grid = tile(images, max(1, round(len(images) ** 0.5)))
+        axes.imshow(grid, cmap="gray", vmin=0, vmax=255, interpolation="none")
+        axes.set_title(title, fontsize=8)
+        axes.axis("off")
+    return figure
+
+
+def _picture(path: Path) -> Figure:
+    with Image.open(path) as image:
+        pixels = np.asarray(image.convert("L"))
+    figure = _new(6.0, 6.0 * pixels.shape[0] / pixels.shape[1])
+    axes = figure.subplots()
+    axes.imshow(pixels, cmap="gray", vmin=0, vmax=255, interpolation="none")
+    axes.axis("off")
+    return figure
