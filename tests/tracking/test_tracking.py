@@ -15,13 +15,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
 import pytest
 
 from diffuse.rundir.attempt import Attempt
 from diffuse.rundir.directory import RunDir
 from diffuse.rundir.evaluations import Evaluation, Figure
-from diffuse.runtime import files
+from diffuse.runtime import files, hdf5
 from diffuse.tracking import mirror, rows
 from launch.inspection.run_status import run_statuses
 from tests import programs
@@ -151,6 +152,32 @@ def test_an_offline_run_holds_the_degradation(offline: RunDir) -> None:
     (path,) = column(history(first), "degradation.path")
     drawn = offline.plots / "degradation.png"
     assert (first.parent / "files" / path).read_bytes() == drawn.read_bytes()
+
+
+def test_the_images_drawn_from_the_prior_are_a_picture_of_their_evaluation(
+    offline: RunDir, tmp_path: Path
+) -> None:
+    run = RunDir(tmp_path)
+    name = "samples/epoch_0003_unconditional_seed_0.h5"
+    hdf5.write(tmp_path / name, {"images": np.full((70, 28, 28), 7, np.uint8)}, {})
+    drawn = a_figure(9.0, sampler="unconditional", source="prior")
+    content = EVALUATION.model_copy(
+        update={"figures": [*EVALUATION.figures, drawn.model_copy(update={"samples": name})]}
+    )
+    files.write_json(run.evaluation_path(3), content.plain())
+    line = {"event": "evaluation", "epoch": 3}
+    row = rows.row_of(run, offline.config(), line)
+    picture = row["samples_unconditional"]
+    assert picture.shape == (8 * 30 + 2, 8 * 30 + 2)
+    assert (picture == 7).sum() == 64 * 28 * 28
+    (tmp_path / name).write_bytes(b"damaged")
+    assert rows.row_of(run, offline.config(), line)["eval/fid/unconditional"] == 9.0
+
+
+def test_an_offline_run_holds_the_load_of_the_trainers_machine(offline: RunDir) -> None:
+    first, *_ = logs(offline)
+    loads = [r["stats"]["item"] for r in records(first) if r["type"] == "stats"]
+    assert any("memory_percent" in load for load in loads)
 
 
 def test_an_offline_run_holds_the_figures_beside_their_floors(offline: RunDir) -> None:
