@@ -9,6 +9,7 @@ DATA := $(or $(DIFFUSE_DATA),data)
 # The image's base and labels.
 APPTAINER ?= $(or $(shell command -v apptainer singularity | head -n 1),apptainer)
 BUILD_ARGS := $(if $(FROM),--build-arg FROM=$(FROM)) \
+  $(if $(TORCH_INDEX),--build-arg TORCH_INDEX=$(TORCH_INDEX)) \
   --build-arg VERSION=$(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml) \
   --build-arg COMMIT=$(or $(shell git describe --always --dirty=+ --abbrev=40 2>/dev/null),unknown)
 
