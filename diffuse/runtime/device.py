@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -55,7 +55,7 @@ def resolve_precision(amp: str, device: torch.device) -> Precision:
         # By capability, not by torch.cuda.is_bf16_supported(), which counts slow emulation too.
         has_bf16 = torch.cuda.get_device_capability(device)[0] >= 8
     else:
-        has_bf16 = bool(torch.cpu.get_capabilities().get("avx512_bf16"))
+        has_bf16 = bool(_cpu().get("avx512_bf16"))
     match amp:
         case "auto":
             return "bf16" if has_bf16 else "fp16" if device.type == "cuda" else "fp32"
@@ -79,7 +79,7 @@ def device_name(device: torch.device) -> str:
     """The model of the device, for manifests."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return str(torch.cpu.get_capabilities().get("cpu_name", "cpu")).strip()
+    return str(_cpu().get("cpu_name", "cpu")).strip()
 
 
 def board(device: torch.device) -> str:
@@ -168,6 +168,12 @@ def _no_gpu() -> str:
     except RuntimeError as error:  # an old driver, say
         return f"torch sees no GPU here ({str(error).splitlines()[0].rstrip('.')})"
     return "torch sees no GPU here"
+
+
+def _cpu() -> dict[str, Any]:
+    """The CPU's name and instructions; of an older torch, which does not tell them, nothing."""
+    tell: Callable[[], dict[str, Any]] = getattr(torch.cpu, "get_capabilities", dict)
+    return tell()
 
 
 def _driver() -> str | None:

@@ -146,7 +146,8 @@ def _configure_torch(config: Config) -> None:
         if config.train.compile:
             from torch._inductor import config as inductor
 
-            inductor.deterministic = True
+            if hasattr(inductor, "deterministic"):  # torch 2.10
+                inductor.deterministic = True
     torch.backends.cudnn.benchmark = not config.train.deterministic
 
 
