@@ -175,6 +175,8 @@ class Export:
         floor: float | None = None,
     ) -> Callable[[], Figure]:
         def draw() -> Figure:
+            from matplotlib.ticker import MaxNLocator
+
             figure = _new(5.5, 3.2 + 0.17 * len(lines))
             axes = figure.subplots()
             for run, points in lines.items():
@@ -191,6 +193,7 @@ class Export:
             if floor is not None:
                 axes.axhline(floor, color="0.35", linestyle=":", label="real test images")
             axes.set(xlabel="epoch", ylabel=ylabel)
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
             if log:
                 plain_log_axis(axes)
             axes.grid(color="0.9")
