@@ -24,8 +24,8 @@ def main(
         typer.Option(
             help="Sampler. DDPM: ancestral, ddim or dpm, also as dpm-50-eta3-clip (50 steps, fresh"
             " noise, each x0 kept in range) or dpm-50-w1 (guided by labels). Cold diffusion:"
-            " algorithm2, algorithm1, renoise, direct or unconditional. Default: the model's usual"
-            " one."
+            " algorithm2, algorithm1, renoise, direct, unconditional or uniform. Default: the"
+            " model's usual one."
         ),
     ] = None,
     steps: Annotated[
@@ -47,6 +47,14 @@ def main(
         int, typer.Option(min=1, help="Images computed at once; changes speed and memory only.")
     ] = 256,
     device: options.Device = "auto",
+    trajectory: Annotated[
+        bool,
+        typer.Option(
+            "--trajectory",
+            help="Also draw the way from x_T to x_0, of averaged images the way there, too: a GIF"
+            " of the first 16 images or fewer, and a strip of the first 8.",
+        ),
+    ] = False,
     data_dir: options.DataDir = options.DATA,
     output: Annotated[
         Path | None,
@@ -57,11 +65,12 @@ def main(
 ) -> None:
     """Draw samples into a PNG grid and an HDF5 file."""
     import diffuse
-    from diffuse.data.tensors import to_uint8
+    from diffuse.data.tensors import stretch, to_uint8
     from diffuse.rundir import plots
     from diffuse.runtime import hdf5
     from diffuse.runtime.console import Meter
     from diffuse.runtime.device import explained
+    from diffuse.sampling.trajectory import SHOWN, Trajectory, draw
 
     model = diffuse.load(source, epoch=epoch, device=device)
     usual = model.sampler
@@ -74,6 +83,7 @@ def main(
     amplitude = model.config.data.amplitude
 
     meter = Meter(f"{n} samples, {spec}", total=spec.steps * math.ceil(n / batch))
+    observed = Trajectory(model.process.T, amplitude, min(n, SHOWN) if trajectory else 0)
     with explained(model.device), meter:
         x = model.sample(
             n,
@@ -83,6 +93,7 @@ def main(
             batch=batch,
             data_dir=data_dir,
             on_step=lambda done, total: meter.update(done, "network evaluations"),
+            observe=observed.observe,
         )
     images = to_uint8(x, amplitude).numpy()
     folder = output or (model.run.samples if model.run else Path())
@@ -91,10 +102,21 @@ def main(
     png, h5 = stem.with_name(stem.name + ".png"), stem.with_name(stem.name + ".h5")
     arrays = {"images": images}
     panels = [(spec.title, images)]
+    described = {}
+    if spec.method.source != "noise":
+        x_T = observed.x_T
+        arrays["x_T"] = x_T.numpy()
+        described["x_T"] = {
+            "meaning": f"the images at t = T, where sampling starts; of the {spec.method.source}",
+            "value_range": f"-{amplitude:g} black to {amplitude:g} white",
+        }
+        heading = "degraded" if spec.is_conditional else "drawn x_T"
+        panels.insert(0, (f"{heading} (contrast stretched)", stretch(x_T)))
+    originals = None
     if spec.is_conditional:
-        originals = to_uint8(model.originals(range(n), data_dir), amplitude).numpy()
-        arrays["original"] = originals
-        panels.insert(0, ("original", originals))
+        originals = model.originals(range(n), data_dir)
+        arrays["original"] = to_uint8(originals, amplitude).numpy()
+        panels.insert(0, ("original", arrays["original"]))
     hdf5.write(
         h5,
         arrays,
@@ -111,12 +133,22 @@ def main(
             "batch": batch,
             "value_range": "uint8, 0 black to 255 white, clamped",
         },
+        array_attributes=described,
     )
     columns = math.ceil(math.sqrt(n))
     title = f"{model.name}, epoch {model.epoch}"
     if plots.image_panels(png, panels, columns=columns, title=title):
         print(png)
     print(h5)
+    if trajectory:
+        ways = [observed.reverse()]
+        if originals is not None:
+            shown = originals[:SHOWN].to(model.device)
+            ways.insert(0, observed.forward(model.process, shown, seed))
+        moving = stem.with_name(f"{stem.name}_trajectory.gif")
+        strip = stem.with_name(f"{stem.name}_trajectory.png")
+        draw(moving, strip, ways, f"{title}, {spec.title}")
+        print(moving, strip, sep="\n")
 
 
 if __name__ == "__main__":

@@ -139,6 +139,7 @@ class AveragingConfig(ProcessConfig):
         "renoise": Method("Renoising", "test images"),
         "direct": Method("Direct prediction", "test images", 1),
         "unconditional": Method("From the prior", "prior"),
+        "uniform": Method("From uniform means", "uniform means"),
     }
     kind: Literal["averaging"] = Field(description="cold diffusion")
     orientation: Orientation = Field(description="the lines that are averaged")

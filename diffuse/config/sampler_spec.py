@@ -20,9 +20,9 @@ NUMBER = r"(\d+(?:\.\d+)?(?:e-\d\d)?)"
 WRITTEN = re.compile(rf"([a-z]+\d?)(?:-(\d{{1,9}}))?(?:-eta{NUMBER})?(?:-w{NUMBER})?(-clip)?")
 LARGEST_GUIDANCE = 20.0
 
-# The origin of x_T: noise alone, a distribution fitted to the training images, or degraded test
-# images, which the sampler restores.
-Source = Literal["noise", "prior", "test images"]
+# The origin of x_T: noise alone, a distribution fitted to the training images, means drawn from a
+# uniform distribution, or degraded test images, which the sampler restores.
+Source = Literal["noise", "prior", "uniform means", "test images"]
 
 
 @dataclass(frozen=True)

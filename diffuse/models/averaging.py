@@ -146,6 +146,7 @@ def algorithm1(network: Network, process: Averaging, x: Tensor, sampling: Sampli
     """Algorithm 1 of Bansal et al. 2022: restore, degrade one step less, repeat."""
     for s in range(process.T, 0, -1):
         x0_hat = predict(network, process, x, s)
+        sampling.observe(s, x, x0_hat)
         x = process.degrade(x0_hat, timestep(x, s - 1))
         sampling.on_step(process.T - s + 1, process.T)
     return x
@@ -155,6 +156,7 @@ def algorithm2(network: Network, process: Averaging, x: Tensor, sampling: Sampli
     """Algorithm 2 of Bansal et al. 2022: x_{s-1} = x_s - D(x0_hat, s) + D(x0_hat, s - 1)."""
     for s in range(process.T, 0, -1):
         x0_hat = predict(network, process, x, s)
+        sampling.observe(s, x, x0_hat)
         x = (
             x
             - process.degrade(x0_hat, timestep(x, s))
@@ -171,6 +173,7 @@ def renoise(network: Network, process: Averaging, x: Tensor, sampling: Sampling)
     """
     for s in range(process.T, 0, -1):
         x0_hat = predict(network, process, x, s)
+        sampling.observe(s, x, x0_hat)
         h = process.centred(x0_hat) + process.fully_degraded(process.summary(x))
         eps = sampling.noise() if s > 1 else None
         x = process.degrade(h, timestep(x, s - 1), eps)
@@ -187,6 +190,7 @@ def unconditional(network: Network, process: Averaging, x: Tensor, sampling: Sam
 def direct(network: Network, process: Averaging, x: Tensor, sampling: Sampling) -> Tensor:
     """The prediction of x0 from x_T in one evaluation."""
     x0_hat = predict(network, process, x, process.T)
+    sampling.observe(process.T, x, x0_hat)
     sampling.on_step(1, 1)
     return x0_hat
 
@@ -197,4 +201,5 @@ SAMPLERS: dict[str, Sampler[Averaging]] = {
     "renoise": renoise,
     "direct": direct,
     "unconditional": unconditional,
+    "uniform": unconditional,  # the report's start, section 2.3
 }

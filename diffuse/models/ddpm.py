@@ -146,7 +146,8 @@ def ancestral(network: Network, process: Ddpm, x: Tensor, sampling: Sampling) ->
     """Algorithm 2 of Ho et al. 2020 with sigma_t^2 = beta_t; always T steps."""
     beta, alpha_bar = process.beta, process.alpha_bar
     for t in range(process.T, 0, -1):
-        _, eps_hat = _split(network, process, x, t, None)
+        x0_hat, eps_hat = _split(network, process, x, t, None)
+        sampling.observe(t, x, x0_hat)
         x = (x - beta[t] / (1 - alpha_bar[t]).sqrt() * eps_hat) / (1 - beta[t]).sqrt()
         if t > 1:
             x = x + beta[t].sqrt() * sampling.noise()
@@ -163,6 +164,7 @@ def ddim(network: Network, process: Ddpm, x: Tensor, sampling: Sampling) -> Tens
     for k, (t, s) in enumerate(itertools.pairwise(taus)):
         now, then = process.alpha_bar[t], process.alpha_bar[s]
         x0_hat, eps_hat = _split(network, process, x, t, sampling.limit)
+        sampling.observe(t, x, x0_hat)
         sigma = sampling.eta * ((1 - then) / (1 - now) * (1 - now / then)).sqrt()
         x = then.sqrt() * x0_hat + (1 - then - sigma**2).clamp(min=0).sqrt() * eps_hat
         if sampling.eta > 0 and s > 0:
@@ -185,6 +187,7 @@ def dpm(network: Network, process: Ddpm, x: Tensor, sampling: Sampling) -> Tenso
     before: tuple[Tensor, Tensor] | None = None  # x0_hat and h of the step before
     for k, (t, s) in enumerate(itertools.pairwise(taus)):
         x0_hat, _ = _split(network, process, x, t, sampling.limit)
+        sampling.observe(t, x, x0_hat)
         h = log_snr[s] - log_snr[t]
         blend = x0_hat
         if before is not None and s > 0:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from diffuse.config.processes import Loss
 
+Observer = Callable[[int, Tensor, Tensor], None]  # (t, x_t, x0_hat), both [B, 1, 28, 28]
 Network = Callable[[Tensor, Tensor], Tensor]  # (x_t [B, 1, 28, 28], t / T [B]) -> [B, 1, 28, 28]
 
 
@@ -29,6 +30,7 @@ class Sampling:
     eta: float = 0.0  # the amount of fresh noise: 0 none, 1 DDPM's
     limit: float | None = None  # predictions of x0 are clamped to [-limit, limit]
     on_step: Callable[[int, int], None] = lambda done, steps: None
+    observe: Observer = lambda t, x, x0_hat: None  # called before each step away from x_t
 
 
 class Process(Protocol):

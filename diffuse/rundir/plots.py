@@ -17,14 +17,14 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Concatenate, NamedTuple, ParamSpec
+from typing import TYPE_CHECKING, Any, Concatenate, NamedTuple, ParamSpec, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from diffuse.rundir import evaluations
 from diffuse.rundir.directory import RunDir
-from diffuse.runtime import console, files
+from diffuse.runtime import console, files, hdf5
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -34,7 +34,9 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 DASHES = ("-", "--", "-.", ":")
 MARKERS = "osD^vPX"
 Images = NDArray[np.uint8]  # [n, 28, 28]
+REPORT_EPOCHS = (1, 20, 40, 60)
 P = ParamSpec("P")
+T = TypeVar("T")
 
 
 @contextlib.contextmanager
@@ -209,6 +211,32 @@ def evaluation_curves(run: RunDir) -> None:
         }
         real = {name: floor.values()[key] for name, floor in floors.items()}
         epoch_curves(run.plots / f"{key}.png", curves, real, label, title=title)
+
+
+def epoch_series(run: RunDir) -> None:
+    """plots/epochs.png: the run's samples at four epochs side by side, of the same noise.
+
+    The report's epochs (figures 1.3, 1.8 and 2.1) where the run has them; otherwise the first, the
+    last and two between. A damaged file is a note, and its epoch is left out.
+    """
+    panels = []
+    epochs = run.sampled_epochs()
+    for epoch in REPORT_EPOCHS if set(REPORT_EPOCHS) <= set(epochs) else spread(epochs, 4):
+        try:
+            arrays, _ = hdf5.read(run.samples_path(epoch), ["images"], first=16)
+        except (OSError, hdf5.Damaged) as error:
+            console.note(f"{run.plots / 'epochs.png'}: epoch {epoch} is left out: {reason(error)}")
+            continue
+        panels.append((f"epoch {epoch}", arrays["images"]))
+    if panels:
+        image_panels(run.plots / "epochs.png", panels, title=run.name)
+
+
+def spread(items: Sequence[T], most: int) -> list[T]:
+    """At most `most` items, evenly spread, the first and the last among them."""
+    if len(items) <= most:
+        return list(items)
+    return [items[round(k * (len(items) - 1) / (most - 1))] for k in range(most)]
 
 
 def tile(images: Images, columns: int) -> Images:

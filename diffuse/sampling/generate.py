@@ -9,10 +9,10 @@ from torch import Tensor, nn
 
 from diffuse.config.sampler_spec import SamplerSpec
 from diffuse.config.section import IMAGE_SIZE
-from diffuse.models.process import Network, Process, Sampling, timestep
+from diffuse.models.process import Network, Observer, Process, Sampling, timestep
 from diffuse.runtime.rng import Stream, generator
 from diffuse.sampling.labels import conditioned, drawn
-from diffuse.sampling.prior import Prior
+from diffuse.sampling.prior import Prior, uniform_means
 
 CHUNK = 32  # calls drawn at once: a generator per image is slow to ask, so it is asked rarely
 
@@ -55,6 +55,16 @@ def from_prior(process: Process, prior: Prior, seed: int, amplitude: float) -> S
     )
 
 
+def from_uniform(process: Process, seed: int, amplitude: float) -> Start:
+    """x_T whose means are uniform, as in the report's section 2.3."""
+
+    def start(indices: Sequence[int], eps: Tensor) -> Tensor:
+        means = process.summary(torch.zeros_like(eps)).shape[-1]
+        return process.fully_degraded(uniform_means(seed, indices, means, amplitude).to(eps), eps)
+
+    return start
+
+
 def from_images(process: Process, x0: Tensor, first_index: int = 0) -> Start:
     """x_T of originals x0 [n, 1, 28, 28], whose numbers begin with `first_index`."""
 
@@ -78,6 +88,7 @@ def generate(
     labels: Sequence[int] | None = None,
     batch: int = 256,
     on_step: Callable[[int, int], None] = lambda done, total: None,
+    observe: Observer = lambda t, x, x0_hat: None,
 ) -> Tensor:
     """The images numbered `indices` [n, 1, 28, 28], on the CPU.
 
@@ -86,6 +97,7 @@ def generate(
         device: where the network and the process are.
         labels: of a network that is told them; default: drawn uniformly.
         on_step: called with the network evaluations done and in all.
+        observe: called for each batch with t, x_t and the network's x0_hat, from x_T to x_0.
     """
     classes = getattr(network, "classes", 0)
     if labels is None and classes:
@@ -105,9 +117,10 @@ def generate(
         if labels is not None:
             of_part = torch.tensor(labels[number * batch :][: len(part)], device=device)
             told = conditioned(network, of_part, spec.guidance)
-        sampling = Sampling(noise, spec.steps, spec.eta, limit, report)
+        sampling = Sampling(noise, spec.steps, spec.eta, limit, report, observe)
         with torch.inference_mode():
             x = process.sample(spec.name, told, start(part, noise()), sampling)
+            observe(0, x, x)
         batches.append(x.cpu())
     network.train(was_training)
     return torch.cat(batches)

@@ -21,6 +21,7 @@ from diffuse.runtime.rng import Stream, derive_seed, generator
 CANDIDATES = (1, 4, 16, 64)  # numbers of components; with 128, held-out images are less likely
 FIT_IMAGES = 12_000  # of which a sixth is held out; more change the fit little and cost minutes
 FEWEST_IMAGES = 12
+BRIGHTEST_MEAN = 0.4  # of white; few lines of digits are brighter
 COVARIANCE_FLOOR = 1e-5  # lines at the border are black in nearly all images
 
 
@@ -46,6 +47,15 @@ class Prior:
             summaries.append(self.means[k] + self.cholesky[k] @ z)
         summary = torch.stack(summaries)[:, None].float()
         return summary.clamp(0, 1) * (2 * amplitude) - amplitude
+
+
+def uniform_means(seed: int, indices: Sequence[int], means: int, amplitude: float) -> Tensor:
+    """Means [B, 1, means], each uniform from black to BRIGHTEST_MEAN; by (seed, index) alone.
+
+    The report drew its degraded images so (section 2.3, figure 2.6); it does not give its bounds.
+    """
+    drawn = [torch.rand(means, generator=generator(seed, Stream.PRIOR, i)) for i in indices]
+    return torch.stack(drawn)[:, None] * (2 * amplitude * BRIGHTEST_MEAN) - amplitude
 
 
 def fit(images: Tensor, process: Process, seed: int) -> Prior:

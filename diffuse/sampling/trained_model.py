@@ -16,14 +16,21 @@ from diffuse.config.schema import Config
 from diffuse.config.validation import Layer
 from diffuse.data.tensors import load_split, to_x0
 from diffuse.models import build, build_process
-from diffuse.models.process import Process
+from diffuse.models.process import Observer, Process
 from diffuse.rundir import checkpoints
 from diffuse.rundir.directory import RunDir
 from diffuse.runtime import console
 from diffuse.runtime.errors import UserError
 from diffuse.runtime.options import default_data_dir, typed_model
 from diffuse.sampling import prior, published_weights, weight_file
-from diffuse.sampling.generate import Start, from_images, from_noise, from_prior, generate
+from diffuse.sampling.generate import (
+    Start,
+    from_images,
+    from_noise,
+    from_prior,
+    from_uniform,
+    generate,
+)
 from diffuse.sampling.prior import Prior
 
 
@@ -63,6 +70,7 @@ class Trained:
         originals: Tensor | None = None,
         data_dir: Path | None = None,
         on_step: Callable[[int, int], None] = lambda done, total: None,
+        observe: Observer = lambda t, x, x0_hat: None,
     ) -> Tensor:
         """Images [n, 1, 28, 28] in [-amplitude, amplitude], not clamped, on the CPU.
 
@@ -71,6 +79,7 @@ class Trained:
 
         Args:
             digit: of all images, for a model with labels; default: each image's is drawn.
+            observe: called for each batch with t, x_t and the network's x0_hat, from x_T to x_0.
 
         Raises UserError for a digit where the model knows none.
         """
@@ -97,6 +106,7 @@ class Trained:
             labels=None if digit is None else [digit] * n,
             batch=batch,
             on_step=on_step,
+            observe=observe,
         )
 
     def start(
@@ -109,6 +119,8 @@ class Trained:
             case "prior":
                 amplitude = self.config.data.amplitude
                 return from_prior(self.process, self.fit_prior(data_dir), seed, amplitude)
+            case "uniform means":
+                return from_uniform(self.process, seed, self.config.data.amplitude)
             case "test images":
                 return from_images(self.process, self.originals(indices, data_dir), indices.start)
 

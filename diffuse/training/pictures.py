@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import nn
 
 from diffuse.config.schema import Config
-from diffuse.data.tensors import load_split, to_uint8, to_x0
+from diffuse.data.tensors import load_split, stretch, to_uint8, to_x0
 from diffuse.models.process import Process, timestep
 from diffuse.rundir import plots
 from diffuse.rundir.directory import RunDir
@@ -29,7 +29,7 @@ Images = NDArray[np.uint8]
 def draw_epoch(
     config: Config, run: RunDir, process: Process, network: nn.Module, epoch: int, data_dir: Path
 ) -> None:
-    """samples/epoch_NNNN.png and .h5, plots/degradation.png once, and plots/loss.png anew."""
+    """samples/epoch_NNNN.png and .h5, plots/degradation.png once, and the other plots anew."""
     if not run.has_samples(epoch):
         panels, made_by = sample_panels(config, process, network, data_dir)
         hdf5.write(
@@ -41,6 +41,7 @@ def draw_epoch(
         plots.image_panels(run.picture_path(epoch), panels, title=f"{run.name}, epoch {epoch}")
     if not (run.plots / "degradation.png").exists():
         draw_degradation(config, run, process, data_dir)
+    plots.epoch_series(run)
     plots.loss_curve(run.plots / "loss.png", run.metrics(), title=run.name)
 
 
@@ -81,14 +82,3 @@ def draw_degradation(config: Config, run: RunDir, process: Process, data_dir: Pa
     plots.strip(
         run.plots / "degradation.png", np.stack(columns, axis=1), labels, title=f"{run.name}: x_t"
     )
-
-
-def stretch(x: Tensor) -> Images:
-    """x [n, 1, 28, 28] to uint8 [n, 28, 28], each image from its darkest to its lightest value.
-
-    Averages of mostly black images are dark: stretched, the eye sees the network's input.
-    """
-    low, high = x.amin((1, 2, 3), keepdim=True), x.amax((1, 2, 3), keepdim=True)
-    unit = (x - low) / (high - low).clamp(min=1e-6)
-    stretched: Images = (unit[:, 0] * 255).round().to(torch.uint8).numpy()
-    return stretched

@@ -43,6 +43,7 @@ HEADINGS = {
 SOURCES = {
     "noise": "from noise",
     "prior": "from the prior of line means",
+    "uniform means": "from uniform line means",
     "test images": "restored from degraded test images",
 }
 CAPTIONS = {

@@ -8,6 +8,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import diffuse
 from diffuse.rundir.directory import RunDir
@@ -46,6 +47,72 @@ def sample(
     assert done.returncode == 0, done.stderr
     png, h5 = map(Path, done.stdout.split())
     return png, h5
+
+
+@pytest.mark.parametrize(
+    ("kind", "sampler", "first", "frames"),
+    [
+        ("ddpm", "ancestral", 1000, 30),
+        ("ddpm", "ddim-4-eta1-clip", 1000, 5),
+        ("ddpm", "dpm-4", 1000, 5),
+        ("cold", "algorithm1", 0, 15),
+        ("cold", "algorithm2", 0, 15),
+        ("cold", "renoise", 0, 15),
+        ("cold", "direct", 0, 9),
+        ("cold", "unconditional", 7, 8),
+        ("cold", "uniform", 7, 8),
+    ],
+)
+def test_a_trajectory_is_drawn_beside_the_same_images(
+    kind: str,
+    sampler: str,
+    first: int,
+    frames: int,
+    runs: dict[str, RunDir],
+    data_dir: Path,
+    tmp_path: Path,
+) -> None:
+    """From T to 0 in the sampler's steps; of restored images from t = 0 to T before."""
+    arguments = (f"--sampler={sampler}", "-n", "3", "--batch=2", f"--output={tmp_path}")
+    _, plain = sample(runs[kind].path, data_dir, *arguments)
+    wanted = plain.read_bytes()
+    source = (runs[kind].path, f"--data-dir={data_dir}")
+    done = programs.run("diffuse.sample", *source, *arguments, "--trajectory")
+    assert done.returncode == 0, done.stderr
+    _, h5, moving, strip = map(Path, done.stdout.split())
+    assert h5.read_bytes() == wanted, "the same bits as without --trajectory"
+    assert strip.read_bytes()[:4] == b"\x89PNG"
+    with Image.open(moving) as picture:
+        assert picture.n_frames == frames  # type: ignore[attr-defined]
+        assert picture.info["loop"] == 0
+
+
+def test_an_observer_sees_the_start_the_way_and_the_end(runs: dict[str, RunDir]) -> None:
+    model = diffuse.load(runs["ddpm"].path, device="cpu")
+    seen = []
+    x = model.sample(2, sampler="ddim-4", observe=lambda t, x, x0_hat: seen.append((t, x, x0_hat)))
+    assert [t for t, _, _ in seen] == [1000, 750, 500, 250, 0]
+    assert torch.equal(seen[-1][1], x)
+    t, x_t, x0_hat = seen[2]
+    alpha_bar = model.process.alpha_bar[t]  # type: ignore[attr-defined]
+    with torch.inference_mode():
+        eps_hat = model.network(x_t, torch.full((2,), t / 1000))
+    torch.testing.assert_close(alpha_bar.sqrt() * x0_hat + (1 - alpha_bar).sqrt() * eps_hat, x_t)
+
+
+@pytest.mark.parametrize("sampler", ["unconditional", "uniform"])
+def test_the_drawn_start_is_kept_beside_its_result(
+    sampler: str, runs: dict[str, RunDir], data_dir: Path, tmp_path: Path
+) -> None:
+    output = f"--output={tmp_path}"
+    _, h5 = sample(runs["cold"].path, data_dir, f"--sampler={sampler}", "-n", "6", output)
+    with h5py.File(h5) as file:
+        x_T = file["x_T"][:]
+        assert file["x_T"].attrs["value_range"] == "-0.5 black to 0.5 white"
+    assert x_T.shape == (6, 1, 28, 28)
+    assert np.ptp(x_T, axis=2).max() == 0, "columns are flat"
+    assert (np.ptp(x_T, axis=3) > 0).all(), "and differ"
+    assert -0.5 <= x_T.min() < x_T.max() <= 0.5
 
 
 def images(path: Path) -> np.ndarray:
@@ -87,14 +154,16 @@ def test_an_image_does_not_depend_on_its_batch(
     assert apart.max() <= 1, "one grey value of 255 for another batch"
 
 
-@pytest.mark.parametrize("sampler", ["algorithm1", "algorithm2", "direct", "unconditional"])
+@pytest.mark.parametrize(
+    "sampler", ["algorithm1", "algorithm2", "direct", "unconditional", "uniform"]
+)
 def test_cold_samplers_restore_test_images_or_start_from_the_prior(
     sampler: str, runs: dict[str, RunDir], data_dir: Path, tmp_path: Path
 ) -> None:
     output = f"--output={tmp_path}"
     _, h5 = sample(runs["cold"].path, data_dir, f"--sampler={sampler}", "-n", "6", output)
     with h5py.File(h5) as file:
-        assert ("original" in file) == (sampler != "unconditional")
+        assert ("original" in file) == (sampler not in ("unconditional", "uniform"))
     assert images(h5).shape == (6, 28, 28)
 
 
