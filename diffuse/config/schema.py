@@ -141,7 +141,10 @@ class CheckpointConfig(Section):
 class SamplesConfig(Section):
     """The picture grids drawn during training."""
 
-    at_epochs: Epochs | None = Field(None, description="default: eval.at_epochs and the last")
+    at_epochs: Epochs | None = Field(
+        None,
+        description="default: 1, eval.at_epochs and the last. Pictures change no weights",
+    )
     images: int = Field(16, ge=1, le=1024, description="in each picture")
     samplers: Annotated[tuple[str, ...], CommaSeparated] | None = Field(
         None, min_length=1, description="default: the process's own"
@@ -321,7 +324,7 @@ class Config(Section):
     def sampled_epochs(self) -> tuple[int, ...]:
         """The epochs at which training draws a grid of samples."""
         if self.samples.at_epochs is None:
-            return self.evaluated_epochs
+            return tuple(sorted({1, *self.evaluated_epochs}))
         return tuple(sorted(set(self.samples.at_epochs)))
 
     def to_yaml(self) -> str:

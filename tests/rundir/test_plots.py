@@ -10,7 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from diffuse.config.presets import load_config
+from diffuse.config.schema import SamplesConfig
 from diffuse.rundir import plots
+from diffuse.rundir.directory import RunDir
+from diffuse.runtime import hdf5
 from launch.comparison import charts
 from tests import programs
 
@@ -18,7 +22,11 @@ DRAW = """
 import sys
 from pathlib import Path
 import numpy as np
+from diffuse.config.presets import load_config
+from diffuse.config.schema import SamplesConfig
 from diffuse.rundir import plots
+from diffuse.rundir.directory import RunDir
+from diffuse.runtime import hdf5
 from launch.comparison import charts
 folder = Path(sys.argv[1])
 grid = np.zeros((4, 28, 28), np.uint8)
@@ -130,7 +138,7 @@ def test_a_training_ends_well_where_nothing_can_be_drawn(tmp_path: Path, data_di
         )
         assert done.returncode == 0, done.stderr
         notes = [line for line in done.stderr.splitlines() if "not drawn" in line]
-        assert len(notes) == len(done.stderr.splitlines()) == 3
+        assert len(notes) == len(done.stderr.splitlines()) == 4
         assert notes[0].endswith("epoch_0001.png: not drawn: OSError: no temporary folder")
     run = programs.only_run(runs)
     assert len(run.metrics("epoch")) == 1
@@ -141,5 +149,41 @@ def test_a_training_ends_well_where_nothing_can_be_drawn(tmp_path: Path, data_di
         "epoch_0001.png",
         "epoch_0001.h5",
         "degradation.png",
+        "epochs.png",
         "loss.png",
     }
+
+
+def test_the_samples_of_the_reports_epochs_stand_side_by_side(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = RunDir(tmp_path / "run")
+    drawn: list[tuple[str, float]] = []
+
+    def panels(path: Path, grids: list[tuple[str, np.ndarray]], **more: str) -> None:
+        drawn[:] = [(name, float(images[0, 0, 0])) for name, images in grids]
+
+    epoch_series = plots.epoch_series
+    for epoch in (1, 10, 20, 30, 40, 60, 100):
+        images = np.full((20, 28, 28), epoch, np.uint8)
+        hdf5.write(run.samples_path(epoch), {"images": images}, {})
+    epoch_series(run)
+    assert (run.plots / "epochs.png").read_bytes()[:4] == b"\x89PNG"
+    monkeypatch.setattr(plots, "image_panels", panels)
+    epoch_series(run)
+    assert drawn == [("epoch 1", 1), ("epoch 20", 20), ("epoch 40", 40), ("epoch 60", 60)]
+    run.samples_path(20).write_bytes(b"torn")
+    epoch_series(run)
+    assert [name for name, _ in drawn] == ["epoch 1", "epoch 40", "epoch 60"]
+    assert "epoch 20 is left out" in "".join(capsys.readouterr())
+    run.samples_path(20).unlink()
+    epoch_series(run)
+    assert [name for name, _ in drawn] == ["epoch 1", "epoch 30", "epoch 40", "epoch 100"]
+
+
+def test_the_first_epoch_has_a_picture_unless_others_are_asked_for() -> None:
+    config = load_config("ddpm/default")
+    assert config.sampled_epochs == (1, *config.evaluated_epochs)
+    named = config.model_copy(update={"samples": SamplesConfig(at_epochs=(5,))})
+    assert named.sampled_epochs == (5,)
+    assert named.signature == config.signature
