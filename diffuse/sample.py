@@ -65,7 +65,7 @@ def main(
 ) -> None:
     """Draw samples into a PNG grid and an HDF5 file."""
     import diffuse
-    from diffuse.data.tensors import stretch, to_uint8
+    from diffuse.data.tensors import to_uint8
     from diffuse.rundir import plots
     from diffuse.runtime import hdf5
     from diffuse.runtime.console import Meter
@@ -111,7 +111,7 @@ def main(
             "value_range": f"-{amplitude:g} black to {amplitude:g} white",
         }
         heading = "degraded" if spec.is_conditional else "drawn x_T"
-        panels.insert(0, (f"{heading} (contrast stretched)", stretch(x_T)))
+        panels.insert(0, (f"{heading} (contrast stretched)", plots.stretch(x_T.numpy())))
     originals = None
     if spec.is_conditional:
         originals = model.originals(range(n), data_dir)

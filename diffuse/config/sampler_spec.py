@@ -73,6 +73,11 @@ class SamplerSpec:
         """True of a sampler that restores degraded test images."""
         return self.method.source == "test images"
 
+    @property
+    def draws_means(self) -> bool:
+        """True of a sampler that starts from drawn means of pixels."""
+        return self.method.source in ("prior", "uniform means")
+
     @classmethod
     def parse(
         cls,

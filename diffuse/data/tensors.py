@@ -11,7 +11,6 @@ from typing import Literal
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from diffuse.data.mnist import SHA256, read_verified
@@ -54,14 +53,3 @@ def to_uint8(x: Tensor, amplitude: float) -> Tensor:
     """
     unit = (x.float()[:, 0] + amplitude) / (2 * amplitude)
     return (unit.clamp(0, 1) * 255).round().to(torch.uint8)
-
-
-def stretch(x: Tensor) -> NDArray[np.uint8]:
-    """x [n, 1, 28, 28] to uint8 [n, 28, 28], each image from its darkest to its lightest value.
-
-    Averages of mostly black images are dark: stretched, the eye sees the network's input.
-    """
-    low, high = x.amin((1, 2, 3), keepdim=True), x.amax((1, 2, 3), keepdim=True)
-    unit = (x - low) / (high - low).clamp(min=1e-6)
-    stretched: NDArray[np.uint8] = (unit[:, 0] * 255).round().to(torch.uint8).numpy()
-    return stretched

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from diffuse.config.sampler_spec import SamplerSpec
+from diffuse.config.section import IMAGE_SIZE
 from diffuse.data.tensors import to_uint8
 from diffuse.runtime import hdf5
 from diffuse.runtime.distributed import World
@@ -70,7 +71,7 @@ class SampleSet:
             parts = [self._part(start, n) for start in starts]
             if kept is not None:
                 parts.insert(0, kept[:have])
-            self._keep(np.concatenate([part for part in parts if part is not None]))
+            self._keep(np.concatenate([part for part in parts if part is not None]), data_dir)
         done = world.from_main(self._kept() if world.is_main else None)
         assert done is not None
         assert len(done) >= n
@@ -109,10 +110,15 @@ class SampleSet:
         right = images.dtype == np.uint8 and len(images) == min(start + PART, n) - start
         return images if right else None
 
-    def _keep(self, images: np.ndarray) -> None:
+    def _keep(self, images: np.ndarray, data_dir: Path) -> None:
+        arrays = {"images": images}
+        if self.spec.draws_means:  # x_T float32 [n, 1, 28, 28], in the model's range
+            start = self.model.start(self.spec, self.seed, range(len(images)), data_dir)
+            eps = torch.zeros(len(images), 1, IMAGE_SIZE, IMAGE_SIZE, device=self.model.device)
+            arrays["x_T"] = start(range(len(images)), eps).cpu().numpy()
         hdf5.write(
             self.path,
-            {"images": images},
+            arrays,
             {
                 "model": self.model.name,
                 "signature": self.model.config.signature,

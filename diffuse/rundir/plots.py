@@ -239,6 +239,17 @@ def spread(items: Sequence[T], most: int) -> list[T]:
     return [items[round(k * (len(items) - 1) / (most - 1))] for k in range(most)]
 
 
+def stretch(x: NDArray[np.float32]) -> Images:
+    """x [n, 1, 28, 28] to uint8 [n, 28, 28], each image from its darkest to its lightest value.
+
+    Averages of mostly black images are dark: stretched, the eye sees the network's input.
+    """
+    low, high = x.min((1, 2, 3), keepdims=True), x.max((1, 2, 3), keepdims=True)
+    unit = (x - low) / np.maximum(high - low, np.float32(1e-6))
+    stretched: Images = (unit[:, 0] * 255).round().astype(np.uint8)
+    return stretched
+
+
 def tile(images: Images, columns: int) -> Images:
     """Images [n, h, w] as one picture with a border of 2 pixels around each."""
     n, h, w = images.shape

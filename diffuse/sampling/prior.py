@@ -7,17 +7,22 @@ components is the one under which held-out images are most likely.
 
 from __future__ import annotations
 
+import contextlib
 import copy
-from collections.abc import Sequence
+import json
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from diffuse.models.process import Process
+from diffuse.runtime import console, hdf5
 from diffuse.runtime.errors import UserError
 from diffuse.runtime.rng import Stream, derive_seed, generator
 
+VERSION = 1  # of the fit below: raised with each change to it, so that kept ones are left
 CANDIDATES = (1, 4, 16, 64)  # numbers of components; with 128, held-out images are less likely
 FIT_IMAGES = 12_000  # of which a sixth is held out; more change the fit little and cost minutes
 FEWEST_IMAGES = 12
@@ -47,6 +52,30 @@ class Prior:
             summaries.append(self.means[k] + self.cholesky[k] @ z)
         summary = torch.stack(summaries)[:, None].float()
         return summary.clamp(0, 1) * (2 * amplitude) - amplitude
+
+
+def kept(path: Path, key: str, fitted: Callable[[], Prior]) -> Prior:
+    """The prior in the file `path`, where it is of this key; otherwise a fitted one, kept there.
+
+    A damaged file is fitted anew with a note; a folder that cannot be written costs the fit only.
+    """
+    names = ("weights", "means", "cholesky")
+    try:
+        arrays, facts = hdf5.read(path, names)
+        if facts["key"] == key:
+            weights, means, cholesky = (torch.from_numpy(arrays[name]) for name in names)
+            scores = {int(k): v for k, v in json.loads(facts["held_out"]).items()}
+            return Prior(weights, means, cholesky, scores)
+    except FileNotFoundError:
+        pass
+    except (hdf5.Damaged, OSError, LookupError, ValueError, TypeError) as error:
+        console.note(f"{path}: fitted anew: {error}")
+    prior = fitted()
+    arrays = {name: getattr(prior, name).numpy() for name in names}
+    with contextlib.suppress(OSError):
+        held_out = json.dumps(prior.held_out)
+        hdf5.write(path, arrays, {"key": key, "held_out": held_out}, hdf5.CHECKSUMMED)
+    return prior
 
 
 def uniform_means(seed: int, indices: Sequence[int], means: int, amplitude: float) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -135,11 +136,20 @@ class Trained:
         return to_x0(images[list(indices)], self.config.data.amplitude)
 
     def fit_prior(self, data_dir: Path | None = None) -> Prior:
-        """The distribution of fully degraded training images."""
+        """The distribution of fully degraded training images; a run keeps it in prior.h5."""
         if self.prior is None:
-            limit = self.config.data.limit
-            images = load_split(data_dir or default_data_dir(), "train", limit).images
-            self.prior = prior.fit(images, self.process, self.config.seed)
+            limit, seed = self.config.data.limit, self.config.seed
+            split = load_split(data_dir or default_data_dir(), "train", limit)
+
+            def fitted() -> Prior:
+                return prior.fit(split.images, self.process, seed)
+
+            if self.run is None:
+                self.prior = fitted()
+            else:
+                process = self.config.process.model_dump(mode="json")
+                key = json.dumps([prior.VERSION, split.sha256, limit, seed, process])
+                self.prior = prior.kept(self.run.path / "prior.h5", key, fitted)
         return self.prior
 
 

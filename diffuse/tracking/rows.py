@@ -145,7 +145,13 @@ def _unconditional(
     if figure.samples is None or protocol.source != "prior" or protocol.without_sampler() != usual:
         return {}
     try:
-        arrays, _ = hdf5.read(run.path / figure.samples, ["images"], first=SHOWN)
-    except (OSError, hdf5.Damaged):
+        arrays, _ = hdf5.read(run.path / figure.samples, first=SHOWN)
+        shown = {"": arrays["images"]}
+    except (OSError, hdf5.Damaged, KeyError):
         return {}  # the figures count without it
-    return {f"samples_{protocol.sampler}": plots.tile(arrays["images"], columns=8)}
+    if "x_T" in arrays:  # the drawn start
+        shown["_x_T"] = plots.stretch(arrays["x_T"])
+    return {
+        f"samples_{protocol.sampler}{name}": plots.tile(images, columns=8)
+        for name, images in shown.items()
+    }

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from diffuse.config.schema import Config
-from diffuse.data.tensors import load_split, stretch, to_uint8, to_x0
+from diffuse.data.tensors import load_split, to_uint8, to_x0
 from diffuse.models.process import Process, timestep
 from diffuse.rundir import plots
 from diffuse.rundir.directory import RunDir
@@ -22,6 +23,7 @@ from diffuse.runtime import hdf5
 from diffuse.runtime.rng import Stream, generator
 from diffuse.sampling.generate import ImageNoise, from_images
 from diffuse.sampling.trained_model import Trained
+from diffuse.sampling.trajectory import Trajectory
 
 Images = NDArray[np.uint8]
 
@@ -31,11 +33,11 @@ def draw_epoch(
 ) -> None:
     """samples/epoch_NNNN.png and .h5, plots/degradation.png once, and the other plots anew."""
     if not run.has_samples(epoch):
-        panels, made_by = sample_panels(config, process, network, data_dir)
+        arrays, panels = sample_panels(config, run, process, network, data_dir)
+        made_by = str(config.picture_specs()[-1])
         hdf5.write(
             run.samples_path(epoch),
-            {"images": panels[-1][1]}
-            | {name.split(" ")[0].lower(): images for name, images in panels[:-1]},
+            arrays,
             {"run": run.name, "epoch": epoch, "sampler": made_by, "seed": config.seed},
         )
         plots.image_panels(run.picture_path(epoch), panels, title=f"{run.name}, epoch {epoch}")
@@ -46,26 +48,43 @@ def draw_epoch(
 
 
 def sample_panels(
-    config: Config, process: Process, network: nn.Module, data_dir: Path
-) -> tuple[list[tuple[str, Images]], str]:
-    """Headings and images, the samples last, and the sampler's name.
+    config: Config, run: RunDir, process: Process, network: nn.Module, data_dir: Path
+) -> tuple[dict[str, NDArray[Any]], list[tuple[str, Images]]]:
+    """The arrays of the file, and the picture's panels with their headings.
 
     Where test images are restored: original, degraded with stretched contrast, restorations.
+    Images from a drawn start stand beside it: float32 `x_T_SAMPLER` [n, 1, 28, 28] in the file.
     """
     n, amplitude = config.samples.images, config.data.amplitude
     device = next(network.parameters()).device
-    model = Trained("training", config, process, network, epoch=0, device=device)
+    model = Trained("training", config, process, network, epoch=0, device=device, run=run)
+    arrays: dict[str, NDArray[Any]] = {}
     panels, specs = [], config.picture_specs()
     originals = None
     if any(spec.is_conditional for spec in specs):
         originals = model.originals(range(n), data_dir)
         x_T = from_images(process, originals)(range(n), ImageNoise(config.seed, range(n), device)())
-        panels.append(("Original", to_uint8(originals, amplitude).numpy()))
-        panels.append(("Degraded (contrast stretched)", stretch(x_T.cpu())))
+        arrays["original"] = to_uint8(originals, amplitude).numpy()
+        arrays["degraded"] = plots.stretch(x_T.cpu().numpy())
+        panels.append(("Original", arrays["original"]))
+        panels.append(("Degraded (contrast stretched)", arrays["degraded"]))
     for spec in specs:
-        x = model.sample(n, sampler=spec, seed=config.seed, originals=originals, data_dir=data_dir)
-        panels.append((spec.title, to_uint8(x, amplitude).numpy()))
-    return panels, str(specs[-1])
+        seen = Trajectory(process.T, amplitude)
+        x = model.sample(
+            n,
+            sampler=spec,
+            seed=config.seed,
+            originals=originals,
+            data_dir=data_dir,
+            observe=seen.observe,
+        )
+        if spec.draws_means:
+            arrays[f"x_T_{spec}"] = seen.x_T.numpy()
+            panels.append(("Drawn x_T (contrast stretched)", plots.stretch(seen.x_T.numpy())))
+        name = "images" if spec is specs[-1] else str(spec)
+        arrays[name] = to_uint8(x, amplitude).numpy()
+        panels.append((spec.title, arrays[name]))
+    return arrays, panels
 
 
 def draw_degradation(config: Config, run: RunDir, process: Process, data_dir: Path) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from diffuse.rundir.directory import RunDir
-from diffuse.rundir.plots import Images, tile
+from diffuse.rundir.plots import Images, stretch, tile
 from diffuse.runtime import hdf5
 from launch.comparison.results import Result
 
@@ -34,6 +34,7 @@ class Album:
     grids: list[Picture]  # samples over epochs, each a square
     strips: list[Picture]  # one test image a column: original, degraded, then restored by epoch
     process: str  # plots/degradation.png
+    moving: str = ""  # the newest GIF that diffuse.sample --trajectory put into samples/
 
 
 def album(result: Result, most: int) -> Album:
@@ -47,31 +48,38 @@ def album(result: Result, most: int) -> Album:
     strips: list[Picture] = []
     for epoch, path in spread(drawn(result.dir), most):
         try:
-            sets = read_images(path)
+            sets, sampler = read_images(path), _sampler(path)
         except (OSError, hdf5.Damaged, KeyError, ValueError):
             result.problems.append(f"{path}: damaged; its pictures are left out")
             continue
         if "original" not in sets:
-            grids.append(_grid(f"epoch {epoch}", sets["images"]))
+            grids += _drawn_pair(f"epoch {epoch}", sets, f"x_T_{sampler}")
             continue
         if not strips:
             strips.append(_strip("original", sets["original"]))
             strips.append(_strip("degraded, contrast stretched", sets["degraded"]))
-        strips.append(_strip(f"direct, epoch {epoch}", sets["direct"]))
-        strips.append(_strip(f"Algorithm 2, epoch {epoch}", sets["images"]))
+        if "direct" in sets:
+            strips.append(_strip(f"direct, epoch {epoch}", sets["direct"]))
+        strips.append(_strip(f"{sampler}, epoch {epoch}", sets["images"]))
     # Cold diffusion without a test image: only the evaluation draws from the prior.
-    priors = {c.epoch: c.figure.samples for c in result.cells if c.source == "prior"}
-    found = [(epoch, result.dir.path / file) for epoch, file in sorted(priors.items()) if file]
-    for epoch, path in spread(found, most):
-        if path.parent != result.dir.samples:
-            continue
-        try:
-            grids.append(_grid(f"unconditional, epoch {epoch}", read_images(path)["images"]))
-        except FileNotFoundError:
-            continue  # cleaned away
-        except (OSError, hdf5.Damaged, KeyError, ValueError):
-            result.problems.append(f"{path}: damaged; its pictures are left out")
-    return Album(grids, strips, _process(result) if most > 1 else "")
+    for source in ("prior", "uniform means"):
+        drawn_at = {c.epoch: c.figure.samples for c in result.cells if c.source == source}
+        found = [
+            (epoch, result.dir.path / file) for epoch, file in sorted(drawn_at.items()) if file
+        ]
+        for epoch, path in spread(found, most):
+            if path.parent != result.dir.samples:
+                continue
+            try:
+                sets, sampler = read_images(path), _sampler(path)
+                grids += _drawn_pair(f"{sampler}, epoch {epoch}", sets, "x_T")
+            except FileNotFoundError:
+                continue  # cleaned away
+            except (OSError, hdf5.Damaged, KeyError, ValueError):
+                result.problems.append(f"{path}: damaged; its pictures are left out")
+    if most == 1:
+        return Album(grids, strips, "")
+    return Album(grids, strips, _process(result), _moving(result))
 
 
 def drawn(run: RunDir) -> list[tuple[int, Path]]:
@@ -87,13 +95,27 @@ def spread(found: list[tuple[int, Path]], most: int) -> list[tuple[int, Path]]:
     return [found[k] for k in sorted(chosen)]
 
 
+def _drawn_pair(caption: str, sets: dict[str, Images], start: str) -> list[Picture]:
+    """The images, and before them the drawn x_T from which they were made."""
+    grids = [_grid(caption, sets["images"])]
+    if start in sets:
+        grids.insert(0, _grid(f"drawn x_T, contrast stretched, {caption}", sets[start]))
+    return grids
+
+
 def read_images(path: Path) -> dict[str, Images]:
-    """The first 16 images of each data set."""
+    """The first 16 images of each data set, x_T with stretched contrast."""
     sets, _ = hdf5.read(path, first=16)
     for name, images in sets.items():
+        if name.startswith("x_T") and images.ndim == 4 and images.size:
+            sets[name] = images = stretch(images)
         if images.dtype != np.uint8 or images.ndim != 3 or not images.size:
             raise ValueError(f"{name}: {images.dtype} {images.shape}")
     return sets
+
+
+def _sampler(path: Path) -> str:
+    return str(hdf5.read(path, [])[1].get("sampler", "samples"))
 
 
 def _grid(caption: str, images: Images) -> Picture:
@@ -128,5 +150,17 @@ def _process(result: Result) -> str:
     return _data_uri(buffer.getvalue())
 
 
-def _data_uri(png: bytes) -> str:
-    return "data:image/png;base64," + base64.b64encode(png).decode()
+def _moving(result: Result) -> str:
+    """The newest moving picture of the run; "" where there is none."""
+    found = result.dir.samples.glob("*_trajectory.gif")
+    try:
+        newest = max(found, key=lambda path: path.stat().st_mtime, default=None)
+        content = b"" if newest is None else newest.read_bytes()
+    except OSError as error:
+        result.problems.append(f"{result.dir.samples}: no moving picture: {error.strerror}")
+        return ""
+    return _data_uri(content, "gif") if content.startswith(b"GIF8") else ""
+
+
+def _data_uri(content: bytes, kind: str = "png") -> str:
+    return f"data:image/{kind};base64," + base64.b64encode(content).decode()

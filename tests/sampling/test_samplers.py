@@ -444,3 +444,32 @@ def test_images_of_a_digit_are_told_that_digit_in_every_batch() -> None:
 
     assert means([7, 3, 9, 1, 5], 2) == [7, 3, 9, 1, 5]
     assert means(None, 2) == means(None, 5) == drawn(10, 0, range(5)).tolist()
+
+
+def test_a_kept_prior_is_the_fitted_one_and_a_damaged_one_is_fitted_anew(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from diffuse.sampling import prior
+
+    covariance = torch.eye(3, dtype=torch.float64)[None] / 7
+    one = prior.Prior(torch.ones(1).double(), torch.rand(1, 3).double(), covariance, {1: 0.1})
+    fits = []
+
+    def fitted() -> prior.Prior:
+        fits.append(1)
+        return one
+
+    path = tmp_path / "prior.h5"
+    for key, n in (("a", 1), ("a", 1), ("b", 2), ("b", 2)):
+        found = prior.kept(path, key, fitted)
+        assert len(fits) == n, "fitted once for each key"
+        assert torch.equal(found.sample(0, range(4), 0.5), one.sample(0, range(4), 0.5))
+        assert found.held_out == {1: 0.1}
+    assert not capsys.readouterr().err
+    path.write_bytes(b"torn")
+    assert torch.equal(prior.kept(path, "b", fitted).means, one.means)
+    assert len(fits) == 3
+    assert "fitted anew" in capsys.readouterr().err
+    prior.kept(path, "b", fitted)
+    assert len(fits) == 3
+    prior.kept(tmp_path / "file" / "x", "b", fitted)
