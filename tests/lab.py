@@ -68,5 +68,5 @@ class Lab:
         )
         return str(next(iter(self.status().values()))["job"])
 
-    def wait_empty(self, seconds: float = 150) -> None:
+    def wait_empty(self, seconds: float = 300) -> None:
         self.cluster.wait_empty(seconds)

@@ -52,15 +52,17 @@ def album(result: Result, most: int) -> Album:
         except (OSError, hdf5.Damaged, KeyError, ValueError):
             result.problems.append(f"{path}: damaged; its pictures are left out")
             continue
-        if "original" not in sets:
-            grids += _drawn_pair(f"epoch {epoch}", sets, f"x_T_{sampler}")
-            continue
-        if not strips:
+        if "original" in sets and not strips:
             strips.append(_strip("original", sets["original"]))
             strips.append(_strip("degraded, contrast stretched", sets["degraded"]))
-        if "direct" in sets:
-            strips.append(_strip(f"direct, epoch {epoch}", sets["direct"]))
-        strips.append(_strip(f"{sampler}, epoch {epoch}", sets["images"]))
+        for name, images in sets.items():
+            by = sampler if name == "images" else name
+            if name in ("original", "degraded") or name.startswith("x_T"):
+                continue
+            if "original" in sets and f"x_T_{by}" not in sets:
+                strips.append(_strip(f"{by}, epoch {epoch}", images))
+            else:
+                grids += _drawn_pair(f"{by}, epoch {epoch}", images, sets.get(f"x_T_{by}"))
     # Cold diffusion without a test image: only the evaluation draws from the prior.
     for source in ("prior", "uniform means"):
         drawn_at = {c.epoch: c.figure.samples for c in result.cells if c.source == source}
@@ -72,7 +74,8 @@ def album(result: Result, most: int) -> Album:
                 continue
             try:
                 sets, sampler = read_images(path), _sampler(path)
-                grids += _drawn_pair(f"{sampler}, epoch {epoch}", sets, "x_T")
+                caption = f"{sampler}, epoch {epoch}"
+                grids += _drawn_pair(caption, sets["images"], sets.get("x_T"))
             except FileNotFoundError:
                 continue  # cleaned away
             except (OSError, hdf5.Damaged, KeyError, ValueError):
@@ -95,12 +98,10 @@ def spread(found: list[tuple[int, Path]], most: int) -> list[tuple[int, Path]]:
     return [found[k] for k in sorted(chosen)]
 
 
-def _drawn_pair(caption: str, sets: dict[str, Images], start: str) -> list[Picture]:
-    """The images, and before them the drawn x_T from which they were made."""
-    grids = [_grid(caption, sets["images"])]
-    if start in sets:
-        grids.insert(0, _grid(f"drawn x_T, contrast stretched, {caption}", sets[start]))
-    return grids
+def _drawn_pair(caption: str, images: Images, x_T: Images | None) -> list[Picture]:
+    """The images, and before them the drawn x_T, if any, from which they were made."""
+    start = [] if x_T is None else [_grid(f"drawn x_T, contrast stretched, {caption}", x_T)]
+    return [*start, _grid(caption, images)]
 
 
 def read_images(path: Path) -> dict[str, Images]:

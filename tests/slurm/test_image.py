@@ -222,7 +222,7 @@ def test_a_sweep_runs_its_own_code_over_the_images_on_two_nodes(
         [*sweep, *place, *options, *SMALL], env=env, capture_output=True, text=True, timeout=60
     )
     assert done.returncode == 0, done.stderr
-    slurm.wait_empty(120)
+    slurm.wait_empty()
     (config,) = (tmp_path / "runs").glob("*/config.yaml")
     run = RunDir(config.parent)
     logs = "".join(path.read_text() for path in run.logs.glob("*.log"))

@@ -57,7 +57,7 @@ def test_a_sbatch_that_prints_a_banner_is_understood_by_sweep_and_doctor(
     assert said.returncode == 0, said.stderr
     ids = {line.split()[1] for line in arrays(lab)}
     assert {line.split()[2] for line in said.stdout.splitlines() if ": job " in line} == ids
-    options = (f"--data-dir={lab.data_dir}", "--cluster=slurm", "--job", "--wait=60", ONE_CORE)
+    options = (f"--data-dir={lab.data_dir}", "--cluster=slurm", "--job", "--wait=300", ONE_CORE)
     checks = doctor(
         tmp_path, *options, "--cluster-set=gpus_per_node=0", env=lab.cluster.env | {"PATH": path}
     )
@@ -97,7 +97,7 @@ def test_a_hidden_partition_may_be_used_and_an_unknown_one_is_slurms_to_refuse(l
 def test_jobs_that_are_given_no_environment_train(lab: Lab, export: str) -> None:
     lab.grid.write_text(DDPM % 1)
     lab.sweep("--no-evaluate", f"--cluster-set=extra={{export: {export}}}")
-    lab.wait_empty(90)
+    lab.wait_empty()
     (row,) = lab.status().values()
     assert row["state"] == "done", row
 
@@ -106,7 +106,7 @@ def test_the_doctors_job_and_batch_scripts_work_without_an_environment(
     lab: Lab, tmp_path: Path
 ) -> None:
     settings = ("extra={export: NONE}", "gpus_per_node=0", "cpus_per_task=1")
-    options = (f"--data-dir={lab.data_dir}", "--cluster=slurm", "--job", "--wait=60")
+    options = (f"--data-dir={lab.data_dir}", "--cluster=slurm", "--job", "--wait=300")
     given = [f"--cluster-set={setting}" for setting in settings]
     assert doctor(tmp_path, *options, *given, env=lab.cluster.env)["job"]["state"] == "ok"
     project = programs.copy_project(tmp_path / "project")
@@ -142,9 +142,9 @@ def test_packages_of_a_module_are_found_by_every_job_behind_the_code_it_is_to_ru
     lab.grid.write_text(DDPM % 1)
     setup = f"--cluster-set=setup=[export PYTHONPATH={module}]"
     lab.sweep("--no-evaluate", setup)
-    lab.wait_empty(90)
+    lab.wait_empty()
     assert seen() == set(lab.runs.glob(".launch/code/*"))
-    options = (f"--data-dir={lab.data_dir}", "--cluster=slurm", "--job", "--wait=60", ONE_CORE)
+    options = (f"--data-dir={lab.data_dir}", "--cluster=slurm", "--job", "--wait=300", ONE_CORE)
     doctor(tmp_path, *options, setup, "--cluster-set=gpus_per_node=0", env=lab.cluster.env)
     assert seen() == set(tmp_path.glob(".launch/doctor/code/*"))
     arguments = (*SMALL, "--epochs=1", f"--data-dir={lab.data_dir}")

@@ -84,7 +84,7 @@ def test_where_the_site_forbids_requeueing_the_next_sweep_goes_on(
     lab.sweep("--no-evaluate", "--cluster-set=extra={requeue: false, no-requeue: true}")
     job = lab.wait_training()
     lab.cluster.slurm("scancel", "--signal=USR2", job)
-    lab.wait_empty(60)
+    lab.wait_empty()
     (row,) = lab.status().values()
     assert row["state"] == "interrupted"
     assert "the next sweep goes on" in row["reason"]
@@ -118,7 +118,7 @@ def test_a_node_that_dies_loses_no_run(lab: Lab, undisturbed: RunDir) -> None:
 
 def test_a_task_that_always_crashes_leaves_nothing_pending_and_is_named(lab: Lab) -> None:
     lab.sweep("--set=train.lr=1e30", "--epochs=1")
-    lab.wait_empty(90)
+    lab.wait_empty()
     (row,) = lab.status().values()
     assert row["state"] == "failed"
     assert "the loss became nan" in row["reason"]
@@ -131,7 +131,7 @@ def test_cancel_ends_the_jobs_and_the_next_sweep_goes_on(lab: Lab, undisturbed: 
     lab.sweep()
     lab.wait_training()
     assert "cancelled 3 jobs" in lab.sweep("--cancel")
-    lab.wait_empty(60)
+    lab.wait_empty()
     assert lab.run().status()["state"] == "interrupted"
     assert "1 resume" in lab.sweep("--no-evaluate")
     lab.wait_empty()
@@ -153,7 +153,7 @@ def test_status_is_right_without_accounting(
 ) -> None:
     lab = Lab(slurm_without_accounting, DDPM % 1, tmp_path, data_dir)
     lab.sweep("--no-evaluate")
-    lab.wait_empty(90)
+    lab.wait_empty()
     (row,) = lab.status().values()
     assert (row["state"], row["epoch"], row["attempts"]) == ("done", 1, 1)
 
@@ -164,7 +164,7 @@ def test_a_job_that_ends_before_its_program_says_why_without_accounting_too(
     lab = Lab(slurm_without_accounting, DDPM % 1, tmp_path, data_dir)
     setup = "setup=[\"echo 'error: no module cuda/99' >&2; exit 1\"]"
     lab.sweep("--no-evaluate", f"--cluster-set={setup}")
-    lab.wait_empty(60)
+    lab.wait_empty()
     (row,) = lab.status().values()
     assert (row["state"], row["reason"]) == ("failed", "no module cuda/99")
     assert "no module cuda/99" in lab.program("status.py", "--log", row["run"]).stdout

@@ -144,13 +144,13 @@ def test_cancel_ends_the_named_jobs_and_no_others(lab: Lab) -> None:
 def test_a_rerun_lies_beside_and_overwrites_nothing(lab: Lab) -> None:
     lab.grid.write_text(DDPM % 1)
     lab.sweep("--no-evaluate")
-    lab.wait_empty(60)
+    lab.wait_empty()
     (first,) = lab.runs.glob("ddpm-*")
     content = {path: path.read_bytes() for path in first.rglob("*") if path.is_file()}
     said = lab.sweep("--no-evaluate", "--rerun")
     assert "1 new" in said
     assert "rerun-001" in said
-    lab.wait_empty(60)
+    lab.wait_empty()
     again = lab.runs / "rerun-001" / first.name
     assert programs.read_json(again / "status.json")["state"] == "done"
     assert {path: path.read_bytes() for path in content} == content
@@ -200,7 +200,7 @@ def test_neither_limits_nor_the_job_that_a_sweep_runs_in_reach_its_jobs(lab: Lab
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (before, most))
     assert done.returncode == 0, done.stderr
-    lab.wait_empty(90)
+    lab.wait_empty()
     (row,) = lab.status().values()
     assert row["state"] == "done"
     (log,) = lab.run().logs.glob("*.log")

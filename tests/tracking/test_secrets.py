@@ -84,7 +84,7 @@ def test_the_key_of_wandb_is_in_no_job_script(
     lab = Lab(slurm, DDPM % 1, tmp_path, data_dir)
     done = lab.program("sweep.py", *lab.command("--no-evaluate"), WANDB_API_KEY=KEY)
     assert done.returncode == 0, done.stderr
-    lab.wait_empty(90)
+    lab.wait_empty()
     assert next(iter(lab.status().values()))["state"] == "done"
     assert list(lab.runs.rglob("*submission.sh"))
     assert not holding(tmp_path, KEY)

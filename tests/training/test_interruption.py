@@ -88,7 +88,7 @@ def test_requeues_without_progress_come_to_an_end_that_is_explained(lab: Lab) ->
         wait_until(lambda p=pattern: any(lab.runs.glob(p)), 300, "the job's start")  # type: ignore[misc]
         job = next(iter(lab.status().values()))["job"]
         lab.cluster.slurm("scontrol", "requeue", job)
-    lab.wait_empty(90)
+    lab.wait_empty()
     (row,) = lab.status().values()
     assert row["state"] == "failed"
     assert "1 requeue in a row without a new checkpoint" in row["reason"]
