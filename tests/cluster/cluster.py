@@ -137,7 +137,7 @@ class Cluster:
         self.slurm("scancel", "--user=root")
         self.wait_empty(40)
 
-    def wait_empty(self, seconds: float) -> None:
+    def wait_empty(self, seconds: float = 300) -> None:
         """Wait until no job waits or runs."""
         wait_until(lambda: not self.slurm("squeue", "-h"), seconds, "an empty queue", PAUSE_S)
 
