@@ -166,7 +166,7 @@ def _no_gpu() -> str:
     try:
         torch.cuda.init()  # type: ignore[no-untyped-call]
     except RuntimeError as error:  # an old driver, say
-        return f"torch sees no GPU here ({str(error).splitlines()[0].rstrip('.')})"
+        return f"torch sees no GPU here ({str(error).partition('. ')[0].rstrip('.')})"
     return "torch sees no GPU here"
 
 

@@ -45,9 +45,11 @@ def run(drill: Drill) -> None:
 
 def _assert_stopped(child: Child) -> None:
     child.wait()
-    if child.code == -signal.SIGKILL or (child.code == 130 and not child.said().count("error: ")):
-        return  # killed, or Ctrl-C twice: nothing is said
-    assert_explained(child, *ENDS, -signal.SIGTERM, -signal.SIGUSR2)
+    if child.code in (-KILL, -TERM, -USR2):
+        return  # killed, or Python had not taken the signal over yet: nothing is said
+    if child.code == 130 and not child.said().count("error: "):
+        return  # Ctrl-C twice
+    assert_explained(child, *ENDS)
 
 
 def _in_a_save(drill: Drill, specimen: Specimen) -> None:

@@ -19,7 +19,7 @@ def test_part2_comes_through_with_its_chain_then_nothing_is_submitted_then_more(
 ) -> None:
     said = lab.sweep("--epochs=1,2", grid="part2")
     assert "6 training jobs: 6 new" in said
-    assert lab.cluster.slurm("squeue", "-h", "-r", "-o%j").count("train-part2") == 6
+    assert lab.cluster.slurm("squeue", "-h", "-r", "-o%j").count("evaluate-part2") == 6
     again = lab.sweep("--epochs=1,2", grid="part2")
     assert "nothing to submit" in again, "what waits or runs is not submitted twice"
     lab.wait_empty(280)

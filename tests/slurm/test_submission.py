@@ -213,7 +213,7 @@ def test_jobs_run_the_code_of_their_submission_after_an_edit(
     slurm: Cluster, tmp_path: Path, data_dir: Path
 ) -> None:
     root = programs.copy_project(tmp_path / "project")
-    lab = Lab(slurm, DDPM % 12, tmp_path, data_dir, root)
+    lab = Lab(slurm, DDPM % 60, tmp_path, data_dir, root)
     lab.sweep("--no-evaluate")
     job = lab.wait_training()
     first = programs.read_json(lab.run().manifest_path)["code"]
@@ -225,7 +225,7 @@ def test_jobs_run_the_code_of_their_submission_after_an_edit(
     assert (row["state"], row["attempts"]) == ("done", 2)
     assert programs.read_json(lab.run().manifest_path)["code"] == first
 
-    said = lab.sweep("--no-evaluate", "--epochs=13", HOLD)
+    said = lab.sweep("--no-evaluate", "--epochs=61", HOLD)
     assert f"the code changed since its last jobs ({first['snapshot']} -> " in said
     (latest,) = [
         content["code_changed"]

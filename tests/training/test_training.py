@@ -48,8 +48,8 @@ def whole(tmp_path_factory: pytest.TempPathFactory, data_dir: Path) -> RunDir:
     return programs.only_run(runs_dir)
 
 
-def test_a_run_directory_holds_the_files_of_the_readme(whole: RunDir) -> None:
-    there = {str(p.relative_to(whole.path)) for p in whole.path.rglob("*") if p.is_file()}
+def test_a_run_directory_holds_the_documented_files(whole: RunDir) -> None:
+    found = {str(p.relative_to(whole.path)) for p in whole.path.rglob("*") if p.is_file()}
     assert {
         "config.yaml",
         "manifest.json",
@@ -60,9 +60,12 @@ def test_a_run_directory_holds_the_files_of_the_readme(whole: RunDir) -> None:
         "checkpoints/epoch_0004.pt",
         "samples/epoch_0004.png",
         "samples/epoch_0004.h5",
+        "plots/epochs.png",
         "plots/loss.png",
+        "samples/epoch_0001.h5",
+        "samples/epoch_0001.png",
         "plots/degradation.png",
-    } == there
+    } == found
     assert whole.status()["state"] == "done"
     assert [e["step"] for e in whole.metrics("step")] == list(range(1, 8 * EPOCHS + 1))
 
@@ -384,7 +387,7 @@ def test_a_live_run_is_not_started_twice_on_one_machine(tmp_path: Path, data_dir
         ),
         (("--preset=ddpm/default", "--epochs=0"), "train.epochs"),
         (("--preset=ddpm/default", "--set=train.amp=fp16"), "needs a CUDA device"),
-        (("--preset=ddpm/default", "--device=cuda"), "no CUDA device"),
+        (("--preset=ddpm/default", "--device=cuda"), "torch sees no GPU here"),
         (("--nonsense",), "No such option"),
         ((), "either --preset or --config"),
     ],
