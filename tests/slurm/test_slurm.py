@@ -10,18 +10,20 @@ from launch.jobs import snapshot
 from tests import programs
 from tests.cluster.cluster import Cluster
 from tests.cluster.daemons import wait_until
-from tests.lab import DDPM, EPOCHS, URGENT, Lab
+from tests.lab import DDPM, EPOCHS, HOLD, URGENT, Lab
 from tests.programs import assert_same_training
 
 
 def test_part2_comes_through_with_its_chain_then_nothing_is_submitted_then_more(
     lab: Lab,
 ) -> None:
-    said = lab.sweep("--epochs=1,2", grid="part2")
+    said = lab.sweep("--epochs=1,2", HOLD, grid="part2")
     assert "6 training jobs: 6 new" in said
-    assert lab.cluster.slurm("squeue", "-h", "-r", "-o%j").count("evaluate-part2") == 6
+    queue = lab.cluster.slurm("squeue", "-h", "-r", "-o%j")
+    assert (queue.count("train-part2"), queue.count("evaluate-part2")) == (6, 6)
     again = lab.sweep("--epochs=1,2", grid="part2")
     assert "nothing to submit" in again, "what waits or runs is not submitted twice"
+    lab.cluster.slurm("scontrol", "release", *lab.cluster.slurm("squeue", "-h", "-o%A").split())
     lab.wait_empty(280)
     rows = lab.status()
     assert len(rows) == 6

@@ -17,10 +17,9 @@ from tests import programs
 from tests.cluster.cluster import Cluster
 from tests.cluster.daemons import wait_until
 from tests.conftest import require_slurm
-from tests.lab import DDPM, Lab
+from tests.lab import DDPM, HOLD, Lab
 from tests.programs import ROOT
 
-HOLD = "--cluster-set=extra={hold: true}"
 # What a base install lacks cannot be found.
 LIGHT_INSTALL = """
 import sys
