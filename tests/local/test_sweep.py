@@ -150,7 +150,7 @@ def test_json_is_one_object_with_runs_and_cells(tmp_path: Path) -> None:
     arguments = ["--grid", "part1", "--dry-run", "--json", "--seeds", "0,1", "--epochs", "2,4"]
     ended = sweep(*arguments, "--only", "ddpm-default-*", cwd=tmp_path)
     plan = json.loads(ended.stdout)
-    assert set(plan) == {"runs", "cells"}
+    assert set(plan) == {"runs", "cells", "jobs"}
     assert [run["seed"] for run in plan["runs"]] == [0, 1]
     assert {run["state"] for run in plan["runs"]} == {"new"}
     names = [run["name"] for run in plan["runs"]]
