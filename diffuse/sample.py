@@ -103,7 +103,7 @@ def main(
     arrays = {"images": images}
     panels = [(spec.title, images)]
     described = {}
-    if spec.method.source != "noise":
+    if spec.method.source != "noise" and observed.starts:
         x_T = observed.x_T
         arrays["x_T"] = x_T.numpy()
         described["x_T"] = {
