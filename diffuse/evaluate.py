@@ -146,7 +146,7 @@ def _checkpoints(source: Path, typed: list[str] | None) -> list[Path]:
 
 
 def _is_final(source: Path, checkpoint: Path, config: Config) -> bool:
-    """Whether this is the checkpoint of a run's last epoch."""
+    """True of the checkpoint of a run's last epoch."""
     return source.is_dir() and checkpoint == RunDir(source).checkpoint_path(config.train.epochs)
 
 

@@ -58,7 +58,14 @@ HEIGHT = 0.8
 
 
 def main() -> None:
-    plt.rcParams.update({"svg.hashsalt": "diffuse", "font.size": 9, "font.family": "DejaVu Sans"})
+    plt.rcParams.update(
+        {
+            "svg.hashsalt": "diffuse",
+            "svg.fonttype": "none",
+            "font.size": 9,
+            "font.family": "DejaVu Sans",
+        }
+    )
     figure, axes = plt.subplots(figsize=(13, 3.6))
     for text, x, y, width, colour in BOXES.values():
         box = plt.Rectangle((x, y), width, HEIGHT, facecolor=colour, edgecolor="#555555")

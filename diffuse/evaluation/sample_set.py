@@ -27,6 +27,7 @@ from diffuse.runtime.files import write_bytes
 from diffuse.sampling.generate import Start, generate
 from diffuse.sampling.trained_model import Trained
 
+SHOWN = 64  # images whose drawn x_T is kept
 PART = 250
 OnStep = Callable[[int, int], None]
 
@@ -112,10 +113,11 @@ class SampleSet:
 
     def _keep(self, images: np.ndarray, data_dir: Path) -> None:
         arrays = {"images": images}
-        if self.spec.draws_means:  # x_T float32 [n, 1, 28, 28], in the model's range
-            start = self.model.start(self.spec, self.seed, range(len(images)), data_dir)
-            eps = torch.zeros(len(images), 1, IMAGE_SIZE, IMAGE_SIZE, device=self.model.device)
-            arrays["x_T"] = start(range(len(images)), eps).cpu().numpy()
+        if self.spec.draws_means:  # x_T float32, in the model's range, of the images to look at
+            first = range(min(len(images), SHOWN))
+            start = self.model.start(self.spec, self.seed, first, data_dir)
+            eps = torch.zeros(len(first), 1, IMAGE_SIZE, IMAGE_SIZE, device=self.model.device)
+            arrays["x_T"] = start(first, eps).cpu().numpy()
         hdf5.write(
             self.path,
             arrays,

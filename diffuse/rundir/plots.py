@@ -233,9 +233,11 @@ def epoch_series(run: RunDir) -> None:
 
 
 def spread(items: Sequence[T], most: int) -> list[T]:
-    """At most `most` items, evenly spread, the first and the last among them."""
+    """At most `most` items, evenly spread, the first and the last among them; of one, the last."""
     if len(items) <= most:
         return list(items)
+    if most == 1:
+        return [items[-1]]
     return [items[round(k * (len(items) - 1) / (most - 1))] for k in range(most)]
 
 

@@ -1,4 +1,4 @@
-"""What an exported weight file says of its model beside the tensors, read without torch.
+"""The facts about its model in an exported weight file, read without torch.
 
 The header of a safetensors file is its length (8 bytes, little-endian) and a JSON object, whose
 "__metadata__" has our facts under "diffuse". diffuse/sampling/weight_file.py reads the tensors and

@@ -144,7 +144,7 @@ def _require_working(device: torch.device) -> None:
 
 
 def _has_kernels(capability: tuple[int, int], built_for: list[str]) -> bool:
-    """Whether a GPU runs kernels of a torch built for these (sm_80, sm_90a, compute_120 ...).
+    """True where a GPU of this capability runs kernels built for these architectures.
 
     Machine code (sm) runs on GPUs of the same major version, from its minor version up; PTX
     (compute) on all from its version up. An empty list is of a build that does not tell.

@@ -44,6 +44,10 @@ CONNECT_S = 1.0
 PLACE_REMEDY = "start ranks by torchrun or srun; to be alone, unset RANK and WORLD_SIZE"
 
 
+class LostRanks(EnvironmentFailed):
+    """A collective failed, since another rank is gone."""
+
+
 @dataclass(frozen=True)
 class World:
     """This process among `size` ranks.
@@ -140,7 +144,7 @@ def join(device: str, timeout_s: float, stop: StopRequest | None = None) -> Iter
             if world.is_main:
                 raise
             return
-        except EnvironmentFailed as error:
+        except LostRanks as error:
             if stop is None or stop.signal is None:
                 raise
             # It waited for ranks that had been stopped before it.
@@ -190,14 +194,14 @@ def _nodes_of_gpus(store: Store, rank: int, size: int, device: torch.device) -> 
 
 @contextlib.contextmanager
 def _naming_lost_ranks(rank: int, size: int) -> Iterator[None]:
-    """An error of a collective as EnvironmentFailed; any other as it is."""
+    """An error of a collective as LostRanks; any other as it is."""
     try:
         yield
     except (RuntimeError, ConnectionError) as error:
         if not (isinstance(error, dist.DistError | ConnectionError) or GLOO.search(str(error))):
             raise
         reason = str(error).splitlines()[0]
-        raise EnvironmentFailed(f"rank {rank} of {size} lost the others: {reason}") from error
+        raise LostRanks(f"rank {rank} of {size} lost the others: {reason}") from error
 
 
 def _place() -> tuple[int, int, int]:

@@ -59,5 +59,7 @@ def normal(shape: tuple[int, ...], generator: torch.Generator) -> torch.Tensor:
     n, device = math.prod(shape), generator.device
     if device.type != "cuda" or n <= CUDA_CALL:
         return torch.randn(shape, generator=generator, device=device)
-    parts = torch.split(torch.empty(n, device=device), CUDA_CALL)
-    return torch.cat([part.normal_(generator=generator) for part in parts]).view(shape)
+    numbers = torch.empty(n, device=device)
+    for part in torch.split(numbers, CUDA_CALL):
+        part.normal_(generator=generator)
+    return numbers.view(shape)

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from diffuse.rundir.plots import Images, look, own_style, tile
+from diffuse.rundir.plots import Images, look, own_style, spread, tile
 from diffuse.runtime import console, files, hdf5
 from launch.comparison import latex
 from launch.comparison.charts import plain_log_axis
@@ -34,7 +34,7 @@ from launch.comparison.grouping import Column, Group, SeedMean, groups, over_see
 from launch.comparison.labels import labels
 from launch.comparison.page import HEADINGS, LOSSES, SOURCES
 from launch.comparison.results import Result
-from launch.comparison.thumbnails import drawn, read_images, spread
+from launch.comparison.thumbnails import drawn, read_images
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

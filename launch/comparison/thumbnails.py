@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from diffuse.rundir.directory import RunDir
-from diffuse.rundir.plots import Images, stretch, tile
+from diffuse.rundir.plots import Images, spread, stretch, tile
 from diffuse.runtime import hdf5
 from launch.comparison.results import Result
 
@@ -88,14 +88,6 @@ def album(result: Result, most: int) -> Album:
 def drawn(run: RunDir) -> list[tuple[int, Path]]:
     """The epochs at which training drew images, and the files."""
     return [(epoch, run.samples_path(epoch)) for epoch in run.sampled_epochs()]
-
-
-def spread(found: list[tuple[int, Path]], most: int) -> list[tuple[int, Path]]:
-    """At most `most` of them, evenly spread, the last among them."""
-    if len(found) <= most:
-        return found
-    chosen = {round((k + 1) * len(found) / most) - 1 for k in range(most)}
-    return [found[k] for k in sorted(chosen)]
 
 
 def _drawn_pair(caption: str, images: Images, x_T: Images | None) -> list[Picture]:

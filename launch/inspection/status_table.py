@@ -11,8 +11,8 @@ from rich.text import Text
 
 from diffuse.config import ranges
 from diffuse.runtime import console
-from diffuse.runtime.listing import Listing
 from launch.inspection.run_status import RunStatus, counts, run_statuses
+from launch.jobs.listing import Listing
 
 REFRESH_S = 5.0
 MOST_LINES = 500  # nobody reads more

@@ -87,7 +87,7 @@ class GridRun:
         return options + (["--samplers", ",".join(settings.samplers)] if settings.samplers else [])
 
     def is_evaluated(self, epoch: int, figures: Sequence[Figure]) -> bool:
-        """Whether these are the figures that the grid wants of the epoch."""
+        """True where these figures are all that the grid wants of the epoch."""
         settings = self.config.eval
         made = {
             (f.protocol.sampler, f.protocol.images)

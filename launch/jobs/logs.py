@@ -12,7 +12,7 @@ from diffuse.rundir.directory import RunDir
 from diffuse.runtime import files
 
 RESUMABLE = (75, 130, -2, -10, -12, -15)  # interrupted, or killed by a signal that asks to end
-# What most often ends a program by a signal. NCCL aborts one whose collective lasts too long.
+# The usual cause of an end by a signal. NCCL aborts a program whose collective lasts too long.
 CAUSES = {
     "SIGKILL": "out of memory?",
     "SIGABRT": "another rank hung? see the logs of all ranks",

@@ -32,6 +32,10 @@ class Planned:
     def name(self) -> str:
         return self.run.name
 
+    def lacks(self, evaluate: bool) -> bool:
+        """True where a training job is needed, or, with `evaluate`, an evaluation."""
+        return self.is_todo or (evaluate and bool(self.unevaluated))
+
     @property
     def is_todo(self) -> bool:
         """Whether a training job is needed."""

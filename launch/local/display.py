@@ -15,7 +15,7 @@ from rich.text import Text
 
 from diffuse.config import ranges
 from diffuse.runtime import console
-from diffuse.runtime.listing import Listing
+from launch.jobs.listing import Listing
 from launch.jobs.plan import Planned
 
 if TYPE_CHECKING:  # a dry run shows its plan without submitit

@@ -10,11 +10,11 @@ from typing import Any
 from diffuse.config.validation import Layer
 from diffuse.runtime.console import duration
 from diffuse.runtime.errors import EnvironmentFailed, UserError
-from diffuse.runtime.listing import Listing
 from launch.jobs import snapshot
 from launch.jobs.cluster import GPU_OPTIONS, Cluster, ClusterFile
 from launch.jobs.grid import Grid
 from launch.jobs.ledger import Ledger
+from launch.jobs.listing import Listing
 from launch.jobs.plan import Planned
 from launch.slurm import commands, pipeline
 from launch.slurm.live_jobs import live_jobs
@@ -109,9 +109,7 @@ def dry_run(
     requests = [
         Request(p, by_run[p.name], evaluate)
         for p in planned
-        if (p.is_todo or (evaluate and p.unevaluated))
-        and p.name not in waiting
-        and p.state != "running"
+        if p.lacks(evaluate) and p.name not in waiting and p.state != "running"
     ]
     report = settings.without_gpus() if evaluate else None
     arrays = pipeline.job_arrays(requests, most, report)

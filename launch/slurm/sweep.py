@@ -61,7 +61,7 @@ def submit(
         ledger.note_runs(run.name for run in grid.runs)
         planned = plan(grid, ledger.runs_dir)
         active = live_jobs(ledger.runs_dir, runs=[p.dir for p in planned])
-        lacking = [p for p in planned if p.is_todo or (evaluate and p.unevaluated)]
+        lacking = [p for p in planned if p.lacks(evaluate)]
         waiting = {p.name: active[p.name] for p in lacking if p.name in active}
         todo = [p for p in lacking if p.name not in waiting and p.state != "running"]
         title = f"grid {grid.name} in {runs_dir}"

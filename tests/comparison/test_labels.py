@@ -1,4 +1,4 @@
-"""What runs are called side by side, and how they are shown on narrow screens."""
+"""The labels of runs side by side, and their tables on narrow screens."""
 
 from __future__ import annotations
 

@@ -29,8 +29,8 @@ runs:
 """
 SLOW = """
 runs:
-  - {preset: ddpm/default, epochs: [12]}
-  - {preset: cold/default_28, orientation: [row, col], epochs: [12]}
+  - {preset: ddpm/default, epochs: [24]}
+  - {preset: cold/default_28, orientation: [row, col], epochs: [24]}
 """
 
 
@@ -349,7 +349,7 @@ def test_ctrl_c_leaves_runs_that_end_bitwise_as_if_nothing_had_happened(
         [RunDir(path) for path in folder.glob("ddpm-*")] for folder in (runs, tmp_path / "whole")
     )
     assert stopped.attempt_number() == 2 and whole.attempt_number() == 1
-    assert_same_training(stopped, whole, 12)
+    assert_same_training(stopped, whole, 24)
 
 
 def test_a_second_ctrl_c_kills_at_once(tmp_path: Path, data_dir: Path) -> None:

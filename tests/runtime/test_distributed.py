@@ -87,6 +87,14 @@ def test_a_rank_that_waits_for_stopped_ones_is_interrupted_too(tmp_path: Path) -
     assert not any(said[1:])
 
 
+def test_another_failure_after_a_signal_keeps_its_reason(tmp_path: Path) -> None:
+    last = """stop.signal = signal.SIGTERM
+        raise errors.EnvironmentFailed("no space left")"""
+    codes, said = ends(tmp_path, last)
+    assert codes == [1] * 4, "and no requeue, as after 75"
+    assert said == ["error: no space left\n"] * 4
+
+
 def test_a_lost_rank_is_distinguished_from_an_error_of_its_own(tmp_path: Path) -> None:
     last = "if world.rank == 3: nn.Linear(2, 2)(torch.zeros(3))\n        world.highest(1)"
     codes, said = ends(tmp_path, last)
