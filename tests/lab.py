@@ -64,10 +64,10 @@ class Lab:
                 RunDir(p.parent).status().get("step", 0) >= step
                 for p in self.runs.glob("*/status.json")
             ),
-            60,
+            600,
             "the training to begin",
         )
         return str(next(iter(self.status().values()))["job"])
 
-    def wait_empty(self, seconds: float = 300) -> None:
+    def wait_empty(self, seconds: float = 600) -> None:
         self.cluster.wait_empty(seconds)

@@ -53,7 +53,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Run:
             env=env,
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=600,
         )
 
     return run

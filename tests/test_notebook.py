@@ -64,7 +64,7 @@ def executed(source: Path, data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> t
         monkeypatch.setenv(name, value)
     notebook = nbformat.read(NOTEBOOK, as_version=4)
     folder = {"metadata": {"path": str(NOTEBOOK.parent)}}
-    NotebookClient(notebook, timeout=250, kernel_name="python3", resources=folder).execute()
+    NotebookClient(notebook, timeout=600, kernel_name="python3", resources=folder).execute()
     return outputs(notebook)
 
 

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import torch
 
-from diffuse.runtime.errors import EnvironmentFailed, UserError
+from diffuse.runtime.errors import EnvironmentFailed, UserError, first_line
 
 Precision = Literal["bf16", "fp16", "fp32"]
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
@@ -114,7 +114,7 @@ def explained(device: torch.device) -> Iterator[None]:
         ) from error
     except torch.AcceleratorError as error:
         raise EnvironmentFailed(
-            f"{device_name(device)}: {str(error).splitlines()[0]}; the same command goes on from"
+            f"{device_name(device)}: {first_line(error)}; the same command goes on from"
             " the last checkpoint; if it fails on this node alone, exclude the node"
         ) from error
 
@@ -136,7 +136,7 @@ def _require_working(device: torch.device) -> None:
             f"{device_name(device)}: other processes have filled its memory; nvidia-smi shows them"
         ) from error
     except RuntimeError as error:
-        reason = str(error).splitlines()[0]
+        reason = first_line(error)
         raise EnvironmentFailed(
             f"CUDA {torch.version.cuda} does not start here (driver {_driver() or 'unknown'}):"
             f" {reason}; update the driver, or {OTHER_BUILD}"
@@ -166,7 +166,7 @@ def _no_gpu() -> str:
     try:
         torch.cuda.init()  # type: ignore[no-untyped-call]
     except RuntimeError as error:  # an old driver, say
-        return f"torch sees no GPU here ({str(error).partition('. ')[0].rstrip('.')})"
+        return f"torch sees no GPU here ({first_line(error).partition('. ')[0].rstrip('.')})"
     return "torch sees no GPU here"
 
 

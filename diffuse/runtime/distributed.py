@@ -31,6 +31,7 @@ from diffuse.runtime.errors import (
     Interrupted,
     Superseded,
     UserError,
+    first_line,
     skip_finalization,
 )
 from diffuse.runtime.preemption import StopRequest
@@ -200,7 +201,7 @@ def _naming_lost_ranks(rank: int, size: int) -> Iterator[None]:
     except (RuntimeError, ConnectionError) as error:
         if not (isinstance(error, dist.DistError | ConnectionError) or GLOO.search(str(error))):
             raise
-        reason = str(error).splitlines()[0]
+        reason = first_line(error)
         raise LostRanks(f"rank {rank} of {size} lost the others: {reason}") from error
 
 

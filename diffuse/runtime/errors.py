@@ -97,6 +97,11 @@ def run(main: Callable[..., Any]) -> NoReturn:
     sys.exit(code)
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, or the error's type where it has none."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
 def skip_finalization() -> None:
     """To be registered with atexit: end this program before Python takes itself apart.
 

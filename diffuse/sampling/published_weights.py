@@ -27,7 +27,7 @@ from diffuse.models.ddpm import Ddpm
 from diffuse.models.process import Process
 from diffuse.rundir.checkpoints import load_plain
 from diffuse.rundir.weight_facts import PUBLISHED as NAME
-from diffuse.runtime.errors import UserError
+from diffuse.runtime.errors import UserError, first_line
 
 PRESETS = ("default", "light", "more_capacity", "testing", "testing2", "default_7", "default_28")
 
@@ -46,7 +46,7 @@ def read(path: Path) -> tuple[Config, Process, Cnn, int]:
         network = build(config.model)
         network.load_state_dict(_renamed(state))
     except (LookupError, RuntimeError, ValueError, TypeError) as error:
-        reason = str(error).splitlines()[0]
+        reason = first_line(error)
         raise UserError(f"{path}: not one of the report's weight files ({reason})") from None
     assert isinstance(network, Cnn)
     named = NAME.search(path.stem)

@@ -16,7 +16,7 @@ from diffuse.config.schema import Config
 from diffuse.rundir.attempt import Attempt, State
 from diffuse.runtime.console import Meter, duration
 from diffuse.runtime.distributed import World
-from diffuse.runtime.errors import DiffuseError, Superseded
+from diffuse.runtime.errors import DiffuseError, Superseded, first_line
 from diffuse.tracking.mirror import Mirror
 from diffuse.training.recorder import Recorder
 from diffuse.training.schedule import Schedule
@@ -110,7 +110,7 @@ class TrainLog:
                     ended: State = "failed"
                     if getattr(error, "exit_code", 1) in (75, 130):
                         ended = "interrupted"
-                    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+                    reason = first_line(error)
                     # the first error is the one to report, not one of reporting it
                     with contextlib.suppress(OSError, DiffuseError):
                         self._publish(ended, reason=reason)

@@ -19,7 +19,7 @@ from diffuse.models import build, build_process
 from diffuse.models.ema import MovingAverage, moving_average
 from diffuse.models.process import Process
 from diffuse.runtime.device import DTYPES, Precision
-from diffuse.runtime.errors import UserError
+from diffuse.runtime.errors import UserError, first_line
 from diffuse.runtime.rng import Stream, derive_seed
 from diffuse.training import optimizer
 from diffuse.training.batches import Batch
@@ -147,5 +147,5 @@ class TrainState:
             self.process.load_state_dict(content["process"])
             self.step = int(content["step"])
         except (LookupError, RuntimeError, ValueError, TypeError, AttributeError) as error:
-            reason = str(error).splitlines()[0]
+            reason = first_line(error)
             raise UserError(f"a checkpoint does not fit this run's config: {reason}") from None

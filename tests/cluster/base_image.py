@@ -57,7 +57,7 @@ def make(base: Path) -> None:
 def _copy_libraries(binaries: Iterable[Path], base: Path) -> None:
     """The system's libraries that `binaries` load, by ldd."""
     said = subprocess.run(
-        ["ldd", *map(str, binaries)], capture_output=True, text=True, timeout=60
+        ["ldd", *map(str, binaries)], capture_output=True, text=True, timeout=600
     ).stdout
     for line in set(said.splitlines()):
         words = line.split()

@@ -80,7 +80,7 @@ class Cluster:
         except RuntimeError:
             return ""
 
-    def wait_for(self, job: str, *states: str, seconds: float = 60) -> None:
+    def wait_for(self, job: str, *states: str, seconds: float = 600) -> None:
         """Wait until `job` is in one of `states`."""
         wait_until(
             lambda: self.state(job) in states,
@@ -137,7 +137,7 @@ class Cluster:
         self.slurm("scancel", "--user=root")
         self.wait_empty(40)
 
-    def wait_empty(self, seconds: float = 300) -> None:
+    def wait_empty(self, seconds: float = 600) -> None:
         """Wait until no job waits or runs."""
         wait_until(lambda: not self.slurm("squeue", "-h"), seconds, "an empty queue", PAUSE_S)
 
@@ -225,7 +225,7 @@ class Cluster:
                 stdout=log,
                 stderr=log,
                 check=True,
-                timeout=120,
+                timeout=600,
             )
         database = self._daemon(
             "mariadbd",

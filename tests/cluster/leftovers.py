@@ -79,7 +79,7 @@ def processes(folder: Path, node: str | None = None) -> Iterator[psutil.Process]
 def set_host_names(owner: str, names: tuple[str, ...]) -> None:
     """Let `names` mean this machine; the line is marked with its owner, and () takes it out."""
     mark = f"# {owner}: tests of diffuse"
-    with FileLock(Path(tempfile.gettempdir()) / "diffuse-slurm-hosts.lock", timeout=30):
+    with FileLock(Path(tempfile.gettempdir()) / "diffuse-slurm-hosts.lock", timeout=600):
         before = HOSTS.read_text().splitlines()
         lines = [line for line in before if not line.endswith(mark)]
         if names:

@@ -86,7 +86,7 @@ def test_batch_scripts_bind_folders_at_home_and_refuse_what_apptainer_misreads(
             env={"PATH": f"{tmp_path}:/usr/bin:/bin", "HOME": str(home), **env},
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=600,
         )
 
     env = {"DIFFUSE_IMAGE": "~/a.sif", "DIFFUSE_DATA": "~/data"}
@@ -107,5 +107,5 @@ def test_batch_scripts_read_a_tilde_as_python_does(home: Path, path: str) -> Non
     script = f'. {ROOT}/slurm/common.sh; expanded "$1"'
     command = ["bash", "-c", script, "bash", path]
     env = {"PATH": "/usr/bin:/bin", "HOME": str(home)}
-    done = subprocess.run(command, env=env, capture_output=True, text=True, check=True, timeout=60)
+    done = subprocess.run(command, env=env, capture_output=True, text=True, check=True, timeout=600)
     assert done.stdout == os.path.expanduser(path)  # noqa: PTH111 # Path raises

@@ -77,7 +77,7 @@ def test_four_processes_at_once_stage_once(idx_dir: Path, tmp_path: Path) -> Non
         )
         for _ in range(4)
     ]
-    said = [p.communicate(timeout=120)[0] for p in started]
+    said = [p.communicate(timeout=600)[0] for p in started]
     assert [p.returncode for p in started] == [0] * 4
     assert sum("staged from" in s for s in said) == 1
     assert sum("already staged" in s for s in said) == 3

@@ -188,7 +188,7 @@ def _orphan_writes(drill: Drill, cluster: Cluster, twin: RunDir, k: int) -> None
             time.sleep(rng.uniform(0, 2))
             with contextlib.suppress(psutil.NoSuchProcess):
                 orphan.resume()
-            assert not psutil.wait_procs([orphan], timeout=30)[1], "the orphan goes on"
+            assert not psutil.wait_procs([orphan], timeout=600)[1], "the orphan goes on"
             lab.wait_empty(240)
         finally:
             cluster.start_slurmd(node)

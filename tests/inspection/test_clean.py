@@ -35,7 +35,7 @@ def clean(
         env=environment(**(env or {})),
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=600,
     )
     assert done.returncode == code, done.stderr
     return json.loads(done.stdout) if not code else {"error": done.stderr}

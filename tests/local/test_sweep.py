@@ -29,8 +29,8 @@ runs:
 """
 SLOW = """
 runs:
-  - {preset: ddpm/default, epochs: [24]}
-  - {preset: cold/default_28, orientation: [row, col], epochs: [24]}
+  - {preset: ddpm/default, epochs: [40]}
+  - {preset: cold/default_28, orientation: [row, col], epochs: [40]}
 """
 
 
@@ -335,7 +335,7 @@ def test_ctrl_c_leaves_runs_that_end_bitwise_as_if_nothing_had_happened(
 
     children = psutil.Process(process.pid).children(recursive=True)
     process.send_signal(signal.SIGINT)
-    out, _ = process.communicate(timeout=60)
+    out, _ = process.communicate(timeout=600)
     assert process.returncode == 130
     assert "2 interrupted, 1 left of 3 runs" in out
     assert not any(map(is_alive, children))
@@ -349,7 +349,7 @@ def test_ctrl_c_leaves_runs_that_end_bitwise_as_if_nothing_had_happened(
         [RunDir(path) for path in folder.glob("ddpm-*")] for folder in (runs, tmp_path / "whole")
     )
     assert stopped.attempt_number() == 2 and whole.attempt_number() == 1
-    assert_same_training(stopped, whole, 24)
+    assert_same_training(stopped, whole, 40)
 
 
 def test_a_second_ctrl_c_kills_at_once(tmp_path: Path, data_dir: Path) -> None:
@@ -361,7 +361,7 @@ def test_a_second_ctrl_c_kills_at_once(tmp_path: Path, data_dir: Path) -> None:
     time.sleep(1)
     assert process.poll() is None and is_alive(training)
     process.send_signal(signal.SIGINT)
-    process.communicate(timeout=60)
+    process.communicate(timeout=600)
     assert process.returncode == 130 and not is_alive(training)
     look = sweep(*local(grid, runs, data_dir, "--only", "ddpm-*", "--epochs", "600", "--dry-run"))
     assert "resume at epoch" in look.stdout
@@ -423,7 +423,7 @@ def test_an_interrupted_rerun_names_the_command_that_resumes_it(
     process = start(*arguments, "--rerun")
     wait_for(lambda: again.is_dir() and states(again))
     process.send_signal(signal.SIGINT)
-    out, _ = process.communicate(timeout=60)
+    out, _ = process.communicate(timeout=600)
     assert f"the same command with --runs-dir {again} and without --rerun goes on" in out
 
 

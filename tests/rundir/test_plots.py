@@ -61,7 +61,7 @@ def draw(folder: Path, **environment: str) -> dict[str, bytes]:
         env=programs.environment(**environment),
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
     )
     assert done.returncode == 0, done.stderr[-2000:]
     return {path.name: path.read_bytes() for path in out.iterdir()}

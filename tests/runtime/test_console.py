@@ -36,7 +36,7 @@ def test_a_file_gets_lines_and_no_bar(program: str, setting: str, tmp_path: Path
         env=programs.environment(TERM="xterm", **{setting: "1"}),
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=600,
     )
     assert (done.stdout.split("\n"), done.stderr) == (["a line", "False", ""], "")
 

@@ -53,7 +53,7 @@ def ends(
         for rank in range(4)
         if rank not in absent
     ]
-    said = [rank.communicate(timeout=120)[1] for rank in started]
+    said = [rank.communicate(timeout=600)[1] for rank in started]
     return [rank.wait() for rank in started], said
 
 
@@ -170,7 +170,7 @@ def test_a_rank_says_for_whom_it_waits_and_ends_on_a_signal_meanwhile(
     others = "ranks 1, 2" if rank == 0 else "rank 0"
     assert first.startswith(f"rank {rank} waits for {others} of 3 at 127.0.0.1:")
     process.send_signal(number)
-    _, rest = process.communicate(timeout=20)
+    _, rest = process.communicate(timeout=600)
     assert process.returncode == code
     (line,) = rest.splitlines()
     assert line.startswith(f"error: rank {rank} stopped while it waited for {others} of 3")

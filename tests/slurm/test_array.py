@@ -28,7 +28,7 @@ def test_of_an_array_the_preempted_task_alone_is_requeued_and_both_are_evaluated
     slurm.wait_for(job, "RUNNING")
     assert lab.status()[disturbed.name]["state"] == "requeued"
     slurm.slurm("scancel", job)
-    lab.wait_empty(280)
+    lab.wait_empty()
     rows = lab.status()
     assert {name: row["attempts"] for name, row in rows.items()} == {
         name: 2 if name == disturbed.name else 1 for name in rows
@@ -51,7 +51,7 @@ runs:
     said = lab.sweep()
     assert "train: job" in said
     assert said.count("2 tasks") == 2, "one array of trainings, one of evaluations"
-    lab.wait_empty(280)
+    lab.wait_empty()
     rows = lab.status().values()
     assert sorted((row["state"], row["evaluated"]) for row in rows) == [("done", 1), ("failed", 0)]
     assert "the loss became nan" in next(r["reason"] for r in rows if r["state"] == "failed")

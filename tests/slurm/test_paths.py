@@ -29,7 +29,7 @@ def test_a_colon_in_the_runs_path_is_refused_before_anything_is_written(
         env=programs.environment(),
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
     )
     assert done.returncode == 2, done.stdout + done.stderr
     (line,) = done.stderr.splitlines()

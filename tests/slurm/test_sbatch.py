@@ -54,7 +54,7 @@ def log(folder: Path, job: str) -> str:
 
 
 def ended(slurm: Cluster, folder: Path, job: str, state: str = "COMPLETED") -> None:
-    slurm.wait_for(job, "COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", seconds=120)
+    slurm.wait_for(job, "COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL")
     assert slurm.state(job) == state, log(folder, job)
 
 
@@ -115,7 +115,7 @@ def test_an_interrupted_job_is_requeued_and_ends_like_an_undisturbed_one(
 ) -> None:
     arguments = (*SMALL, f"--data-dir={data_dir}", "--epochs=8")
     job = sbatch(slurm, tmp_path, "train_ddpm.sh", "default", *arguments, options=options)
-    wait_until(lambda: any(tmp_path.glob("runs/*/checkpoints/*.pt")), 300, "a checkpoint")
+    wait_until(lambda: any(tmp_path.glob("runs/*/checkpoints/*.pt")), 600, "a checkpoint")
     run = programs.only_run(tmp_path / "runs")
     slurm.slurm("scancel", "--signal=USR2", job)
     wait_until(lambda: run.attempt_number() == 2, 300, "a second attempt")
@@ -140,7 +140,7 @@ def test_of_two_jobs_of_one_run_the_first_ends_for_good_and_a_sweep_adds_none(
 ) -> None:
     arguments = ("default", *lab.SMALL, f"--data-dir={data_dir}", "--epochs=400")
     first = sbatch(slurm, tmp_path, "train_ddpm.sh", *arguments, options=("--nodelist=node1",))
-    wait_until(lambda: any(tmp_path.glob("runs/*/checkpoints/*.pt")), 300, "a checkpoint")
+    wait_until(lambda: any(tmp_path.glob("runs/*/checkpoints/*.pt")), 600, "a checkpoint")
     second = sbatch(slurm, tmp_path, "train_ddpm.sh", *arguments, options=("--nodelist=node2",))
     ended(slurm, tmp_path, first, "FAILED")
     run = programs.only_run(tmp_path / "runs")

@@ -24,7 +24,7 @@ def test_part2_comes_through_with_its_chain_then_nothing_is_submitted_then_more(
     again = lab.sweep("--epochs=1,2", grid="part2")
     assert "nothing to submit" in again, "what waits or runs is not submitted twice"
     lab.cluster.slurm("scontrol", "release", *lab.cluster.slurm("squeue", "-h", "-o%A").split())
-    lab.wait_empty(280)
+    lab.wait_empty()
     rows = lab.status()
     assert len(rows) == 6
     assert {(row["state"], row["evaluated"]) for row in rows.values()} == {("done", 2)}
@@ -99,7 +99,7 @@ def test_a_time_limit_is_met_by_saving_and_requeueing(lab: Lab) -> None:
     """One minute, which Slurm announces up to a minute before: as many attempts as it takes."""
     lab.grid.write_text(DDPM % 80)
     lab.sweep("--no-evaluate", "--cluster-set=time=1", "--cluster-set=max_requeues=9")
-    lab.wait_empty(280)
+    lab.wait_empty()
     (row,) = lab.status().values()
     assert (row["state"], row["epoch"]) == ("done", 80)
     assert row["attempts"] >= 2
@@ -110,7 +110,7 @@ def test_a_node_that_dies_loses_no_run(lab: Lab, undisturbed: RunDir) -> None:
     lab.wait_training(3)
     lab.cluster.kill_node("node1")
     wait_until(
-        lambda: "PENDING" in lab.cluster.slurm("squeue", "-h", "-o%T"), 300, "NODE_FAIL's requeue"
+        lambda: "PENDING" in lab.cluster.slurm("squeue", "-h", "-o%T"), 600, "NODE_FAIL's requeue"
     )
     lab.cluster.start_slurmd("node1")
     lab.wait_empty()

@@ -40,7 +40,7 @@ def asked(home: Path, **env: str) -> list[Any]:
         env=environment,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
     )
     assert done.returncode == 0, done.stderr
     answer: list[Any] = json.loads(done.stdout)
@@ -87,7 +87,7 @@ def test_a_login_to_ones_own_server_is_found(tmp_path: Path) -> None:
             env=environment,
             check=True,
             capture_output=True,
-            timeout=120,
+            timeout=600,
         )
         assert urlsplit(it.url).netloc in (tmp_path / ".netrc").read_text()
         assert asked(tmp_path) == ["online", it.url, True, "", "online", ""]
@@ -127,7 +127,7 @@ def test_the_settings_of_a_folder_are_those_that_its_client_would_take(
         env=programs.environment(HOME=str(tmp_path)),
         check=True,
         capture_output=True,
-        timeout=120,
+        timeout=600,
     )
     assert folder_settings(tmp_path) == {"WANDB_MODE": "offline"}
     monkeypatch.setenv("WANDB_MODE", "online")

@@ -23,7 +23,7 @@ def dashboard(*arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
         env=programs.environment(**env),
         capture_output=True,
         text=True,
-        timeout=100,
+        timeout=600,
     )
 
 

@@ -68,7 +68,7 @@ def test_an_attempt_that_outlives_its_node_publishes_nothing_more(
     try:
         wait_until(lambda: lab.run().attempt_number() == 2, 300, "the job on another node")
         orphan.resume()
-        psutil.wait_procs([orphan], timeout=30)
+        psutil.wait_procs([orphan], timeout=600)
         lab.wait_empty()
     finally:
         lab.cluster.start_slurmd(node)
@@ -85,7 +85,7 @@ def test_requeues_without_progress_come_to_an_end_that_is_explained(lab: Lab) ->
     job = ""
     for attempt in range(2):
         pattern = f"*/logs/train-*-r{attempt:02d}.json"  # before the first step
-        wait_until(lambda p=pattern: any(lab.runs.glob(p)), 300, "the job's start")  # type: ignore[misc]
+        wait_until(lambda p=pattern: any(lab.runs.glob(p)), 600, "the job's start")  # type: ignore[misc]
         job = next(iter(lab.status().values()))["job"]
         lab.cluster.slurm("scontrol", "requeue", job)
     lab.wait_empty()

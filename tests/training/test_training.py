@@ -122,7 +122,7 @@ def test_a_signal_saves_at_the_step_boundary_and_the_same_command_goes_on(
     while not list(tmp_path.glob("*/metrics.jsonl")) and time.monotonic() < deadline:
         time.sleep(0.005)
     process.send_signal(number)
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=600)
     assert process.returncode == (130 if number == signal.SIGINT else 75), errors
     assert number.name in errors
     assert "Traceback" not in errors
@@ -156,7 +156,7 @@ def test_a_signal_during_start_up_ends_with_its_code_and_loses_nothing(
     process.send_signal(signal.SIGUSR2)
     process.send_signal(signal.SIGUSR2)  # containers deliver it twice
     assert "libtorch" not in Path(f"/proc/{process.pid}/maps").read_text(), "before torch is loaded"
-    process.communicate(timeout=60)
+    process.communicate(timeout=600)
     assert process.returncode == 75
 
 
@@ -322,7 +322,7 @@ def test_a_file_that_finds_no_room_is_named_in_one_line_and_the_run_goes_on_late
         env=programs.environment(),
         capture_output=True,
         text=True,
-        timeout=100,
+        timeout=600,
     )
     assert done.returncode == 1, done.stderr
     assert "Traceback" not in done.stderr
@@ -345,7 +345,7 @@ def test_an_older_attempt_publishes_nothing_once_a_newer_one_has_begun(
     mine = programs.only_run(tmp_path)
     # as another machine would, after this one was given up for dead
     (mine.path / "attempts" / "0002.json").write_text("{}")
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=600)
     assert process.returncode == 1, "nobody requeues it"
     assert "took over" in errors
     size = mine.metrics_path.stat().st_size
@@ -362,7 +362,7 @@ def test_a_live_run_is_not_started_twice_on_one_machine(tmp_path: Path, data_dir
         time.sleep(0.01)
     second = train(tmp_path, data_dir, *DDPM, epochs=400)
     first.terminate()
-    first.wait(timeout=60)
+    first.wait(timeout=600)
     assert second.returncode == 2
     assert f"process {first.pid}" in second.stderr
 
