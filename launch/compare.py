@@ -31,6 +31,7 @@ def main(
         ),
     ] = None,
     grid: options.OfGrid = None,
+    where: options.Where = None,
     runs_dir: options.RunsDir = options.RUNS,
     output: Annotated[
         Path | None, options.output_file("HTML page to write. Default: RUNS_DIR/report.html.")
@@ -53,11 +54,14 @@ def main(
     from diffuse.runtime import files
     from diffuse.runtime.console import screen
     from launch.comparison import page, results, table
+    from launch.jobs.selection import Where
 
     paths = results.find(runs_dir, runs or []) if runs or grid is None else []
     if grid is not None:
         paths += [runs_dir / name for name in _of_grid(grid, runs_dir)]
     found = results.read_all({path.resolve(): path for path in paths}.values())
+    if where:
+        found = results.chosen(found, Where(where), str(grid or runs_dir))
     if not any(r.cells or r.losses for r in found):
         raise errors.UserError(f"{runs_dir}: nothing to compare yet: no run has trained a step")
     title = f"diffuse: {Path(grid).stem if grid else runs_dir.absolute().name}"

@@ -24,6 +24,7 @@ app = typer.Typer(add_completion=False, rich_markup_mode=None)
 @app.command()
 def main(
     grid: options.OfGrid = None,
+    where: options.Where = None,
     runs_dir: options.RunsDir = options.RUNS,
     follow: options.Follow = False,
     as_json: options.AsJson = False,
@@ -33,6 +34,7 @@ def main(
 ) -> None:
     """Show the state of every run."""
     from launch.inspection.run_status import counts, run_statuses
+    from launch.jobs.selection import Where
 
     if not runs_dir.is_dir():
         raise errors.UserError(f"{runs_dir}: no such folder; name it by --runs-dir")
@@ -40,7 +42,8 @@ def main(
         _show_log(runs_dir, log)
         return
     root = runs_dir.absolute()
-    rows = run_statuses(root, grid)
+    chosen = Where(where) if where else None
+    rows = run_statuses(root, grid, chosen)
     if as_json:
         print(json.dumps({"runs": [row.as_plain() for row in rows]}, indent=2))
         return
@@ -49,7 +52,7 @@ def main(
 
     out = screen()
     if follow:
-        status_table.watch(root, grid, out)
+        status_table.watch(root, grid, out, chosen)
         return
     status_table.listing(rows).show(out)
     out.print(counts(rows) or f"no runs in {runs_dir}")

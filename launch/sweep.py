@@ -54,6 +54,7 @@ def main(
             help="Pattern of run names, such as 'cold-*-row-*'. Default: all of the grid.",
         ),
     ] = None,
+    where: options.Where = None,
     dry_run: options.DryRun = False,
     show_script: Annotated[
         bool,
@@ -84,17 +85,22 @@ def main(
         typer.Option("--rerun", help="Train all runs anew, in RUNS_DIR/rerun-001, to compare."),
     ] = False,
     cancel: Annotated[
-        bool, typer.Option("--cancel", help="Cancel the grid's Slurm jobs (or those of --only).")
+        bool,
+        typer.Option(
+            "--cancel", help="Cancel the grid's Slurm jobs (or those of --only and --where)."
+        ),
     ] = False,
     follow: options.Follow = False,
 ) -> None:
-    """Train and evaluate the cells of a grid: preset x orientation x seed x epoch."""
+    """Train and evaluate the cells of a grid: preset x axes x orientation x seed x epoch."""
     from diffuse.config.presets import parse_set
     from diffuse.config.validation import Layer
     from diffuse.runtime.console import screen
     from launch.jobs.cluster import choose
     from launch.jobs.plan import as_plain, plan
+    from launch.jobs.selection import Where
 
+    selected = Where(where) if where else None
     if cancel:
         if rerun:
             raise errors.UserError(
@@ -103,10 +109,12 @@ def main(
         from launch.jobs.grid import grid_name
         from launch.slurm import sweep as slurm_sweep
 
-        raise typer.Exit(slurm_sweep.cancel(runs_dir, grid_name(grid), only, screen()))
+        raise typer.Exit(slurm_sweep.cancel(runs_dir, grid_name(grid), only, screen(), selected))
     chosen = _load(grid, set_ or [], epochs, seeds, device)
     if only is not None:
         chosen = chosen.only(only)
+    if selected is not None:
+        chosen = chosen.where(selected)
     file = choose(cluster)
     typed = [parse_set(cluster_set or [], source="--cluster-set")]
     if parallel is not None:

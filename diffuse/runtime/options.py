@@ -105,6 +105,14 @@ Settings = Annotated[
         help="Setting that overrides the preset's, such as train.lr=4e-4; repeatable.",
     ),
 ]
+Where = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="KEY=VALUE",
+        help="Only runs with this setting, such as train.lr=2e-4; repeatable: all keys count, and"
+        " of one key any of its values.",
+    ),
+]
 SampleSeed = Annotated[
     int,
     typer.Option(

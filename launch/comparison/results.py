@@ -5,6 +5,7 @@ Damage in one run is named and costs that run only.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,13 +16,16 @@ from typing import Any
 from pydantic import ValidationError
 
 from diffuse.config import ranges
+from diffuse.config.presets import resolve
 from diffuse.config.schema import Config
+from diffuse.config.validation import Layer
 from diffuse.rundir import evaluations, weight_facts
 from diffuse.rundir.directory import SILENT_AFTER_S, RunDir, silence_s
 from diffuse.rundir.evaluations import Figure
 from diffuse.runtime import files
 from diffuse.runtime.errors import DiffuseError, UserError
 from diffuse.runtime.options import shipped_weights, typed_path
+from launch.jobs.selection import Where
 
 SCORES = ("fid", "kid", "is")
 WEIGHTS = (".pth", ".safetensors")  # files that enter a comparison beside runs
@@ -246,6 +250,16 @@ def read_all(paths: Iterable[Path]) -> list[Result]:
     paths = list(paths)
     names = [path.name for path in paths]
     return [read(p, str(p) if names.count(p.name) > 1 else p.name) for p in paths]
+
+
+def chosen(found: Sequence[Result], where: Where, subject: str) -> list[Result]:
+    """The results whose config has these settings; UserError where none has."""
+    configs = {}
+    for result in found:
+        with contextlib.suppress(UserError):  # of a weight file little is known
+            configs[result.name] = resolve([Layer(result.name, result.config)])
+    kept = where.chosen(configs, subject)
+    return [result for result in found if result.name in kept]
 
 
 def _is_run(path: Path) -> bool:

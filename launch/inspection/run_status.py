@@ -14,8 +14,9 @@ from typing import Any
 
 from diffuse.rundir.directory import SILENT_AFTER_S, RunDir, silence_s
 from diffuse.runtime.errors import EnvironmentFailed, UserError
-from launch.jobs.ledger import Ledger, submissions
+from launch.jobs.ledger import Ledger, known_configs, noted_axes, submissions
 from launch.jobs.logs import final_error, last_error, newest_log, startup_output
+from launch.jobs.selection import Where, point
 from launch.slurm import commands
 from launch.slurm.commands import Job, end_reason
 from launch.slurm.live_jobs import job_id, own_job
@@ -42,6 +43,7 @@ class RunStatus:
     node: str
     grid: str
     wandb: str  # the address of its W&B run; "" of one that is not online
+    settings: str  # on the axes of its grid: `lr=0.0002 order=random`
 
     def as_plain(self) -> dict[str, Any]:
         """For --json."""
@@ -69,10 +71,13 @@ class SubmittedJobs:
         return str(self.jobs.get(program, {}).get("job_id", ""))
 
 
-def run_statuses(runs_dir: Path, grid: str | None = None) -> list[RunStatus]:
+def run_statuses(
+    runs_dir: Path, grid: str | None = None, where: Where | None = None
+) -> list[RunStatus]:
     """All runs under `runs_dir`, or those that sweeps of `grid` submitted or ran; by name.
 
-    One squeue call and one sacct call at most.
+    One squeue call and one sacct call at most. Raises UserError where no run is of the grid, or has
+    the settings of `where`.
     """
     if grid is None:
         names = {path.parent.name for path in runs_dir.glob("*/config.yaml")}
@@ -98,6 +103,10 @@ def run_statuses(runs_dir: Path, grid: str | None = None) -> list[RunStatus]:
         raise UserError(
             f"{runs_dir}: no sweep of a grid {grid!r} here; leave --grid out to see every run"
         )
+    if where is not None:
+        subject = str(runs_dir) if grid is None else f"grid {grid}"
+        names = set(where.chosen(known_configs(runs_dir, names), subject))
+    axes = noted_axes(runs_dir)
     shown = [known for name, known in submitted.items() if name in names]
     ids = {i for known in shown for i in map(known.id, known.jobs)} | set(own.values())
     past = {} if outage else commands.accounting(i for i in ids if i and i not in queue)
@@ -109,6 +118,7 @@ def run_statuses(runs_dir: Path, grid: str | None = None) -> list[RunStatus]:
             numbers.get(name, 0),
             attempts.get(name, {}),
             slurm,
+            point(axes.get(name, {})),
         )
         for name in sorted(names)
     ]
@@ -125,7 +135,12 @@ def _queue() -> tuple[dict[str, Job], str]:
 
 
 def _run_status(
-    run: RunDir, submitted: SubmittedJobs, number: int, attempt: Mapping[str, Any], slurm: SlurmJobs
+    run: RunDir,
+    submitted: SubmittedJobs,
+    number: int,
+    attempt: Mapping[str, Any],
+    slurm: SlurmJobs,
+    settings: str,
 ) -> RunStatus:
     status = run.status()
     queued = ((name, slurm.queue.get(submitted.id(name))) for name in submitted.jobs)
@@ -151,6 +166,7 @@ def _run_status(
         node=(job.node if job else "") or str(attempt.get("node") or attempt.get("host") or ""),
         grid=submitted.grid,
         wandb=run.wandb_address(),
+        settings=settings,
     )
 
 

@@ -13,14 +13,15 @@ from diffuse.config import ranges
 from diffuse.runtime import console
 from launch.inspection.run_status import RunStatus, counts, run_statuses
 from launch.jobs.listing import Listing
+from launch.jobs.selection import Where
 
 REFRESH_S = 5.0
 MOST_LINES = 500  # nobody reads more
 COLUMNS = (
     *("run", "state", "epoch", "loss", "ETA", "images/s", "evaluated", "job", "node", "attempts"),
-    "W&B",
+    *("settings", "W&B"),
 )
-DISPENSABLE = COLUMNS[5:]
+DISPENSABLE = ("settings", *(name for name in COLUMNS[5:] if name != "settings"))
 STYLES = {
     "done": "green",
     "running": "cyan",
@@ -36,23 +37,26 @@ GOING_ON = ("queued", "requeued", "running", "evaluating", "unknown")
 ORDER = ("failed", "lost", "unknown", "running", "evaluating", "interrupted", "requeued", "queued")
 
 
-def watch(root: Path, grid: str | None, out: Console) -> int:
+def watch(root: Path, grid: str | None, out: Console, where: Where | None = None) -> int:
     """Show how the runs under `root` stand until all have ended; 1 where one failed, else 0.
 
     A live table on a terminal; elsewhere a row whenever something happened.
     """
-    rows = run_statuses(root, grid)
+    rows = run_statuses(root, grid, where)
     if console.is_live(out):
         with Live(listing(rows, out.height - 3), console=out, auto_refresh=False) as live:
             while _is_going_on(rows):
                 time.sleep(REFRESH_S)
-                rows = run_statuses(root, grid)
+                rows = run_statuses(root, grid, where)
                 live.update(listing(rows, out.height - 3), refresh=True)
     else:
         listing(rows).show(out)
         while _is_going_on(rows):
             time.sleep(REFRESH_S)
-            before, rows = {(r.run, r.state, r.epoch) for r in rows}, run_statuses(root, grid)
+            before, rows = (
+                {(r.run, r.state, r.epoch) for r in rows},
+                run_statuses(root, grid, where),
+            )
             if changed := [r for r in rows if (r.run, r.state, r.epoch) not in before]:
                 listing(changed).show(out)
     out.print(counts(rows) or f"no runs in {root}")
@@ -79,6 +83,7 @@ def listing(rows: list[RunStatus], room: int = MOST_LINES) -> Listing:
                 "node": row.node,
                 "job": row.job,
                 "attempts": str(row.attempts or ""),
+                "settings": row.settings,
                 "W&B": row.wandb,
             },
             remark=row.reason,

@@ -1,4 +1,4 @@
-"""Grids: from a YAML file of presets x orientations x seeds x epochs to the runs that it means.
+"""Grids: from a YAML file of presets x axes x orientations x seeds x epochs to the runs it means.
 
 The epochs of one preset are a prefix of one run: the cells at 20, 40, 60 and 80 epochs share one
 training with four checkpoints. Settings follow defaults < preset < grid < command line.
@@ -7,13 +7,17 @@ training with four checkpoints. Settings follow defaults < preset < grid < comma
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+import itertools
+import math
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field
 
+from diffuse.config import ranges
 from diffuse.config.presets import find_yaml, preset_layer, read_yaml, resolve, shown
 from diffuse.config.processes import Orientation
 from diffuse.config.ranges import Ranges
@@ -22,6 +26,35 @@ from diffuse.config.section import Section
 from diffuse.config.validation import Layer, validated
 from diffuse.rundir.evaluations import Figure
 from diffuse.runtime.errors import UserError
+from launch.jobs.selection import Where, leaves, nested, sets, value_of, written
+
+# Keys that an entry has words of its own for.
+OWN_WORDS = {
+    "preset": "another entry of runs",
+    "seed": "seeds",
+    "process.orientation": "orientation",
+    "train.epochs": "epochs",
+    "eval.at_epochs": "epochs",
+}
+EXAMPLE = "write keys with their values, such as train.lr: [1e-4, 2e-4]"
+
+
+def _axes(value: Any) -> Any:
+    """`axes` of an entry, where each key has a list of values; ValueError says which has none."""
+    if not value or not isinstance(value, Mapping):
+        raise ValueError(f"{EXAMPLE}, or leave axes out")
+    for key, values in value.items():
+        if not re.fullmatch(r"\w+(\.\w+)*", str(key)):
+            raise ValueError(f"{key}: no key of a preset; {EXAMPLE}")
+        if not isinstance(values, list):
+            shown = f"[{written(values)}]"
+            raise ValueError(f"{key}: must be a list of values, such as {shown}")
+        if not values:
+            raise ValueError(f"{key}: has no values; {EXAMPLE}")
+        if key in OWN_WORDS:
+            raise ValueError(f"{key}: is no axis; use {OWN_WORDS[key]}")
+    return value
+
 
 _AsList = BeforeValidator(lambda value: [value] if isinstance(value, str) else value)
 
@@ -40,6 +73,11 @@ class Entry(Section):
         Annotated[tuple[Annotated[int, Field(ge=0)], ...], Ranges, Field(min_length=1)] | None
     ) = Field(None, description="a run each")
     set_: dict[str, Any] = Field({}, alias="set", description="nested settings, as in a preset")
+    axes: Annotated[dict[str, list[Any]] | None, BeforeValidator(_axes)] = Field(
+        None,
+        description="any keys of a preset with their values, as {train.lr: [1e-4, 2e-4]}: a run for"
+        " each combination",
+    )
     cluster: dict[str, Any] = Field({}, description="over the grid's")
 
 
@@ -65,6 +103,7 @@ class GridRun:
 
     config: Config
     cluster: tuple[Layer, ...] = ()
+    axes: Mapping[str, Any] = field(default_factory=dict)  # what tells it from its entry's others
 
     @property
     def name(self) -> str:
@@ -129,6 +168,11 @@ class Grid:
             raise UserError(f"--only {pattern!r} matches no run of {self.name}: {names}{more}")
         return replace(self, runs=kept)
 
+    def where(self, where: Where) -> Grid:
+        """The runs with these settings; UserError where none has them."""
+        kept = where.chosen({run.name: run.config for run in self.runs}, self.name)
+        return replace(self, runs=tuple(run for run in self.runs if run.name in kept))
+
 
 def load_grid(name: str, overrides: Overrides | None = None) -> Grid:
     """The grid named by its file under configs/grids/, or by any .yaml file, with its runs.
@@ -164,20 +208,44 @@ def _expand(entry: Entry, source: str, cluster: Layer, overrides: Overrides) -> 
         preset = preset_layer(entry.preset)
     except UserError as error:
         raise UserError(f"{source}: {error}") from None
-    orientations = _orientations(entry, preset, source, overrides.layers)
-    for orientation in orientations:
-        for seed in overrides.seeds or entry.seeds or (None,):
-            cell: dict[str, Any] = {}
-            if orientation is not None:
-                cell["process"] = {"orientation": orientation}
-            if seed is not None:
-                cell["seed"] = seed
-            epochs = overrides.epochs or entry.epochs
-            if epochs is not None:
-                cell["train"] = {"epochs": max(epochs)}
-                cell["eval"] = {"at_epochs": epochs}
-            layers = [preset, Layer(source, entry.set_), Layer(source, cell), *overrides.layers]
-            yield GridRun(resolve(layers), (cluster, Layer(f"{source}: cluster", entry.cluster)))
+    layers = overrides.layers
+    orientations = _orientations(entry, preset, source, layers)
+    axes, seeds = entry.axes or {}, overrides.seeds or entry.seeds or (None,)
+    if math.prod([len(orientations), len(seeds), *map(len, axes.values())]) > ranges.MOST:
+        raise UserError(f"{source}: more than {ranges.MOST:,} runs; list fewer values in axes")
+    is_typed_over = any(sets(layer.values, key) for layer in layers for key in axes)
+    for orientation, seed in itertools.product(orientations, seeds):
+        cell: dict[str, Any] = {}
+        if orientation is not None:
+            cell["process"] = {"orientation": orientation}
+        if seed is not None:
+            cell["seed"] = seed
+        epochs = overrides.epochs or entry.epochs
+        if epochs is not None:
+            cell["train"] = {"epochs": max(epochs)}
+            cell["eval"] = {"at_epochs": epochs}
+        known: dict[str, str] = {}
+        for point in _points(axes):
+            along = [Layer(f"{source}.axes", nested(key, value)) for key, value in point.items()]
+            below = [preset, Layer(source, entry.set_), *along, Layer(source, cell)]
+            config = resolve([*below, *layers])
+            shown = ", ".join(f"{key}: {written(value)}" for key, value in point.items())
+            if config.run_name in known and not is_typed_over:
+                raise UserError(
+                    f"{source}.axes: {known[config.run_name]} and {shown} are the same run: no two"
+                    " values may be equal, and the weights must depend on the key (else use set)"
+                )
+            known[config.run_name] = shown
+            own = (cluster, Layer(f"{source}: cluster", entry.cluster))
+            keys = (leaf for key, value in point.items() for leaf in leaves(nested(key, value)))
+            seen = [*keys, *(["seed"] if len(seeds) > 1 else [])]
+            yield GridRun(config, own, {key: value_of(config, key) for key in seen})
+
+
+def _points(axes: Mapping[str, Sequence[Any]]) -> Iterator[dict[str, Any]]:
+    """Every combination of one value from each axis; one empty point where there is no axis."""
+    for values in itertools.product(*axes.values()):
+        yield dict(zip(axes, values, strict=True))
 
 
 def _orientations(
@@ -188,11 +256,7 @@ def _orientations(
     if entry.orientation and not is_cold:
         raise UserError(f"{source}: orientation is for cold diffusion; {entry.preset} has none")
     elsewhere = [entry.set_, preset.values, *(layer.values for layer in layers)]
-    if is_cold and not entry.orientation and not any(map(_sets_orientation, elsewhere)):
+    is_set = any(sets(values, "process.orientation") for values in elsewhere)
+    if is_cold and not entry.orientation and not is_set:
         raise UserError(f"{source}: {entry.preset} needs orientation: row, col or [row, col]")
     return entry.orientation or (None,)
-
-
-def _sets_orientation(values: Mapping[str, Any]) -> bool:
-    process = values.get("process")
-    return isinstance(process, Mapping) and "orientation" in process

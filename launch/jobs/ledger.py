@@ -13,13 +13,20 @@ import socket
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import psutil
 from filelock import Timeout
 
+from diffuse.config.presets import resolve
+from diffuse.config.schema import Config
+from diffuse.config.validation import Layer
+from diffuse.rundir.directory import RunDir
 from diffuse.runtime import files
-from diffuse.runtime.errors import EnvironmentFailed
+from diffuse.runtime.errors import EnvironmentFailed, UserError
+
+if TYPE_CHECKING:
+    from launch.jobs.grid import GridRun
 
 
 @dataclass
@@ -53,16 +60,32 @@ class Ledger:
         """Write down a submission, or additions to it."""
         files.write_json(self.path / "submissions" / f"{submission.name}.json", vars(submission))
 
-    def note_runs(self, names: Iterable[str]) -> None:
+    def note_runs(self, runs: Iterable[GridRun]) -> None:
         """Remember the runs of this grid's sweeps, also those of other --set and --seeds."""
-        known = self.runs()
-        if new := [name for name in names if name not in known]:
+        known, settings = self.runs(), self.settings()
+        named = {run.name: run for run in runs}
+        if new := [name for name in named if name not in known]:
             files.write_json(self.path / "runs.json", {"runs": known + new})
+        plain = {
+            name: {
+                "axes": dict(run.axes),
+                "config": run.config.model_dump(mode="json", exclude_defaults=True),
+            }
+            for name, run in named.items()
+        }
+        if settings | plain != settings:
+            files.write_json(self.path / "settings.json", {"runs": settings | plain})
 
     def runs(self) -> list[str]:
         """The runs that sweeps of this grid were about."""
         names = files.read_json(self.path / "runs.json").get("runs")
         return [str(name) for name in names] if isinstance(names, list) else []
+
+    def settings(self) -> dict[str, dict[str, Any]]:
+        """Of each run that was noted, its place on the grid's axes and its config."""
+        found = files.read_json(self.path / "settings.json").get("runs")
+        notes = found.items() if isinstance(found, dict) else ()
+        return {name: note for name, note in notes if isinstance(note, dict)}
 
     def locked(self, wait_s: float = 0) -> contextlib.AbstractContextManager[None]:
         """Hold this grid; EnvironmentFailed, with the holder's name, where another sweep does.
@@ -112,6 +135,34 @@ class Ledger:
         finally:
             holder_path.unlink(missing_ok=True)
             lock.close()
+
+
+def noted_axes(runs_dir: Path) -> dict[str, dict[str, Any]]:
+    """The place of each run on the axes of its grid, of the runs of all sweeps here."""
+    notes = _notes(runs_dir).items()
+    return {name: note["axes"] for name, note in notes if isinstance(note.get("axes"), dict)}
+
+
+def known_configs(runs_dir: Path, names: Iterable[str]) -> dict[str, Config]:
+    """The configs of these runs, from their directories or, not begun yet, from their sweeps."""
+    noted, found = _notes(runs_dir), {}
+    for name in names:
+        run = RunDir(runs_dir / name)
+        with contextlib.suppress(UserError, KeyError, TypeError):
+            is_begun = run.config_path.is_file()
+            layer = Layer(f"{runs_dir}/.launch", {} if is_begun else noted[name]["config"])
+            found[name] = run.config() if is_begun else resolve([layer])
+    return found
+
+
+def _notes(runs_dir: Path) -> dict[str, dict[str, Any]]:
+    grids = sorted(path.parent.name for path in (runs_dir / ".launch").glob("*/settings.json"))
+    found: dict[str, dict[str, Any]] = {}
+    for grid in grids:
+        for name, note in Ledger(runs_dir, grid).settings().items():
+            if not found.get(name, {}).get("axes"):  # several grids may share the run
+                found[name] = note
+    return found
 
 
 def submissions(runs_dir: Path, grid: str = "*") -> list[Submission]:

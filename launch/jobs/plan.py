@@ -107,6 +107,7 @@ def as_plain(planned: Iterable[Planned]) -> dict[str, list[dict[str, Any]]]:
             "preset": p.run.config.preset,
             "orientation": p.run.orientation,
             "seed": p.run.config.seed,
+            "axes": dict(p.run.axes),
         }
         runs.append(
             {

@@ -17,6 +17,7 @@ from diffuse.config import ranges
 from diffuse.runtime import console
 from launch.jobs.listing import Listing
 from launch.jobs.plan import Planned
+from launch.jobs.selection import point
 
 if TYPE_CHECKING:  # a dry run shows its plan without submitit
     from launch.local.pool import Outcome
@@ -40,11 +41,13 @@ COLUMNS = ("run", "state", "epoch", "loss", "ETA", "images/s")
 
 def plan_listing(planned: Sequence[Planned]) -> Listing:
     """One entry a run, i.e. a training job, with its cells: which there are, and which are done."""
-    listing = Listing(("run", "state", "epochs", "done", "evaluated"), ("evaluated",))
+    columns = ("run", "settings", "state", "epochs", "done", "evaluated")
+    listing = Listing(columns, ("settings", "evaluated"))
     for p in planned:
         listing.add(
             {
                 "run": p.name,
+                "settings": point(p.run.axes),
                 "state": Text(p.state, STYLES[p.state]),
                 "epochs": ranges.shown(p.run.epochs),
                 "done": Text(ranges.shown(sorted(p.have)), "green"),

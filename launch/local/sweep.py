@@ -42,7 +42,7 @@ def run(
     with ledger.locked(), pool.Stopper().installed() as stopper:
         planned = plan(grid, ledger.runs_dir)
         out.print(f"{title}: {summary(planned)}", soft_wrap=True)
-        ledger.note_runs(run.name for run in grid.runs)
+        ledger.note_runs(grid.runs)
         outcomes = []
         if todo := [p for p in planned if p.is_todo or (evaluate and p.unevaluated)]:
             gpus = pool.visible_gpus(device)

@@ -16,8 +16,9 @@ from diffuse.runtime.errors import EnvironmentFailed, UserError
 from launch.jobs import snapshot
 from launch.jobs.cluster import ClusterFile
 from launch.jobs.grid import Grid
-from launch.jobs.ledger import Ledger, Submission, submissions
+from launch.jobs.ledger import Ledger, Submission, known_configs, submissions
 from launch.jobs.plan import Planned, plan, summary
+from launch.jobs.selection import Where
 from launch.slurm import commands, pipeline
 from launch.slurm.executor import Submitter, require_readable
 from launch.slurm.live_jobs import live_jobs
@@ -58,7 +59,7 @@ def submit(
                 " no torch; make image and name it, or pip install -e '.[train]'"
             )
     with ledger.locked(LOCK_WAIT_S), ledger.submitting(LOCK_WAIT_S):
-        ledger.note_runs(run.name for run in grid.runs)
+        ledger.note_runs(grid.runs)
         planned = plan(grid, ledger.runs_dir)
         active = live_jobs(ledger.runs_dir, runs=[p.dir for p in planned])
         lacking = [p for p in planned if p.lacks(evaluate)]
@@ -114,20 +115,27 @@ def submit(
     return 0
 
 
-def cancel(runs_dir: Path, grid: str, only: str | None, out: Console) -> int:
+def cancel(
+    runs_dir: Path, grid: str, only: str | None, out: Console, where: Where | None = None
+) -> int:
     """End the grid's jobs that wait or run; their trainings save first where Slurm lets them.
 
     Args:
         only: a glob that the names of runs must match; None: all of the grid, its report too.
+        where: settings that the runs must have. Raises UserError where none of the grid has them.
     """
     jobs = live_jobs(runs_dir.absolute(), grid)
     if only is not None:
         jobs = {run: listed for run, listed in jobs.items() if fnmatchcase(run, only)}
+    if where is not None:
+        known = known_configs(runs_dir.absolute(), jobs)
+        kept = where.chosen(known, f"grid {grid} with a job")
+        jobs = {run: jobs[run] for run in kept}
     ids = [job.id for listed in jobs.values() for job in listed]
     if not ids:
         out.print(f"grid {grid} in {runs_dir}: no job waits or runs")
         return 0
-    if only is None:  # an array of thousands is ended by its own id at once
+    if only is None and where is None:  # an array of thousands is ended by its own id at once
         commands.cancel(list(dict.fromkeys(job_id.partition("_")[0] for job_id in ids)))
     else:
         commands.cancel(ids)
