@@ -70,7 +70,7 @@ def main(
     from diffuse.runtime import hdf5
     from diffuse.runtime.console import Meter
     from diffuse.runtime.device import explained
-    from diffuse.sampling.trajectory import SHOWN, Trajectory, draw
+    from diffuse.sampling.trajectory import SHOWN, Trajectory, animate, draw_strip
 
     model = diffuse.load(source, epoch=epoch, device=device)
     usual = model.sampler
@@ -147,7 +147,8 @@ def main(
             ways.insert(0, observed.forward(model.process, shown, seed))
         moving = stem.with_name(f"{stem.name}_trajectory.gif")
         strip = stem.with_name(f"{stem.name}_trajectory.png")
-        draw(moving, strip, ways, f"{title}, {spec.title}")
+        animate(moving, ways)
+        draw_strip(strip, ways, f"{title}, {spec.title}")
         print(moving, strip, sep="\n")
 
 

@@ -84,13 +84,16 @@ class Trajectory:
         return images
 
 
-def draw(moving: Path, strip: Path, ways: Sequence[Sequence[Moment]], title: str) -> None:
-    """Write the GIF `moving` and the PNG `strip` of these ways, one after the other."""
+def animate(path: Path, ways: Sequence[Sequence[Moment]]) -> None:
+    """Write these ways, one after the other, as a GIF: x_t beside x0."""
     frames = [m for way in ways for m in spread(way, FRAMES // len(ways))]
     animation.write(
-        moving,
-        [[(f"x_t, t = {m.t}", m.x[:SHOWN]), (m.heading, m.x0[:SHOWN])] for m in frames],
+        path, [[(f"x_t, t = {m.t}", m.x[:SHOWN]), (m.heading, m.x0[:SHOWN])] for m in frames]
     )
+
+
+def draw_strip(path: Path, ways: Sequence[Sequence[Moment]], title: str) -> None:
+    """Write these ways, one after the other, as a PNG: an image a row, a moment a column."""
     few = [m for way in ways for m in spread(way, COLUMNS // len(ways))]
     images = np.stack([m.x[:ROWS] for m in few], axis=1)  # [rows, columns, 28, 28]
-    plots.strip(strip, images, [f"t = {m.t}" for m in few], title=title)
+    plots.strip(path, images, [f"t = {m.t}" for m in few], title=title)

@@ -1,4 +1,4 @@
-"""What training draws: a grid of samples, how x_t changes with t, and the loss.
+"""The pictures of a training: samples and the way to them, how x_t changes with t, and the loss.
 
 Few steps and 16 images, so that pictures never dominate the training time.
 """
@@ -23,7 +23,7 @@ from diffuse.runtime import hdf5
 from diffuse.runtime.rng import Stream, generator
 from diffuse.sampling.generate import ImageNoise, from_images
 from diffuse.sampling.trained_model import Trained
-from diffuse.sampling.trajectory import Trajectory
+from diffuse.sampling.trajectory import SHOWN, Moment, Trajectory, animate
 
 Images = NDArray[np.uint8]
 
@@ -31,9 +31,12 @@ Images = NDArray[np.uint8]
 def draw_epoch(
     config: Config, run: RunDir, process: Process, network: nn.Module, epoch: int, data_dir: Path
 ) -> None:
-    """samples/epoch_NNNN.png and .h5, plots/degradation.png once, and the other plots anew."""
+    """samples/epoch_NNNN.png and .h5, plots/degradation.png once, and the other plots anew.
+
+    The moving picture plots/trajectory.gif is of the epoch drawn last.
+    """
     if not run.has_samples(epoch):
-        arrays, panels = sample_panels(config, run, process, network, data_dir)
+        arrays, panels, way = sample_panels(config, run, process, network, data_dir)
         made_by = str(config.picture_specs()[-1])
         hdf5.write(
             run.samples_path(epoch),
@@ -41,6 +44,7 @@ def draw_epoch(
             {"run": run.name, "epoch": epoch, "sampler": made_by, "seed": config.seed},
         )
         plots.image_panels(run.picture_path(epoch), panels, title=f"{run.name}, epoch {epoch}")
+        animate(run.plots / "trajectory.gif", [way])
     if not (run.plots / "degradation.png").exists():
         draw_degradation(config, run, process, data_dir)
     plots.epoch_series(run)
@@ -49,8 +53,8 @@ def draw_epoch(
 
 def sample_panels(
     config: Config, run: RunDir, process: Process, network: nn.Module, data_dir: Path
-) -> tuple[dict[str, NDArray[Any]], list[tuple[str, Images]]]:
-    """The arrays of the file, and the picture's panels with their headings.
+) -> tuple[dict[str, NDArray[Any]], list[tuple[str, Images]], list[Moment]]:
+    """The arrays of the file, the picture's panels with their headings, and the last sampler's way.
 
     Where test images are restored: original, degraded with stretched contrast, restorations.
     Images from a drawn start stand beside it: float32 `x_T_SAMPLER` [n, 1, 28, 28] in the file.
@@ -60,6 +64,7 @@ def sample_panels(
     model = Trained("training", config, process, network, epoch=0, device=device, run=run)
     arrays: dict[str, NDArray[Any]] = {}
     panels, specs = [], config.picture_specs()
+    way: list[Moment] = []
     originals = None
     if any(spec.is_conditional for spec in specs):
         originals = model.originals(range(n), data_dir)
@@ -69,7 +74,7 @@ def sample_panels(
         panels.append(("Original", arrays["original"]))
         panels.append(("Degraded (contrast stretched)", arrays["degraded"]))
     for spec in specs:
-        seen = Trajectory(process.T, amplitude)
+        seen = Trajectory(process.T, amplitude, min(n, SHOWN) if spec is specs[-1] else 0)
         x = model.sample(
             n,
             sampler=spec,
@@ -84,7 +89,8 @@ def sample_panels(
         name = "images" if spec is specs[-1] else str(spec)
         arrays[name] = to_uint8(x, amplitude).numpy()
         panels.append((spec.title, arrays[name]))
-    return arrays, panels
+        way = seen.reverse()
+    return arrays, panels, way
 
 
 def draw_degradation(config: Config, run: RunDir, process: Process, data_dir: Path) -> None:

@@ -34,7 +34,7 @@ class Album:
     grids: list[Picture]  # samples over epochs, each a square
     strips: list[Picture]  # one test image a column: original, degraded, then restored by epoch
     process: str  # plots/degradation.png
-    moving: str = ""  # the newest GIF that diffuse.sample --trajectory put into samples/
+    moving: str = ""  # plots/trajectory.gif, or a newer one of diffuse.sample --trajectory
 
 
 def album(result: Result, most: int) -> Album:
@@ -145,9 +145,10 @@ def _process(result: Result) -> str:
 
 def _moving(result: Result) -> str:
     """The newest moving picture of the run; "" where there is none."""
-    found = result.dir.samples.glob("*_trajectory.gif")
+    drawn = result.dir.plots.glob("trajectory.gif")
+    asked_for = result.dir.samples.glob("*_trajectory.gif")
     try:
-        newest = max(found, key=lambda path: path.stat().st_mtime, default=None)
+        newest = max((*drawn, *asked_for), key=lambda path: path.stat().st_mtime, default=None)
         content = b"" if newest is None else newest.read_bytes()
     except OSError as error:
         result.problems.append(f"{result.dir.samples}: no moving picture: {error.strerror}")

@@ -149,6 +149,7 @@ def test_a_training_ends_well_where_nothing_can_be_drawn(tmp_path: Path, data_di
         "epoch_0001.png",
         "epoch_0001.h5",
         "degradation.png",
+        "trajectory.gif",
         "epochs.png",
         "loss.png",
     }

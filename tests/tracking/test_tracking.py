@@ -447,7 +447,7 @@ def test_no_room_for_wandb_files_ends_the_mirror_alone(
     )
     assert done.returncode != 0
     assert "W&B" in done.stdout
-    wait_for(lambda: not left_behind(untracked), 10)
+    wait_for(lambda: not left_behind(untracked))
 
     (tmp_path / untracked.name).mkdir()
     (tmp_path / untracked.name / "wandb").write_text("in the way")

@@ -65,6 +65,7 @@ def test_a_run_directory_holds_the_documented_files(whole: RunDir) -> None:
         "samples/epoch_0001.h5",
         "samples/epoch_0001.png",
         "plots/degradation.png",
+        "plots/trajectory.gif",
     } == found
     assert whole.status()["state"] == "done"
     assert [e["step"] for e in whole.metrics("step")] == list(range(1, 8 * EPOCHS + 1))
