@@ -1,11 +1,16 @@
-"""Curves as SVG text for the report: no display, no file; a run looks the same in all of them."""
+"""Curves as SVG text for the report: no display, no file; a run looks the same in all of them.
+
+Of runs that differ by their seed only, a curve is the mean, with a band of one standard deviation.
+"""
 
 from __future__ import annotations
 
 import io
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 from markupsafe import Markup, escape
 
 from diffuse.rundir.plots import Look, own_style, reason
@@ -27,22 +32,58 @@ STYLE: dict[Any, Any] = {
 Points = Sequence[tuple[float, float]]
 
 
+@dataclass(frozen=True)
+class Curve:
+    """A line of a chart, and its band: x, lower and upper edge."""
+
+    points: Points
+    band: Sequence[tuple[float, float, float]] = field(default=())
+
+
+def mean_curve(seeds: Sequence[Points], tie: bool = False) -> Curve:
+    """The mean over seeds, with a standard deviation to both sides where there are two or more.
+
+    Args:
+        tie: between the points of a seed lies a straight line; else only points at the same x are
+            averaged.
+    """
+    if tie and len(seeds) > 1:
+        grid = [x for x, _ in min(seeds, key=lambda points: points[-1][0])]
+        tied = []
+        for points in seeds:
+            x, y = np.array(points).T
+            tied.append(list(zip(grid, np.interp(grid, x, y).tolist(), strict=True)))
+        seeds = tied
+    at: dict[float, list[float]] = {}
+    for x, y in (point for points in seeds for point in points):
+        at.setdefault(x, []).append(float(y))
+    means = {x: float(np.mean(ys)) for x, ys in sorted(at.items())}
+    spread = {x: float(np.std(ys, ddof=1)) for x, ys in at.items() if len(ys) > 1}
+    band = [(x, y - spread[x], y + spread[x]) for x, y in means.items() if x in spread]
+    return Curve(list(means.items()), band)
+
+
 def curves(
-    lines: Mapping[str, Points],
+    lines: Mapping[str, Points | Curve],
     ylabel: str,
     looks: Mapping[str, Look],
     *,
     log: bool = False,
     floor: tuple[str, float] | None = None,
     markers: bool = False,
+    xlabel: str = "epoch",
 ) -> Markup:
     """Lines over epochs, each with the look of its name, `floor` as a grey line; an SVG element.
 
     Where that cannot be drawn it is a note on the page and on the screen.
+
+    Args:
+        xlabel: another quantity than epochs; its axis is logarithmic where it spans a decade.
     """
-    title = f"{ylabel} over epochs"
+    title = f"{ylabel} over {'epochs' if xlabel == 'epoch' else xlabel}"
+    drawn = {name: c if isinstance(c, Curve) else Curve(c) for name, c in lines.items()}
     try:
-        svg = _svg(lines, ylabel, looks, log, floor, markers)
+        svg = _svg(drawn, ylabel, looks, log, floor, markers, xlabel)
     except Exception as error:
         console.note(f"{title}: not drawn: {reason(error)}")
         return Markup("<p>{}: not drawn: {}</p>").format(title, reason(error))
@@ -50,23 +91,25 @@ def curves(
     return Markup(f'<svg role="img" aria-label="{label}"') + Markup(svg[svg.index("<svg") + 4 :])
 
 
-def plain_log_axis(axes: Any) -> None:
-    """A logarithmic y axis with plain numbers, at 1, 2 and 5: powers would need formulas."""
+def plain_log_axis(axes: Any, which: str = "y") -> None:
+    """A logarithmic axis with plain numbers, at 1, 2 and 5: powers would need formulas."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-    axes.set_yscale("log")
-    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
-    axes.yaxis.set_minor_formatter(NullFormatter())
+    getattr(axes, f"set_{which}scale")("log")
+    axis = getattr(axes, f"{which}axis")
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
+    axis.set_minor_formatter(NullFormatter())
 
 
 def _svg(
-    lines: Mapping[str, Points],
+    lines: Mapping[str, Curve],
     ylabel: str,
     looks: Mapping[str, Look],
     log: bool,
     floor: tuple[str, float] | None,
     markers: bool,
+    xlabel: str,
 ) -> str:
     named = min(len(lines), MOST_NAMED)
     with own_style(**STYLE):
@@ -77,9 +120,12 @@ def _svg(
         height = 3.3 + 0.2 * -(-(named + 1) // columns)
         figure = Figure(figsize=(5.4, height), layout="constrained")
         axes = figure.subplots()
-        for k, (name, points) in enumerate(lines.items()):
+        for k, (name, curve) in enumerate(lines.items()):
+            if curve.band:
+                x, low, high = zip(*curve.band, strict=True)
+                axes.fill_between(x, low, high, color=looks[name].colour, alpha=0.18, linewidth=0)
             axes.plot(
-                *zip(*points, strict=True),
+                *zip(*curve.points, strict=True),
                 color=looks[name].colour,
                 linestyle=looks[name].dash,
                 marker=looks[name].marker if markers else None,
@@ -91,9 +137,12 @@ def _svg(
             axes.axhline(floor[1], color="0.35", linestyle=(0, (1, 2)), label=floor[0])
         if log:
             plain_log_axis(axes)
-        if markers:
+        every = [x for curve in lines.values() for x, _ in curve.points]
+        if xlabel != "epoch" and min(every) > 0 and max(every) >= 10 * min(every):
+            plain_log_axis(axes, "x")
+        elif markers and xlabel == "epoch":
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.set_xlabel("epoch")
+        axes.set_xlabel(xlabel)
         axes.set_ylabel(ylabel)
         axes.grid(True, which="major", color="0.9", linewidth=0.7)
         axes.grid(True, which="minor", color="0.95", linewidth=0.4)

@@ -33,6 +33,16 @@ def labels(results: Sequence[Result]) -> dict[str, str]:
     return {name: label if count[label] == 1 else name for name, label in found.items()}
 
 
+def lines(results: Sequence[Result]) -> dict[str, str]:
+    """The line of each run in charts: runs that differ by their seed only share one."""
+    label_of, title_of = labels(results), titles(results)
+    seeds: dict[str, list[int | None]] = {}
+    for result in results:
+        seeds.setdefault(title_of[result.name], []).append(result.seed)
+    has_seeds = {title: len(set(s)) == len(s) > 1 for title, s in seeds.items()}
+    return {run: title if has_seeds[title] else label_of[run] for run, title in title_of.items()}
+
+
 def titles(results: Sequence[Result]) -> dict[str, str]:
     """A title for each run, by its name, which runs share that differ by their seed only."""
     found = {}

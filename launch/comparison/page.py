@@ -13,7 +13,8 @@ from markupsafe import Markup
 from diffuse.rundir.plots import Look, look
 from diffuse.runtime import files
 from launch.comparison import published_figures
-from launch.comparison.charts import MOST_NAMED, curves
+from launch.comparison.axes import Axis, axes, overall
+from launch.comparison.charts import MOST_NAMED, Points, curves, mean_curve
 from launch.comparison.grouping import (
     Column,
     Group,
@@ -24,7 +25,7 @@ from launch.comparison.grouping import (
     over_seeds,
     reruns,
 )
-from launch.comparison.labels import labels
+from launch.comparison.labels import labels, lines
 from launch.comparison.results import Result
 from launch.comparison.thumbnails import album
 
@@ -75,14 +76,11 @@ def render(results: Sequence[Result], runs_dir: Path, title: str) -> str:
     most = 1 if len(results) > MANY_RUNS else EPOCHS_SHOWN
     albums = {r.name: album(r, most) for r in results}
     sections = groups(results)
-    looks = {names[r.name]: look(k) for k, r in enumerate(results)}  # one for the whole page
+    line_of = lines(results)
+    named = dict.fromkeys(line_of.values())
+    looks = {name: look(k) for k, name in enumerate(named)}  # one for the whole page
     losses = {
-        heading: curves(
-            {names[r.name]: r.losses for r in results if r.losses and r.kind == kind},
-            "loss",
-            looks,
-            log=True,
-        )
+        heading: _loss_chart([r for r in results if r.losses and r.kind == kind], line_of, looks)
         for kind, heading in LOSSES.items()
         if any(r.losses and r.kind == kind for r in results)
     }
@@ -91,7 +89,7 @@ def render(results: Sequence[Result], runs_dir: Path, title: str) -> str:
         made=time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
         results=results,
         names=names,
-        sections=[_section(group, results, names, looks) for group in sections],
+        sections=[_section(group, results, line_of, looks) for group in sections],
         losses=losses,
         albums=albums,
         most=most,
@@ -100,6 +98,7 @@ def render(results: Sequence[Result], runs_dir: Path, title: str) -> str:
             key: [(value, few(runs, names)) for value, runs in by_value(column).items()]
             for key, column in differences(results).items()
         },
+        has_seeds=len(named) < len(results),
         pairs=reruns(results, runs_dir),
         why=published_figures.WHY,
         published=[(row, _ours(row.title, sections, results)) for row in published_figures.FIGURES],
@@ -132,7 +131,7 @@ def heading(column: Column) -> str:
 def _section(
     group: Group,
     results: Sequence[Result],
-    names: Mapping[str, str],
+    line_of: Mapping[str, str],
     looks: Mapping[str, Look],
 ) -> dict[str, Any]:
     """The part of the page for protocols that differ by the sampler only."""
@@ -144,7 +143,9 @@ def _section(
             {
                 "heading": heading(column),
                 "column": column,
-                "charts": _charts(group, column, names, looks),
+                "charts": _charts(column, line_of, looks),
+                "axes": (along := [(a, _axis_chart(a, column)) for a in axes(column, results)]),
+                "verdict": "" if along else overall(column, results),
                 "seeds": [m for m in means if _same_protocol(m, column)],
             }
             for column in group.columns()
@@ -157,24 +158,56 @@ def _same_protocol(mean: SeedMean, column: Column) -> bool:
 
 
 def _charts(
-    group: Group, column: Column, names: Mapping[str, str], looks: Mapping[str, Look]
+    column: Column, line_of: Mapping[str, str], looks: Mapping[str, Look]
 ) -> list[tuple[str, Markup]]:
-    """FID and IS over epochs, each line a run; none where there is one epoch only."""
+    """FID and IS over epochs, a line for each run or its seeds; none of one epoch only."""
     if len({cell.epoch for cell in column.cells}) < 2:
         return []
     real = f"real: {column.floor_images}"
     charts = []
     for key in ("fid", "is"):
-        lines: dict[str, list[tuple[float, float]]] = {}
+        runs: dict[str, list[tuple[float, float]]] = {}
         for cell in column.cells:
             if (value := cell.value(key)) is not None:
-                lines.setdefault(names[cell.run], []).append((float(cell.epoch), value))
-        if lines:
+                runs.setdefault(cell.run, []).append((float(cell.epoch), value))
+        if runs:
             floor = (real, column.floor[key])
             is_log = key == "fid"
-            chart = curves(lines, HEADINGS[key], looks, log=is_log, floor=floor, markers=True)
+            drawn = {k: mean_curve(seeds) for k, seeds in _by_line(runs, line_of).items()}
+            chart = curves(drawn, HEADINGS[key], looks, log=is_log, floor=floor, markers=True)
             charts.append((CAPTIONS[key], chart))
     return charts
+
+
+def _loss_chart(
+    shown: Sequence[Result], line_of: Mapping[str, str], looks: Mapping[str, Look]
+) -> Markup:
+    by_line = _by_line({r.name: r.losses for r in shown}, line_of)
+    drawn = {name: mean_curve(seeds, tie=True) for name, seeds in by_line.items()}
+    return curves(drawn, "loss", looks, log=True)
+
+
+def _axis_chart(axis: Axis, column: Column) -> Markup | None:
+    """FID over the values of a setting; None where they are no numbers."""
+    numbers = axis.numbers
+    if numbers is None:
+        return None
+    drawn = {
+        name: mean_curve(
+            [[(numbers[v], fid)] for v, sample in line.items() for fid in sample.values]
+        )
+        for name, line in axis.lines.items()
+    }
+    looks = {name: look(k) for k, name in enumerate(drawn)}
+    floor = (f"real: {column.floor_images}", column.floor["fid"])
+    return curves(drawn, "FID", looks, log=True, floor=floor, markers=True, xlabel=axis.key)
+
+
+def _by_line(runs: Mapping[str, Points], line_of: Mapping[str, str]) -> dict[str, list[Points]]:
+    found: dict[str, list[Points]] = {}
+    for run, points in runs.items():
+        found.setdefault(line_of[run], []).append(points)
+    return found
 
 
 def _ours(title: str, sections: Sequence[Group], results: Sequence[Result]) -> list[str]:

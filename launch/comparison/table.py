@@ -13,6 +13,7 @@ from rich.text import Text
 
 from diffuse.runtime import console
 from launch.comparison import grouping
+from launch.comparison.axes import axes, overall
 from launch.comparison.labels import labels
 from launch.comparison.page import HEADINGS, few, heading, score
 from launch.comparison.results import Cell, Result
@@ -36,7 +37,7 @@ def show(found: list[Result], runs_dir: Path, out: Console) -> None:
         out.print(Text(text), soft_wrap=True)
 
     for group in grouping.groups(found):
-        for column in group.columns():
+        for column in (columns := group.columns()):
             judged = f"{group.protocol['images']:,} images by {group.judge}"
             say(f"{heading(column)}: {judged}, best marked *")
             _show_column(column, names, out)
@@ -47,6 +48,9 @@ def show(found: list[Result], runs_dir: Path, out: Console) -> None:
             subject = f"{mean.title}, epoch {mean.epoch}, {mean.sampler}"
             subject += f", mean +- standard deviation of {len(mean.seeds)} seeds"
             say(f"{subject}: {shown}")
+        for column in columns:
+            for line in certainties(column, found):
+                say(f"{heading(column)}: {line}")
         for label in group.labels:
             say(f"note: {label}")
     if any(result.cells for result in found):
@@ -66,6 +70,14 @@ def show(found: list[Result], runs_dir: Path, out: Console) -> None:
     for result in found:
         for problem in result.problems:
             say(f"{result.name}: {problem}")
+
+
+def certainties(column: grouping.Column, found: list[Result]) -> list[str]:
+    """How sure the best value of each setting is, or where none is varied, the best run."""
+    along = axes(column, found)
+    if not along:
+        return [line] if (line := overall(column, found)) else []
+    return [f"{a.key}, FID at epoch {a.epoch}: {line}" for a in along for line in a.sentences()]
 
 
 def _show_column(column: grouping.Column, names: Mapping[str, str], out: Console) -> None:
@@ -110,6 +122,22 @@ def as_plain(found: list[Result], runs_dir: Path) -> dict[str, Any]:
             for c in r.cells
         ],
         "seeds": [vars(mean) for mean in means],
+        "axes": [
+            {
+                "sampler": column.sampler,
+                "protocol": column.cells[0].figure.protocol.plain(),
+                "key": axis.key,
+                "epoch": axis.epoch,
+                "fid": {
+                    name: {value: list(sample.values) for value, sample in line.items()}
+                    for name, line in axis.lines.items()
+                },
+                "certainty": list(axis.sentences()),
+            }
+            for group in grouping.groups(found)
+            for column in group.columns()
+            for axis in axes(column, found)
+        ],
         "differences": grouping.differences(found),
         "reruns": [vars(pair) for pair in grouping.reruns(found, runs_dir)],
         "problems": {r.name: r.problems for r in found if r.problems},
