@@ -90,7 +90,7 @@ def run(
     places = [place(rank, ranks, port) for rank in range(ranks)]
     processes = [start(program, *arguments, cwd=cwd, **env, **more) for more in places]
     try:
-        out, err = zip(*(process.communicate(550) for process in processes), strict=True)
+        out, err = zip(*(process.communicate(1100) for process in processes), strict=True)
     finally:
         for process in processes:
             process.kill()
