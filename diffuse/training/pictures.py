@@ -44,7 +44,8 @@ def draw_epoch(
             {"run": run.name, "epoch": epoch, "sampler": made_by, "seed": config.seed},
         )
         plots.image_panels(run.picture_path(epoch), panels, title=f"{run.name}, epoch {epoch}")
-        animate(run.plots / "trajectory.gif", [way])
+        if way:  # a sampler need not show it
+            animate(run.plots / "trajectory.gif", [way])
     if not (run.plots / "degradation.png").exists():
         draw_degradation(config, run, process, data_dir)
     plots.epoch_series(run)
@@ -64,7 +65,6 @@ def sample_panels(
     model = Trained("training", config, process, network, epoch=0, device=device, run=run)
     arrays: dict[str, NDArray[Any]] = {}
     panels, specs = [], config.picture_specs()
-    way: list[Moment] = []
     originals = None
     if any(spec.is_conditional for spec in specs):
         originals = model.originals(range(n), data_dir)
@@ -89,8 +89,7 @@ def sample_panels(
         name = "images" if spec is specs[-1] else str(spec)
         arrays[name] = to_uint8(x, amplitude).numpy()
         panels.append((spec.title, arrays[name]))
-        way = seen.reverse()
-    return arrays, panels, way
+    return arrays, panels, seen.reverse()
 
 
 def draw_degradation(config: Config, run: RunDir, process: Process, data_dir: Path) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import csv
 import html.parser
+import io
 import json
 import re
 import shutil
@@ -290,6 +292,17 @@ def test_damage_is_named_and_costs_its_run_only(runs: Path) -> None:
     for name in ("samples/epoch_0002.h5: damaged", "degradation.png: damaged", "jsonl: damaged"):
         assert name in said
     assert "Traceback" not in done.stderr
+
+
+def test_the_page_shows_each_runs_way_from_x_T_to_x_0(runs: Path) -> None:
+    assert launch("compare.py", f"--runs-dir={runs}").returncode == 0
+    page = (runs / "report.html").read_text()
+    moving = [path.read_bytes() for path in runs.glob("*/plots/trajectory.gif")]
+    assert len(moving) == len(list(runs.glob("*/config.yaml"))) == 3
+    for content in moving:
+        assert base64.b64encode(content).decode() in page
+        with Image.open(io.BytesIO(content)) as picture:
+            assert picture.n_frames > 1
 
 
 def test_texts_of_runs_are_escaped(runs: Path) -> None:
