@@ -109,7 +109,9 @@ def test_the_page_is_whole_and_needs_no_network(runs: Path) -> None:
     html = Page((runs / "report.html").read_text())
     assert not html.open
     assert html.sources
-    assert all(source.startswith(("data:image/png", "#")) for source in html.sources)
+    assert all(
+        source.startswith(("data:image/png", "data:image/gif", "#")) for source in html.sources
+    )
     text = (runs / "report.html").read_text()
     assert not re.search(r"url\(\s*['\"]?(?!#)", text)
     assert set(re.findall(r"https?://[^\"]*", text)) <= NAMESPACES
