@@ -35,7 +35,7 @@ def validated(model: type[M], layers: Sequence[Layer]) -> M:
         return model.model_validate(merged)
     except ValidationError as error:
         found = error.errors()
-    # That a list is too short, because one of its items is wrong, is no news.
+    # An error of a whole follows from the errors of its parts: the parts alone are shown.
     below = {problem["loc"][:n] for problem in found for n in range(len(problem["loc"]))}
     problems = [problem for problem in found if problem["loc"] not in below][:3]
     raise UserError("; ".join(_explanation(model, p, layers, set_by) for p in problems))

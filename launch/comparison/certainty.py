@@ -1,4 +1,4 @@
-"""How sure an order of two means over seeds is: Welch's t-test, in one plain sentence."""
+"""The evidence for an order of two means over seeds: Welch's t-test, in one plain sentence."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def t_tails(t: float, freedom: float) -> float:
 
 
 def sentence(samples: Sequence[Sample], lower_is_better: bool = True) -> str:
-    """Whether the best of two or more is better than the next, and how sure that is."""
+    """The best of two or more samples, the next, and the evidence for that order."""
     sign = 1 if lower_is_better else -1
     best, second, *_ = sorted(samples, key=lambda sample: sign * sample.mean)
     if best.deviation is None or second.deviation is None:

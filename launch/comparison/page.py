@@ -136,21 +136,20 @@ def _section(
 ) -> dict[str, Any]:
     """The part of the page for protocols that differ by the sampler only."""
     means = over_seeds(group, results)
-    return {
-        "group": group,
-        "protocol": group.protocol,
-        "columns": [
+    parts = []
+    for column in group.columns():
+        along = axes(column, results)
+        parts.append(
             {
                 "heading": heading(column),
                 "column": column,
                 "charts": _charts(column, line_of, looks),
-                "axes": (along := [(a, _axis_chart(a, column)) for a in axes(column, results)]),
+                "axes": [(axis, _axis_chart(axis, column)) for axis in along],
                 "verdict": "" if along else overall(column, results),
                 "seeds": [m for m in means if _same_protocol(m, column)],
             }
-            for column in group.columns()
-        ],
-    }
+        )
+    return {"group": group, "protocol": group.protocol, "columns": parts}
 
 
 def _same_protocol(mean: SeedMean, column: Column) -> bool:

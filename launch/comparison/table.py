@@ -37,7 +37,8 @@ def show(found: list[Result], runs_dir: Path, out: Console) -> None:
         out.print(Text(text), soft_wrap=True)
 
     for group in grouping.groups(found):
-        for column in (columns := group.columns()):
+        columns = group.columns()
+        for column in columns:
             judged = f"{group.protocol['images']:,} images by {group.judge}"
             say(f"{heading(column)}: {judged}, best marked *")
             _show_column(column, names, out)
@@ -49,7 +50,7 @@ def show(found: list[Result], runs_dir: Path, out: Console) -> None:
             subject += f", mean +- standard deviation of {len(mean.seeds)} seeds"
             say(f"{subject}: {shown}")
         for column in columns:
-            for line in certainties(column, found):
+            for line in evidence(column, found):
                 say(f"{heading(column)}: {line}")
         for label in group.labels:
             say(f"note: {label}")
@@ -72,8 +73,8 @@ def show(found: list[Result], runs_dir: Path, out: Console) -> None:
             say(f"{result.name}: {problem}")
 
 
-def certainties(column: grouping.Column, found: list[Result]) -> list[str]:
-    """How sure the best value of each setting is, or where none is varied, the best run."""
+def evidence(column: grouping.Column, found: list[Result]) -> list[str]:
+    """A sentence on the best value of each varied setting, or, where none is, the best run."""
     along = axes(column, found)
     if not along:
         return [line] if (line := overall(column, found)) else []

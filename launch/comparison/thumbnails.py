@@ -145,10 +145,10 @@ def _process(result: Result) -> str:
 
 def _moving(result: Result) -> str:
     """The newest moving picture of the run; "" where there is none."""
-    drawn = result.dir.plots.glob("trajectory.gif")
-    asked_for = result.dir.samples.glob("*_trajectory.gif")
+    training, requested = result.dir.plots, result.dir.samples
     try:
-        newest = max((*drawn, *asked_for), key=lambda path: path.stat().st_mtime, default=None)
+        pictures = [*training.glob("trajectory.gif"), *requested.glob("*_trajectory.gif")]
+        newest = max(pictures, key=lambda path: path.stat().st_mtime, default=None)
         content = b"" if newest is None else newest.read_bytes()
     except OSError as error:
         result.problems.append(f"{result.dir.samples}: no moving picture: {error.strerror}")

@@ -103,7 +103,7 @@ class GridRun:
 
     config: Config
     cluster: tuple[Layer, ...] = ()
-    axes: Mapping[str, Any] = field(default_factory=dict)  # what tells it from its entry's others
+    axes: Mapping[str, Any] = field(default_factory=dict)  # its place on the axes of its entry
 
     @property
     def name(self) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from diffuse.config.presets import parse_set, resolve
@@ -39,10 +39,10 @@ class Where:
         return kept
 
     def matches(self, config: Config) -> bool:
-        """Whether the run has these settings: whether setting them would change nothing."""
+        """True where the run has these settings, i.e. where setting them changes nothing."""
         return all(any(_has(config, la) for la in layers) for layers in self.layers.values())
 
-    def _explain(self, layer: Layer, configs: Any) -> None:
+    def _explain(self, layer: Layer, configs: Iterable[Config]) -> None:
         """Raise UserError where no run can have this setting."""
         first: UserError | None = None
         for config in configs:
@@ -91,7 +91,7 @@ def leaves(values: Mapping[str, Any], above: str = "") -> Iterator[str]:
 
 
 def sets(values: Mapping[str, Any], key: str) -> bool:
-    """Whether nested settings have the dotted key, or something below it."""
+    """True where nested settings have the dotted key, or a key below it."""
     found: Any = values
     for part in key.split("."):
         if not isinstance(found, Mapping) or part not in found:

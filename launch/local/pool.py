@@ -243,7 +243,8 @@ def _conclude(outcome: Outcome, job: submitit.Job[Any], stopping: bool) -> None:
     try:
         result = job.result() if job.paths.result_pickle.exists() else {}
     except submitit.core.utils.UncompletedJobError as error:
-        result, outcome.reason = {}, str(error).strip().splitlines()[-1]
+        lines = str(error).strip().splitlines()
+        result, outcome.reason = {}, lines[-1] if lines else ""
     outcome.code = result.get("code")
     outcome.log = Path(result["log"]) if result.get("log") else None
     if outcome.code == 0:

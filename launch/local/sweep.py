@@ -44,7 +44,7 @@ def run(
         out.print(f"{title}: {summary(planned)}", soft_wrap=True)
         ledger.note_runs(grid.runs)
         outcomes = []
-        if todo := [p for p in planned if p.is_todo or (evaluate and p.unevaluated)]:
+        if todo := [p for p in planned if p.lacks(evaluate)]:
             gpus = pool.visible_gpus(device)
             parallel = settings.array_parallelism or len(gpus) or 1
             jobs = pool.Pool(ledger, data_dir, gpus, parallel, evaluate)

@@ -146,4 +146,4 @@ def test_page_terminal_and_json_have_the_axes(found: list[Result], tmp_path: Pat
     (axis,) = [a for a in table.as_plain(found, tmp_path)["axes"] if a["key"] == "train.lr"]
     assert sorted(axis["fid"]["cold/quick row order=random"]["0.001"]) == [161, 162, 163]
     (column,) = [column for group in groups(found) for column in group.columns()]
-    assert len(table.certainties(column, found)) == 4 + 6
+    assert len(table.evidence(column, found)) == 4 + 6

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from diffuse.rundir.directory import RunDir
 from diffuse.runtime.errors import UserError
@@ -14,6 +16,8 @@ from launch.inspection.run_status import run_statuses
 from launch.jobs.grid import Grid, load_grid
 from launch.jobs.ledger import Ledger
 from launch.jobs.selection import Where
+from launch.slurm import sweep
+from launch.slurm.commands import Job
 
 GRID = """
 runs:
@@ -70,6 +74,25 @@ def test_where_that_matches_nothing_is_one_line_with_the_values_that_there_are(
     with pytest.raises(UserError) as caught:
         grid.where(Where(where.split()))
     assert message in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_cancel_ends_the_jobs_of_the_runs_with_the_setting_alone(
+    grid: Grid, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Ledger(tmp_path, grid.name).note_runs(grid.runs)
+    queue = {run.name: [Job(f"7_{k}", "PENDING")] for k, run in enumerate(grid.runs)}
+    ended: list[str] = []
+    monkeypatch.setattr(sweep, "live_jobs", lambda *_: queue)
+    monkeypatch.setattr(sweep.commands, "cancel", ended.extend)
+    out = Console(file=io.StringIO())
+    assert sweep.cancel(tmp_path, grid.name, "cold-*", out, Where(["train.lr=2e-3"])) == 0
+    with_it = [k for k, run in enumerate(grid.runs) if run.config.train.lr == 2e-3]
+    assert ended == [f"7_{k}" for k in with_it if grid.runs[k].name.startswith("cold")]
+    assert len(ended) == 8
+    ended.clear()
+    with pytest.raises(UserError, match="grid grid with a job: train"):
+        sweep.cancel(tmp_path, grid.name, None, out, Where(["train.lr=3e-3"]))
+    assert not ended
 
 
 def test_status_selects_runs_by_setting_before_they_have_begun(grid: Grid, tmp_path: Path) -> None:
