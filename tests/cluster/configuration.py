@@ -103,7 +103,7 @@ def _slurm(folder: Path, ports: Ports, accounting: bool) -> dict[str, object]:
         "SlurmctldTimeout": 10,
         "SlurmdTimeout": 5,
         "InactiveLimit": 0,
-        "KillWait": 3,
+        "KillWait": 30,  # Slurm's default: a busy node needs it to save
         "MinJobAge": 300,
         "MessageTimeout": 10,
         "TCPTimeout": 5,
