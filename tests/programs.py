@@ -29,6 +29,8 @@ TINY = (
     "--set=train.amp=fp32",
     "--set=samples.steps=5",
     "--set=system.log_every=3",
+    "--set=system.log_apart_s=0",
+    "--set=checkpoint.apart_s=0",
     "--set=system.device=cpu",  # the GPUs of the tests' cluster are files
     "--set=tracking.mode=disabled",
 )

@@ -136,6 +136,9 @@ class CheckpointConfig(Section):
     )
     every_epochs: int = Field(1, ge=1, description="how often the rolling checkpoint is written")
     every_minutes: float = Field(10.0, gt=0, description="and within an epoch, not later than")
+    apart_s: float = Field(
+        60.0, ge=0, description="seconds before the rolling checkpoint is written again"
+    )
 
 
 class SamplesConfig(Section):
@@ -219,6 +222,7 @@ class SystemConfig(Section):
         None, ge=1, le=1024, description="CPU threads per rank; default: torch's"
     )
     log_every: int = Field(50, ge=1, description="steps between writes of metrics.jsonl")
+    log_apart_s: float = Field(1.0, ge=0, description="and seconds between them, at least")
     collective_timeout_s: float = Field(
         600.0, gt=0, description="a collective that hangs longer ends"
     )

@@ -50,6 +50,11 @@ class Checkpoints:
         self.saved_at = time.monotonic()
 
     @property
+    def is_old(self) -> bool:
+        """True once the last checkpoint is older than checkpoint.apart_s."""
+        return time.monotonic() - self.saved_at >= self.config.checkpoint.apart_s
+
+    @property
     def is_due(self) -> bool:
         """True once the last checkpoint is older than checkpoint.every_minutes."""
         return time.monotonic() - self.saved_at > 60 * self.config.checkpoint.every_minutes
@@ -70,6 +75,7 @@ class Checkpoints:
         self.saved_at = time.monotonic()
 
     def _write(self, step: int, content: dict[str, Any]) -> None:
+        content = plain(content)  # once: on CUDA each tensor that is copied costs a wait
         if not all_finite(content["model"]):
             raise DiffuseError(
                 f"the weights are no longer finite at step {step}; nothing was saved"
@@ -103,7 +109,7 @@ class Checkpoints:
 
 def write(path: Path, payload: dict[str, Any]) -> None:
     """Write `payload` (tensors on any device, plain values, dicts and lists of them) to `path`."""
-    content = _plain({"format": FORMAT, **payload})
+    content = plain({"format": FORMAT, **payload})
     content["checksum"] = checksum(content)
     buffer = io.BytesIO()
     torch.save(content, buffer)
@@ -162,7 +168,7 @@ def latest(
 
 def weights_sha256(payload: dict[str, Any]) -> str:
     """One hash for the network's weights and their average: are two runs' weights the same?"""
-    return checksum(_plain({"model": payload["model"], "ema": payload["ema"]}))
+    return checksum(plain({"model": payload["model"], "ema": payload["ema"]}))
 
 
 def checksum(value: Any) -> str:
@@ -203,12 +209,13 @@ def all_finite(value: Any) -> bool:
             return True
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """The nested dicts, lists and values of a checkpoint, with their tensors on the CPU."""
     match value:
         case dict():
-            return {key: _plain(below) for key, below in value.items()}
+            return {key: plain(below) for key, below in value.items()}
         case list() | tuple():
-            return [_plain(below) for below in value]
+            return [plain(below) for below in value]
         case Tensor():
             return value.detach().cpu()
         case _ if type(value) in (str, int, float, bool, type(None)):

@@ -51,9 +51,10 @@ class TrainLog:
 
     @property
     def is_due(self) -> bool:
-        """Whether enough steps, or seconds, have passed since the last `flush`."""
-        is_full = len(self.recorder.pending) >= self.config.system.log_every
-        return is_full or self.clock.since_lap > WRITE_EVERY_S
+        """Whether enough steps and seconds, or many seconds, have passed since the last `flush`."""
+        system, seconds = self.config.system, self.clock.since_lap
+        is_full = len(self.recorder.pending) >= system.log_every
+        return (is_full and seconds >= system.log_apart_s) or seconds > WRITE_EVERY_S
 
     def record(self, step: int, lr: float, losses: Tensor, t: Tensor, grad_norm: Tensor) -> None:
         """Note a step: its rate, this rank's losses [b] at timesteps t [b], the gradient's norm."""
@@ -66,30 +67,31 @@ class TrainLog:
         Raises TrainingFailed at the first loss that is not finite.
         """
         epoch, _ = self.schedule.place(self.step)
-        events = self.recorder.fetch(epoch)
+        self._write(epoch, self.recorder.fetch(epoch))
+
+    def end_epoch(self) -> None:
+        """Flush, and write down the means of the epoch that ends with the last step."""
+        epoch = self.schedule.epochs_done(self.step)
+        events, summary = self.recorder.fetch(epoch), self.recorder.end_epoch()
+        self._write(epoch, events, {"event": "epoch", "epoch": epoch, "step": self.step, **summary})
+        self.meter.say(
+            f"epoch {epoch}/{self.schedule.epochs}  loss {summary['loss']:.5f}"
+            f"  {self.clock.rate:.0f} images/s"
+        )
+
+    def _write(self, epoch: int, steps: list[dict[str, Any]], *more: dict[str, Any]) -> None:
+        """Publish the events of steps, the rate that they had, and `more`, by one append."""
         self.clock.lap(self.step)
-        if not events:
+        if not steps:
             return
         speed = {"event": "speed", "epoch": epoch, "step": self.step}
-        self.attempt.append_metrics([*events, {**speed, "images_per_s": self.clock.rate}])
-        facts = self._facts(events[-1]["loss"])
+        self.attempt.append_metrics([*steps, {**speed, "images_per_s": self.clock.rate}, *more])
+        facts = self._facts(steps[-1]["loss"])
         self.attempt.publish_status("running", **facts)
         self.meter.update(
             self.step,
             f"epoch {epoch}/{self.schedule.epochs}  loss {facts['loss']:.4f}"
             f"  {facts['images_per_s']:.0f} images/s  ETA {duration(facts['eta_s'])}",
-        )
-
-    def end_epoch(self) -> None:
-        """Flush, and write down the means of the epoch that ends with the last step."""
-        self.flush()
-        epoch, summary = self.schedule.epochs_done(self.step), self.recorder.end_epoch()
-        self.attempt.append_metrics(
-            [{"event": "epoch", "epoch": epoch, "step": self.step, **summary}]
-        )
-        self.meter.say(
-            f"epoch {epoch}/{self.schedule.epochs}  loss {summary['loss']:.5f}"
-            f"  {self.clock.rate:.0f} images/s"
         )
 
     def pause(self) -> None:

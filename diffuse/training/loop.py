@@ -128,7 +128,8 @@ def _train(
             if schedule.at_epoch_end(state.step):
                 epoch = schedule.epochs_done(state.step)
                 log.end_epoch()
-                if schedule.saves_at(epoch):
+                is_old = world.highest(int(checkpoints.is_old)) > 0  # agreed: clocks differ
+                if schedule.saves_at(epoch, is_old):
                     _save(checkpoints, state, log)
                 show(state, epoch)
                 log.pause()

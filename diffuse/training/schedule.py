@@ -14,7 +14,8 @@ class Schedule:
     steps_per_epoch: int
     epochs: int  # where this training ends
     kept: tuple[int, ...]  # epochs whose checkpoint is asked for
-    every_epochs: int  # how often an epoch ends with a checkpoint in any case
+    every_epochs: int  # how often an epoch's end is a place for a checkpoint
+    keeps_all: bool = False  # of these
 
     @classmethod
     def of(cls, config: Config, images: int, epochs: int) -> Schedule:
@@ -28,6 +29,7 @@ class Schedule:
             epochs=epochs,
             kept=config.evaluated_epochs,
             every_epochs=config.checkpoint.every_epochs,
+            keeps_all=config.checkpoint.keep == "all",
         )
 
     @property
@@ -47,6 +49,11 @@ class Schedule:
         """Whether `step` is the last of its epoch (or none was made yet)."""
         return step % self.steps_per_epoch == 0
 
-    def saves_at(self, epoch: int) -> bool:
-        """Whether the end of `epoch` is saved."""
-        return epoch in self.kept or epoch % self.every_epochs == 0
+    def saves_at(self, epoch: int, is_old: bool) -> bool:
+        """Whether the end of `epoch` is saved.
+
+        Args:
+            is_old: the last checkpoint is old enough for a rolling one to take its place.
+        """
+        is_place = epoch % self.every_epochs == 0
+        return epoch in self.kept or (is_place and (is_old or self.keeps_all))

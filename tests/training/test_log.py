@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -20,10 +21,11 @@ from diffuse.training.log import TrainLog
 from diffuse.training.schedule import Schedule
 
 WORLD = World(rank=0, local_rank=0, size=1, device=torch.device("cpu"))
-CONFIG = load_config(
-    "ddpm/default",
-    [parse_set(["tracking.mode=disabled", "train.global_batch=4", "system.log_every=2"])],
+SETTINGS = (
+    *("tracking.mode=disabled", "train.global_batch=4", "system.log_every=2"),
+    "system.log_apart_s=0",
 )
+CONFIG = load_config("ddpm/default", [parse_set([*SETTINGS])])
 SCHEDULE = Schedule.of(CONFIG, images=12, epochs=2)  # three steps each
 
 
@@ -54,6 +56,57 @@ def test_losses_wait_until_they_are_flushed_and_end_with_their_mean(tmp_path: Pa
     assert epoch["loss_by_t_quartile"] == [5.0] * 4
     assert run.status()["state"] == "done" and run.status()["loss"] == 5.0
     assert not (run.path / "wandb").exists()
+
+
+def test_writes_lie_apart_in_time_and_hold_every_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seconds = 0.0
+    monkeypatch.setattr("time.monotonic", lambda: seconds)
+    run = RunDir(tmp_path / "run")
+    config = load_config("ddpm/default", [parse_set([*SETTINGS[:-1], "system.log_apart_s=1"])])
+    log = log_of(Attempt.claim(run), config)
+    record(log, 1, 3.0)
+    record(log, 2, 5.0)
+    assert not log.is_due, "two steps, but no second"
+    seconds = 1.0
+    assert log.is_due
+    log.flush()
+    seconds = 2.0
+    record(log, 3, 7.0)
+    assert not log.is_due, "a second, but one step"
+    seconds = 7.0
+    assert log.is_due
+    log.end_epoch()
+    assert [e["loss"] for e in run.metrics("step")] == [3.0, 5.0, 7.0]
+    lines = [json.loads(line)["event"] for line in run.metrics_path.read_text().splitlines()]
+    assert lines == ["step", "step", "speed", "step", "speed", "epoch"]
+
+
+def test_an_epoch_is_saved_where_it_is_kept_or_the_last_checkpoint_is_old() -> None:
+    def saved(is_old: bool, *settings: str) -> list[int]:
+        config = load_config("ddpm/default", [parse_set(["eval.at_epochs=3", *settings])])
+        schedule = Schedule.of(config, images=1280, epochs=5)
+        return [epoch for epoch in range(1, 6) if schedule.saves_at(epoch, is_old)]
+
+    assert saved(False) == [3]
+    assert saved(True) == [1, 2, 3, 4, 5]
+    assert saved(True, "checkpoint.every_epochs=2") == [2, 3, 4]
+    assert saved(False, "checkpoint.keep=all") == [1, 2, 3, 4, 5]
+
+
+def test_a_checkpoint_is_old_after_the_time_that_is_set(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seconds = 0.0
+    monkeypatch.setattr("time.monotonic", lambda: seconds)
+    checkpoints = Checkpoints(Bystander(RunDir(tmp_path)), CONFIG, {}, 3, saved_step=0)
+    seconds = 59.0
+    assert not checkpoints.is_old
+    seconds = 60.0
+    assert checkpoints.is_old
+    checkpoints.save({"step": 3, "model": {}})
+    assert not checkpoints.is_old
 
 
 @pytest.mark.parametrize(
