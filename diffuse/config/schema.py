@@ -127,6 +127,9 @@ class TrainConfig(Section):
         "auto", description="precision of the network; auto: bf16 where the device has it"
     )
     compile: bool = Field(False, description="the network by torch.compile: needs a C++ compiler")
+    graph: bool = Field(
+        False, description="each step as one CUDA graph: on one GPU, in bf16 or fp32"
+    )
     deterministic: bool = Field(False, description="bitwise repeatable on CUDA, slower")
 
 

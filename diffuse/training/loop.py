@@ -74,6 +74,7 @@ def _train(
     if done:
         return run
     precision = world.from_main(resume.settle_precision(config, run, content, world.device))
+    resume.check_graph(config, world, precision)
 
     # ---- begin an attempt
     attempt = Attempt.claim(run) if world.is_main else Bystander(run)

@@ -19,10 +19,14 @@ def build(network: nn.Module, settings: TrainConfig, dtype: torch.dtype) -> torc
 
     Args:
         dtype: of Muon's matrix products.
+
+    Its step can be captured in a CUDA graph (`train.graph`), if its rate is a tensor by then.
     """
     if settings.optimizer == "adam":
-        return torch.optim.Adam(network.parameters(), lr=settings.lr, fused=True)
-    return Muon(network, settings.lr, dtype)
+        return torch.optim.Adam(
+            network.parameters(), lr=settings.lr, fused=True, capturable=settings.graph
+        )
+    return Muon(network, settings.lr, dtype, capturable=settings.graph)
 
 
 class Muon(torch.optim.Optimizer):
@@ -36,7 +40,9 @@ class Muon(torch.optim.Optimizer):
     spend more than on the rest of the step.
     """
 
-    def __init__(self, network: nn.Module, lr: float, dtype: torch.dtype) -> None:
+    def __init__(
+        self, network: nn.Module, lr: float, dtype: torch.dtype, capturable: bool = False
+    ) -> None:
         outer = {id(p) for layer in network.outer for p in layer.parameters()}  # type: ignore[union-attr]
         parameters = list(network.parameters())
         hidden = [p for p in parameters if p.ndim >= 2 and id(p) not in outer]
@@ -45,7 +51,7 @@ class Muon(torch.optim.Optimizer):
         super().__init__([{"params": hidden}, {"params": rest}], {"lr": lr})
         self.dtype = dtype
         self.momentum = [torch.zeros_like(p) for p in hidden]
-        self.adam = torch.optim.Adam(rest, lr, betas=(0.9, 0.99), fused=True)
+        self.adam = torch.optim.Adam(rest, lr, betas=(0.9, 0.99), fused=True, capturable=capturable)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> None:  # type: ignore[override]
@@ -55,7 +61,11 @@ class Muon(torch.optim.Optimizer):
             momentum.lerp_(p.grad, 0.05)
             update = p.grad.lerp(momentum, 0.95).flatten(1)
             scale = 0.2 * max(update.shape) ** 0.5
-            p.add_(orthogonal(update, self.dtype).view_as(p), alpha=-hidden["lr"] * scale)
+            update = orthogonal(update, self.dtype).view_as(p)
+            if isinstance(hidden["lr"], Tensor):
+                p.addcmul_(update, hidden["lr"], value=-scale)
+            else:
+                p.add_(update, alpha=-hidden["lr"] * scale)
         self.adam.param_groups[0]["lr"] = rest["lr"]
         self.adam.step()
 

@@ -17,18 +17,19 @@ class Recorder:
 
     def __init__(self, world: World, timesteps: int) -> None:
         self.world = world
-        self.timesteps = timesteps
         self.pending: list[tuple[int, float, Tensor, Tensor]] = []  # step, lr, loss, gradient norm
         self.epoch_losses: list[float] = []
         # sums of losses, numbers of examples, per quartile of t, this rank's share
         self.quartiles = torch.zeros(2, 4, device=world.device)
+        quartile = (torch.arange(-1, timesteps) * 4 // timesteps).clamp(0, 3)  # of t = 0..T
+        one_hot = torch.nn.functional.one_hot(quartile, 4)
+        self.members = one_hot.float().to(world.device)  # [T + 1, 4]
 
     def add(self, step: int, lr: float, losses: Tensor, t: Tensor, grad_norm: Tensor) -> None:
         """Note this rank's per-example `losses` [b] at timesteps `t` [b] of one step."""
         losses = losses.detach()
         self.pending.append((step, lr, losses.mean() / self.world.size, grad_norm.detach()))
-        quartile = ((t - 1) * 4 // self.timesteps).clamp(max=3)
-        members = torch.nn.functional.one_hot(quartile, 4).float()  # [b, 4]
+        members = self.members[t]  # [b, 4]
         # a matrix product, since index_add_ on CUDA sums in no fixed order
         self.quartiles += torch.stack([losses @ members, members.sum(0)])
 

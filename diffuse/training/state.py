@@ -23,6 +23,7 @@ from diffuse.runtime.errors import UserError, first_line
 from diffuse.runtime.rng import Stream, derive_seed
 from diffuse.training import optimizer
 from diffuse.training.batches import Batch
+from diffuse.training.graph import StepGraph
 
 
 @dataclass
@@ -37,6 +38,8 @@ class TrainState:
     scaler: torch.amp.GradScaler
     process: Process
     step: int = 0
+    rate: Tensor | None = None  # [] the learning rate, where steps are a CUDA graph
+    graph: StepGraph | None = None
 
     @classmethod
     def fresh(cls, config: Config, device: torch.device, precision: Precision) -> TrainState:
@@ -47,7 +50,8 @@ class TrainState:
         network.to(device)
         # fp16 has too small a range for Newton-Schulz
         muon_dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-        return cls(
+        rate = torch.tensor(0.0, device=device) if config.train.graph else None
+        state = cls(
             settings=config.train,
             precision=precision,
             network=network,
@@ -55,7 +59,10 @@ class TrainState:
             optimizer=optimizer.build(network, config.train, muon_dtype),
             scaler=torch.amp.GradScaler(device.type, enabled=precision == "fp16"),
             process=build_process(config).to(device),
+            rate=rate,
         )
+        state.graph = StepGraph(state.advance) if config.train.graph else None
+        return state
 
     @property
     def best_network(self) -> nn.Module:
@@ -87,19 +94,25 @@ class TrainState:
         self.step += 1
         if batch.dropout_seed is not None:
             torch.manual_seed(batch.dropout_seed)
+        lr = self.lr if self.rate is None else self.rate.fill_(self.lr)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        losses, grad_norm = (self.graph or self.advance)(forward, batch)
+        if self.ema is not None:
+            self.ema.update_parameters(self.network)
+        return losses, grad_norm
+
+    def advance(self, forward: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+        """The part of an update in which no number of Python's differs from step to step."""
         losses = self._backward(forward, batch)
         self.scaler.unscale_(self.optimizer)
         parameters = list(self.network.parameters())
         grad_norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
         if self.settings.grad_clip is not None:
             nn.utils.clip_grads_with_norm_(parameters, self.settings.grad_clip, grad_norm)
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.lr
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
-        if self.ema is not None:
-            self.ema.update_parameters(self.network)
         return losses, grad_norm
 
     def _backward(self, forward: nn.Module, batch: Batch) -> Tensor:

@@ -1,4 +1,7 @@
-"""The calls of training steps on the null runtime, as JSON: `python step.py PRESET PRECISION`."""
+"""The calls of training steps on the null runtime, as JSON.
+
+`python step.py PRESET PRECISION [SETTING=VALUE ...]`
+"""
 
 from __future__ import annotations
 
@@ -19,9 +22,9 @@ from tests.cuda import null_runtime
 STEPS = 10
 
 
-def main(preset: str, precision: str) -> None:
-    settings = ["process.orientation=row"] if preset.startswith("cold") else []
-    config = load_config(preset, [parse_set(settings)])
+def main(preset: str, precision: str, *settings: str) -> None:
+    orientation = ["process.orientation=row"] if preset.startswith("cold") else []
+    config = load_config(preset, [parse_set([*orientation, *settings])])
     with join("cuda", 60) as world:
         torch.backends.cudnn.benchmark = True
         state = TrainState.fresh(config, world.device, precision)  # type: ignore[arg-type]

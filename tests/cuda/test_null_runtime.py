@@ -20,11 +20,12 @@ ON_CUDA = [option for option in TINY if "system.device" not in option and "amp" 
 ON_CUDA += ["--device=cuda", "--set=samples.images=4", "--epochs=2"]
 # Of a step of torch 2.14. Fewer are welcome; more are a cost to every user.
 LAUNCHES = {
-    ("ddpm/default", "bf16"): 179,
-    ("ddpm/unet", "bf16"): 804,
-    ("cold/default_28", "bf16"): 171,
-    ("ddpm/default", "fp16"): 189,
+    ("ddpm/default", "bf16"): 173,
+    ("ddpm/unet", "bf16"): 798,
+    ("cold/default_28", "bf16"): 165,
+    ("ddpm/default", "fp16"): 183,
 }
+GRAPH_LAUNCHES = {"ddpm/default": 18, "ddpm/unet": 25, "cold/default_28": 14}
 SLICE = {"NULL_MULTIPROCESSORS": "14"}  # of an A100, the smallest
 
 
@@ -37,12 +38,14 @@ def null(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 
 def step(
-    null: dict[str, str], preset: str, precision: str, ranks: int = 1, **env: str
+    null: dict[str, str], preset: str, *more: str, ranks: int = 1, **env: str
 ) -> tuple[Counter[str], dict[str, float]]:
-    """The calls of a step: by kind (launch, copy, wait, nccl ...), and by name."""
-    done = programs.run(
-        "tests.cuda.step", preset, precision, ranks=ranks, afresh=True, **null, **env
-    )
+    """The calls of a step: by kind (launch, copy, wait, nccl ...), and by name.
+
+    Args:
+        more: the precision, and settings.
+    """
+    done = programs.run("tests.cuda.step", preset, *more, ranks=ranks, afresh=True, **null, **env)
     assert done.returncode == 0, done.stderr
     calls: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
     kinds: Counter[str] = Counter()
@@ -59,6 +62,17 @@ def test_a_step_waits_for_nothing_and_launches_no_more_than_before(
     assert kinds["wait"] == 0 and not [name for name in calls if name.endswith(("HtoD", "DtoH"))]
     assert 50 < kinds["launch"] <= LAUNCHES[preset, precision]
     assert kinds["nccl"] == kinds["allocation"] == 0
+
+
+@pytest.mark.parametrize("preset", GRAPH_LAUNCHES)
+def test_a_step_as_a_graph_is_one_launch_beside_those_of_its_batch_average_and_record(
+    null: dict[str, str], preset: str
+) -> None:
+    kinds, calls = step(null, preset, "bf16", "train.graph=true")
+    assert calls["launch graph"] == 1
+    assert 10 < kinds["launch"] <= GRAPH_LAUNCHES[preset]
+    assert kinds["wait"] == kinds["allocation"] == 0
+    assert not [name for name in calls if name.endswith(("HtoD", "DtoH"))]
 
 
 def test_a_hidden_wait_is_counted(null: dict[str, str]) -> None:
@@ -98,12 +112,15 @@ def test_two_ranks_sum_their_gradients_in_few_collectives_and_wait_for_nothing(
     assert 1 <= calls["nccl ncclAllReduce"] == kinds["nccl"] <= 3
 
 
-@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize(
+    ("ranks", "graph"), [(1, "false"), (2, "false"), (1, "true")], ids=["1", "2", "graph"]
+)
 def test_a_training_on_cuda_goes_from_beginning_to_end(
-    null: dict[str, str], ranks: int, tmp_path: Path, data_dir: Path
+    null: dict[str, str], ranks: int, graph: str, tmp_path: Path, data_dir: Path
 ) -> None:
     place = (f"--runs-dir={tmp_path}", f"--data-dir={data_dir}", "--preset=ddpm/default")
-    done = programs.run("tests.cuda.train", *place, *ON_CUDA, ranks=ranks, afresh=True, **null)
+    settings = (*ON_CUDA, f"--set=train.graph={graph}")
+    done = programs.run("tests.cuda.train", *place, *settings, ranks=ranks, afresh=True, **null)
     assert done.returncode == 0, done.stderr
     run = programs.only_run(tmp_path)
     assert (run.status()["state"], run.status()["epoch"]) == ("done", 2)
