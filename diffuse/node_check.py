@@ -58,7 +58,7 @@ def main(
         took = time.monotonic() - began
         device = choose_device("auto") if world.is_main else world.device
         precision = resolve_precision("auto", device)
-        off_ppm = world.highest(round(_error(device, precision) * 1e6))
+        off_ppm = world.highest(round(step_error(device, precision) * 1e6))
         if not world.is_main:
             return
         versions = [f"{name} {value}" for name, value in software(device).items() if value]
@@ -102,7 +102,7 @@ def main(
         files.write_json(answer, {"ranks": world.size, "node": node, "checks": checks})
 
 
-def _error(device: torch.device, precision: Precision) -> float:
+def step_error(device: torch.device, precision: Precision) -> float:
     """The largest relative error of a training step on `device`: losses and gradient's norm.
 
     Both networks, so convolutions, norms, attention, their backward passes, and both optimizers.

@@ -41,6 +41,7 @@ SLOW = {
     *("test_drill", "test_cluster", "test_fuzz", "test_image", "test_notebook", "test_compare"),
     *("test_evaluate", "test_reference_features", "test_tracking", "test_secrets"),
     *("test_distributed", "test_lowest_versions", "test_nameless"),
+    *("test_gpu_runs", "test_gpu_steps"),
 }
 
 
@@ -54,6 +55,11 @@ class Groups(LoadFileScheduling):
 def group_of(path: Path) -> str:
     """The group to which the tests of a file belong: the file's own, or that of a cluster."""
     return GROUPS.get(path.stem, path.stem)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """`pytest -m cuda --device cpu` tries the GPU's tests out where there is none."""
+    parser.addoption("--device", choices=("cuda", "cpu"), default="cuda", help="of tests of a GPU")
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Groups | None:
