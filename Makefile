@@ -17,7 +17,7 @@ BUILD_ARGS := $(if $(FROM),--build-arg FROM=$(FROM)) \
 IN_PARALLEL := --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help play quickstart test test-fast cluster drill check bench image clean
+.PHONY: help play quickstart test test-fast cluster drill check bench gpu image clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-14s%s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -53,6 +53,9 @@ image: ## Build the Apptainer image diffuse.sif (another base: make image FROM=p
 	$(APPTAINER) build $(BUILD_ARGS) diffuse.sif Apptainer.def
 	sha256sum diffuse.sif > diffuse.sif.sha256
 	stat -c '# %s %.9Y' diffuse.sif | tr -d . >> diffuse.sif.sha256
+
+gpu: $(VENV)/.dev $(DATA)/mnist.h5 ## Check and measure an NVIDIA GPU, within 8 minutes: the table goes to gpu.md
+	$(BIN)/python -m benchmarks.gpu --data-dir $(DATA)
 
 clean: ## Remove the environment (runs and data stay)
 	rm -rf $(VENV)

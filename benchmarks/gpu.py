@@ -74,7 +74,7 @@ def main(
             continue
         console.note(f"{name} ...")
         try:
-            pages[name] = part(place) if place.has_time else "**not measured**: the time was up"
+            pages[name] = part(place) if place.has_time else "not measured: the time was up"
         except Exception as error:
             pages[name] = f"**failed**: {first_line(error)}"
     title = f"# {device.device_name(place.device)}, torch {torch.__version__}"

@@ -48,7 +48,7 @@ def side_by_side(place: Place) -> str:
 def cell(place: Place, n: int, variables: dict[str, str]) -> str:
     """Images a second of n runs together, or the reason why not."""
     if not place.has_time:
-        return "**not measured**: the time was up"
+        return "not measured: the time was up"
     try:
         return f"{together(place, n, variables):.0f}"
     except EnvironmentFailed as error:
