@@ -111,6 +111,7 @@ def claims(place: Place) -> str:
         limit = CLAIMS_SHARE * place.seconds_left
         command = [sys.executable, "-m", "pytest", "-n", "0", "-q", "-p", "no:cacheprovider"]
         command += [*TESTS, "-m", "cuda", f"--device={place.name}", f"--junit-xml={results}"]
+        command += ["-o", "junit_family=xunit1"]  # which has properties
         command += [f"--timeout={limit:.0f}", f"--session-timeout={limit:.0f}"]
         subprocess.run(command, cwd=ROOT, stdout=sys.stderr, env=place.environment())
         if not results.exists():
