@@ -23,7 +23,9 @@ CLUSTERS = ("slurm", "slurm_without_accounting", "tight")
 # The files whose tests share a cluster of one test process. Its jobs mostly wait, for Slurm's
 # clocks, so two such processes leave both cores to two others.
 SHARED = {
-    "slurm-0": {"test_slurm", "test_array", "test_doctor", "test_image", "test_clean"},
+    "slurm-0": {
+        *("test_slurm", "test_array", "test_packs", "test_doctor", "test_image", "test_clean"),
+    },
     "slurm-1": {
         *("test_sbatch", "test_submission", "test_site", "test_interruption", "test_cluster"),
         *("test_names", "test_secrets"),

@@ -8,14 +8,21 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from diffuse.rundir.directory import SILENT_AFTER_S, RunDir, silence_s
 from diffuse.runtime.errors import EnvironmentFailed, UserError
 from launch.jobs.ledger import Ledger, known_configs, noted_axes, submissions
-from launch.jobs.logs import final_error, last_error, newest_log, startup_output
+from launch.jobs.logs import (
+    final_code,
+    final_error,
+    last_error,
+    newest_log,
+    newest_record,
+    startup_output,
+)
 from launch.jobs.selection import Where, point
 from launch.slurm import commands
 from launch.slurm.commands import Job, end_reason
@@ -69,6 +76,18 @@ class SubmittedJobs:
     def id(self, program: str) -> str:
         """The job of `program`; "" where there is none."""
         return str(self.jobs.get(program, {}).get("job_id", ""))
+
+    def own_part(self, run: RunDir, program: str, job: Job | None) -> Job | None:
+        """The job as it is for this run: of a pack the run's own part may wait, or have ended."""
+        is_packed = job is not None and self.id(program) == job.id and "pack" in self.jobs[program]
+        if job is None or not is_packed or not job.is_live:
+            return job
+        record = newest_record(run, program, job.id)
+        if final_code(record) is not None:
+            return None
+        if job.state != "PENDING" and ("code" in record or not record):
+            return replace(job, state="PENDING", reason="its job is at other runs")
+        return job
 
 
 def run_statuses(
@@ -144,8 +163,9 @@ def _run_status(
 ) -> RunStatus:
     status = run.status()
     queued = ((name, slurm.queue.get(submitted.id(name))) for name in submitted.jobs)
-    active = {name: job for name, job in queued if job is not None and job.is_live}
-    own = own_job(status, attempt, slurm.queue)
+    parts = ((name, submitted.own_part(run, name, job)) for name, job in queued)
+    active = {name: job for name, job in parts if job is not None and job.is_live}
+    own = submitted.own_part(run, "train", own_job(status, attempt, slurm.queue))
     if own is not None:
         active.setdefault("train", own)
     evaluated = set(run.evaluated_epochs())

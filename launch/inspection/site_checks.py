@@ -15,7 +15,7 @@ from typing import Literal
 from diffuse import ROOT
 from diffuse.runtime.errors import DiffuseError
 from launch.jobs.cluster import Cluster
-from launch.slurm import commands, executor
+from launch.slurm import commands, executor, nodes
 
 ROOMY_GB = 5  # a grid's checkpoints and samples, with room to spare
 
@@ -101,6 +101,14 @@ def slurm_checks(place: Place) -> Iterator[Check]:
         fit,
         "set partition and time in the cluster file, or by --cluster-set",
     )
+
+    if place.settings.is_packed:
+
+        def room() -> str:
+            nodes.check(chosen, [place.settings], place.source)
+            return nodes.needs(place.settings)
+
+        yield _checked("pack", room, "set these in the cluster file, or by --cluster-set")
 
     def accepted() -> str:
         command = ["sbatch", "--test-only", *sbatch_options(place.settings), "--wrap=true"]

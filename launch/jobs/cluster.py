@@ -12,9 +12,9 @@ import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from diffuse.config.presets import find_yaml, read_yaml, shown
 from diffuse.config.section import Section
@@ -65,7 +65,11 @@ Options = Annotated[dict[str, str | int | float | bool], AfterValidator(_as_opti
 
 
 class Cluster(Section):
-    """The resources of a job. `local` reads only kind and array_parallelism."""
+    """The resources of a job. `local` reads kind, array_parallelism, runs_per_gpu and mps.
+
+    A job of several runs, a pack, is one task on one node: it has `gpus_per_node` GPUs in all, and
+    for each run that is trained at the same time `cpus_per_task` cores.
+    """
 
     kind: Literal["local", "slurm"] = Field(description="this machine, or a Slurm cluster")
     partition: str | None = Field(None, description="sinfo lists them; several: a,b")
@@ -77,6 +81,14 @@ class Cluster(Section):
     gpu_type: str | None = Field(None, pattern=r"^[\w.-]+$", description="as sbatch has it: a100")
     cpus_per_task: int = Field(4, ge=1, description="per rank")
     memory_gb: float | None = Field(None, gt=0, description="per node; default: the site's")
+    runs_per_gpu: int = Field(1, ge=1, description="that share a GPU (without GPUs: the job)")
+    runs_per_job: int | None = Field(
+        None,
+        ge=1,
+        description="each with one rank, as many at a time as GPUs allow; null: 1, or with"
+        " runs_per_gpu above 1 as many as run at a time",
+    )
+    mps: bool = Field(False, description="NVIDIA's MPS for runs that share a GPU, where it is")
     time: Minutes | None = Field(None, description="minutes per attempt; default: the partition's")
     array_parallelism: int | None = Field(None, ge=1, description="jobs running at a time")
     image: Annotated[str, AfterValidator(_without_tilde)] | None = Field(
@@ -86,6 +98,47 @@ class Cluster(Section):
     setup: Annotated[tuple[str, ...], _AsList] = Field((), description="shell lines before srun")
     max_requeues: int = Field(3, ge=0, description="in a row without a step of progress")
     extra: Options = Field({}, description="raw sbatch options")
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        key = "runs_per_gpu" if self.runs_per_job is None else "runs_per_job"
+        if self.is_packed and self.nodes > 1:
+            raise ValueError(
+                f"{key}: {self.pack_size} runs in a job of nodes: {self.nodes}: a run of several"
+                f" nodes is not packed; set nodes: 1, or {key}: 1"
+            )
+        if self.mps and self.runs_per_gpu == 1:
+            raise ValueError("mps: is for runs that share a GPU; set runs_per_gpu, too")
+        if self.mps and not self.gpus_per_node:
+            raise ValueError("mps: is for GPUs, and gpus_per_node is 0")
+        return self
+
+    @property
+    def pack_size(self) -> int:
+        """Runs in a job, at most."""
+        slots = max(1, self.gpus_per_node) * self.runs_per_gpu
+        return self.runs_per_job or (slots if self.runs_per_gpu > 1 else 1)
+
+    @property
+    def is_packed(self) -> bool:
+        """Whether a job has several runs, and so each of them one rank."""
+        return self.pack_size > 1
+
+    @property
+    def at_once(self) -> int:
+        """Runs of a job that are trained at the same time."""
+        slots = max(1, self.gpus_per_node) * self.runs_per_gpu
+        return min(self.pack_size, slots) if self.is_packed else 1
+
+    @property
+    def pack_words(self) -> str:
+        """`up to 8 runs a task, 4 at a time`."""
+        return f"up to {self.pack_size} runs a task, {self.at_once} at a time"
+
+    @property
+    def cpus(self) -> int:
+        """The cores of one task of a job: of a rank, or of all runs of a pack."""
+        return self.cpus_per_task * self.at_once
 
     @property
     def gpus(self) -> str | None:
@@ -103,7 +156,8 @@ class Cluster(Section):
     def without_gpus(self) -> Cluster:
         """The same for a job on one node's CPU."""
         extra = {key: value for key, value in self.extra.items() if key not in GPU_OPTIONS}
-        return self.model_copy(update={"nodes": 1, "gpus_per_node": 0, "extra": extra})
+        alone = {"runs_per_gpu": 1, "runs_per_job": 1, "mps": False}
+        return self.model_copy(update={"nodes": 1, "gpus_per_node": 0, "extra": extra, **alone})
 
 
 @dataclass(frozen=True)

@@ -39,7 +39,8 @@ class Submission:
     code: str  # the snapshot's hash
     commit: str | None
     command: list[str]
-    # run, program, job_id, epochs, folder, task; job_id is "" until Slurm has answered
+    # run, program, job_id, epochs, folder, task; job_id is "" until Slurm has answered; where runs
+    # share a job each has a record with its id, and `pack` is the number of those runs
     jobs: list[dict[str, Any]] = field(default_factory=list)
     code_changed: dict[str, str] = field(default_factory=dict)  # run: the code of its last job
 

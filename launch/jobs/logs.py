@@ -10,8 +10,16 @@ from typing import Any
 
 from diffuse.rundir.directory import RunDir
 from diffuse.runtime import files
+from launch.jobs.program import INTERRUPTED
 
-RESUMABLE = (75, 130, -2, -10, -12, -15)  # interrupted, or killed by a signal that asks to end
+RESUMABLE = (
+    INTERRUPTED,
+    130,
+    -2,
+    -10,
+    -12,
+    -15,
+)  # interrupted, or killed by a signal that asks to end
 # The usual cause of an end by a signal. NCCL aborts a program whose collective lasts too long.
 CAUSES = {
     "SIGKILL": "out of memory?",
@@ -33,6 +41,20 @@ def final_error(run: RunDir, program: str) -> str:
     if code in (None, 0, *RESUMABLE):
         return ""
     return end_by_signal(code) if code < 0 else last_error(log)
+
+
+def newest_record(run: RunDir, program: str, job: str) -> dict[str, Any]:
+    """The record of the latest start of `program` in that job; {} where it has not begun there."""
+    stem = f"{program}-{job}-r"
+    starts = [path.stem.removeprefix(stem) for path in run.logs.glob(f"{stem}*.json")]
+    newest = max((start for start in starts if start.isdecimal()), key=int, default=None)
+    return {} if newest is None else files.read_json(run.logs / f"{stem}{newest}.json")
+
+
+def final_code(record: Mapping[str, Any]) -> int | None:
+    """The exit code of a program that does not start again when its job is requeued, else None."""
+    code = record.get("code")
+    return None if code in (None, INTERRUPTED) else int(code)
 
 
 def end_by_signal(code: int) -> str:

@@ -8,22 +8,18 @@ exit code is the job's (75: interrupted, can be resumed).
 from __future__ import annotations
 
 import os
-import signal
-import subprocess
-import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from diffuse.config import ranges
 from diffuse.rundir.directory import RunDir
 from diffuse.runtime import files
+from launch.jobs.program import Program, end_job, job_name, rank
 
-INTERRUPTED = 75
-FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR2)
-asked_to_stop: list[int] = []  # the signals that this job received
+
+class NoProgress(SystemExit):
+    """A run's program was requeued again and again and made nothing new; ends a job of one run."""
 
 
 def train(
@@ -43,14 +39,24 @@ def train(
     Returns the exit code, negative for a signal, and the path of the log. In a Slurm job it does
     not return: the process ends with that code, by which the batch script decides on a requeue.
     """
+    return _run(training(run_dir, config, data_dir, environment, max_requeues))
+
+
+def training(
+    run_dir: str,
+    config: dict[str, Any],
+    data_dir: str,
+    environment: dict[str, str | None],
+    max_requeues: int,
+) -> Program:
+    """The program by which `train` trains; raises NoProgress."""
     run = RunDir(Path(run_dir))
     record = _require_progress(run, "train", "new checkpoint", max_requeues)
     config_path = run.logs / f"{job_name('train')}.yaml"
     files.write_text(config_path, _as_yaml(config))
     arguments = ["--config", str(config_path), "--runs-dir", str(run.path.parent)]
-    return _run(
-        "diffuse.train", run.logs, [*arguments, "--data-dir", data_dir], environment, record
-    )
+    arguments += ["--data-dir", data_dir]
+    return Program("diffuse.train", run.logs, arguments, environment, record)
 
 
 def evaluate(
@@ -69,10 +75,22 @@ def evaluate(
     """
     if not epochs:
         return {"code": 0, "log": None}
+    return _run(evaluation(run_dir, epochs, options, data_dir, environment, max_requeues))
+
+
+def evaluation(
+    run_dir: str,
+    epochs: Sequence[int],
+    options: Sequence[str],
+    data_dir: str,
+    environment: dict[str, str | None],
+    max_requeues: int,
+) -> Program:
+    """The program by which `evaluate` evaluates; raises NoProgress."""
     run = RunDir(Path(run_dir))
     record = _require_progress(run, "evaluate", "new image", max_requeues)
     arguments = [run_dir, *options, "--data-dir", data_dir, "--epoch", ranges.shown(epochs)]
-    return _run("diffuse.evaluate", run.logs, arguments, environment, record)
+    return Program("diffuse.evaluate", run.logs, arguments, environment, record)
 
 
 def train_then_evaluate(
@@ -94,91 +112,22 @@ def train_then_evaluate(
 
 def report(runs_dir: str, arguments: Sequence[str], logs: str) -> dict[str, Any]:
     """Compare the runs of a grid; returns as `train` does."""
-    return _run("launch.compare", Path(logs), [*arguments, "--runs-dir", runs_dir], {})
+    arguments = [*arguments, "--runs-dir", runs_dir]
+    return _run(Program("launch.compare", Path(logs), arguments, {}))
 
 
 def probe(answer: str, data_dir: str, options: Sequence[str]) -> dict[str, Any]:
     """Check the node, for `launch/doctor.py --job`; returns as `train` does."""
     arguments = [answer, "--data-dir", data_dir, *options]
-    return _run("diffuse.node_check", Path(answer).parent, arguments, {})
+    return _run(Program("diffuse.node_check", Path(answer).parent, arguments, {}))
 
 
-def job_name(program: str) -> str:
-    """`train-20260730T101112` locally, `train-123_4-r01` as a Slurm job that was requeued once."""
-    env = os.environ
-    if not _in_batch_job():
-        return f"{program}-{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}"
-    job = env["SLURM_JOB_ID"]
-    if "SLURM_ARRAY_JOB_ID" in env:
-        job = f"{env['SLURM_ARRAY_JOB_ID']}_{env['SLURM_ARRAY_TASK_ID']}"
-    return f"{program}-{job}-r{int(env.get('SLURM_RESTART_COUNT', 0)):02d}"
-
-
-def _run(
-    module: str,
-    logs: Path,
-    arguments: Sequence[str],
-    environment: dict[str, str | None],
-    record: dict[str, Any] | None = None,
-) -> dict[str, Any]:
-    """Run `python -m module`, its output in `logs`, and beside that a record of how it ended."""
-    name = job_name(module.rpartition(".")[2])
-    facts = {"program": module, "started": files.now(), **(record or {})}
-    log_path = logs / f"{name}{f'-rank{_rank()}' if _rank() else ''}.log"
-    logs.mkdir(parents=True, exist_ok=True)
-    if _rank() == 0:
-        files.write_json(logs / f"{name}.json", facts)
-    code = _child(module, arguments, environment, log_path)
-    if _rank() == 0:
-        files.write_json(logs / f"{name}.json", {**facts, "ended": files.now(), "code": code})
-    if code and _in_batch_job():
-        if code == INTERRUPTED and _rank() == 0:
-            Path(os.environ["DIFFUSE_INTERRUPTED"]).touch()
-        sys.exit(code if code > 0 else 128 - code)
-    return {"code": code, "log": str(log_path)}
-
-
-def _child(
-    module: str, arguments: Sequence[str], environment: dict[str, str | None], log_path: Path
-) -> int:
-    """The exit code of `python -m module`; a signal that ended it counts as negative."""
-    command = [sys.executable, "-m", module, *arguments]
-    child: subprocess.Popen[bytes] | None = None
-
-    def hand_on(number: int, frame: FrameType | None) -> None:
-        asked_to_stop.append(number)
-        if child is not None:
-            child.send_signal(signal.SIGTERM if number == signal.SIGHUP else number)
-
-    for number in FORWARDED:
-        signal.signal(number, hand_on)
-    if asked_to_stop:  # between two programs of a chain
-        return INTERRUPTED
-    with log_path.open("ab", buffering=0) as log:
-        log.write(os.fsencode(f"$ {' '.join(command)}\n"))
-        # A session of its own: a terminal's Ctrl-C reaches the launcher alone, which decides.
-        child = subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            env=_environment(environment),
-            start_new_session=True,
-        )
-        if asked_to_stop:
-            child.terminate()
-        code = child.wait()
-    # A child that died of the signal was still starting up: nothing is lost.
-    return INTERRUPTED if asked_to_stop and code < 0 else code
-
-
-def _rank() -> int:
-    return int(os.environ.get("SLURM_PROCID", 0)) if _in_batch_job() else 0
-
-
-def _in_batch_job() -> bool:
-    """Whether our own batch script started this: a local sweep may run in a user's allocation."""
-    return "DIFFUSE_INTERRUPTED" in os.environ
+def _run(program: Program) -> dict[str, Any]:
+    """Run a program to its end. Returns as `train` does."""
+    program.start()
+    code = program.conclude()
+    end_job(code)
+    return {"code": code, "log": str(program.log_path)}
 
 
 def _require_progress(run: RunDir, program: str, product: str, most: int) -> dict[str, Any]:
@@ -189,7 +138,7 @@ def _require_progress(run: RunDir, program: str, product: str, most: int) -> dic
         most: requeues in a row without that.
     """
     progress = _newest(run, program)
-    if _rank() == 0 and _starts_without_progress(run, program, progress) > most:
+    if rank() == 0 and _starts_without_progress(run, program, progress) > most:
         name = job_name(program)
         message = (
             f"error: {run.name}: {most} requeue{'s' * (most != 1)} in a row without a {product};"
@@ -199,7 +148,7 @@ def _require_progress(run: RunDir, program: str, product: str, most: int) -> dic
         record = {"program": program, "progress": progress, "started": at, "ended": at, "code": 1}
         files.write_json(run.logs / f"{name}.json", record)
         files.write_text(run.logs / f"{name}.log", f"{message}\n")
-        sys.exit(message)
+        raise NoProgress(message)
     return {"progress": progress}
 
 
@@ -225,16 +174,6 @@ def _starts_without_progress(run: RunDir, program: str, progress: str | None) ->
             break
         count += 1
     return count
-
-
-def _environment(changes: dict[str, str | None]) -> dict[str, str]:
-    env = {**os.environ, "PYTHONUNBUFFERED": "1"}
-    for name, value in changes.items():
-        if value is None:
-            env.pop(name, None)
-        else:
-            env[name] = value
-    return env
 
 
 def _as_yaml(config: dict[str, Any]) -> str:

@@ -7,15 +7,12 @@ goes to every training, which saves and ends; the same sweep goes on from there 
 from __future__ import annotations
 
 import contextlib
-import itertools
 import os
-import re
 import shutil
 import signal
-import subprocess
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -26,6 +23,7 @@ import submitit
 from diffuse import ROOT
 from diffuse.runtime.errors import UserError
 from launch.jobs import worker as jobs
+from launch.jobs.gpus import share
 from launch.jobs.ledger import Ledger
 from launch.jobs.logs import end_by_signal, last_error
 from launch.jobs.plan import Planned
@@ -80,36 +78,12 @@ class Stopper:
                 signal.signal(number, handler)
 
 
-def visible_gpus(device: str) -> list[str]:
-    """The GPUs for trainings, as CUDA_VISIBLE_DEVICES names them; [] where there is none."""
-    if device == "cpu":
-        return []
-    listed = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if listed is not None:
-        return _gpus(listed.split(","))
-    try:
-        command = ["nvidia-smi", "--query-gpu=index", "--format=csv,noheader"]
-        found = subprocess.run(
-            command, capture_output=True, text=True, errors="replace", timeout=20, check=True
-        )
-    except (OSError, subprocess.SubprocessError):
-        return []
-    return _gpus(found.stdout.splitlines())
-
-
-def _gpus(names: Iterable[str]) -> list[str]:
-    """Names up to the first that is no GPU's: CUDA sees none behind a -1, nvidia-smi may print
-    prose, and Slurm NoDevFiles.
-    """
-    gpu = re.compile(r"\d+|(GPU|MIG)-[\w/-]+")
-    return list(itertools.takewhile(gpu.fullmatch, map(str.strip, names)))
-
-
 class Pool:
     """At most `parallel` trainings at a time; one that fails does not stop the others.
 
     Args:
         gpus: handed out in turn; where there is none the child's view is left as it is.
+        variables: more of them, for each training.
     """
 
     def __init__(
@@ -119,9 +93,10 @@ class Pool:
         gpus: Sequence[str],
         parallel: int,
         evaluate: bool = True,
+        variables: Mapping[str, str] | None = None,
     ) -> None:
         self.grid, self.data_dir, self.gpus, self.parallel = ledger.grid, data_dir, gpus, parallel
-        self.evaluate = evaluate
+        self.evaluate, self.variables = evaluate, variables or {}
         from joblib import cpu_count  # knows affinity and quotas; it takes a while to import
 
         self.threads = max(1, cpu_count() // parallel)
@@ -171,12 +146,11 @@ class Pool:
         run = outcome.planned
         config = run.run.config.model_dump(mode="json")
         threads = config["system"]["threads"] = config["system"]["threads"] or self.threads
-        gpu = self.gpus[slot % len(self.gpus)] if self.gpus else None
         environment: dict[str, str | None] = {
             # submitit hides all GPUs from a job that did not ask it for some
-            "CUDA_VISIBLE_DEVICES": gpu or os.environ.get("CUDA_VISIBLE_DEVICES"),
-            "OMP_NUM_THREADS": str(threads),
-            "MKL_NUM_THREADS": str(threads),
+            "CUDA_VISIBLE_DEVICES": os.environ.get("CUDA_VISIBLE_DEVICES"),
+            **self.variables,
+            **share(self.gpus, slot, threads),
             "DIFFUSE_GRID": self.grid,
         }
         with _ignoring(signal.SIGINT, signal.SIGHUP), commands.outside_any_job():

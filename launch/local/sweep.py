@@ -9,7 +9,9 @@ from pathlib import Path
 from rich.console import Console
 
 from diffuse import ROOT
+from launch.jobs import mps
 from launch.jobs.cluster import Cluster
+from launch.jobs.gpus import visible_gpus
 from launch.jobs.grid import Grid
 from launch.jobs.ledger import Ledger
 from launch.jobs.plan import as_plain, plan, summary
@@ -45,10 +47,14 @@ def run(
         ledger.note_runs(grid.runs)
         outcomes = []
         if todo := [p for p in planned if p.lacks(evaluate)]:
-            gpus = pool.visible_gpus(device)
-            parallel = settings.array_parallelism or len(gpus) or 1
-            jobs = pool.Pool(ledger, data_dir, gpus, parallel, evaluate)
-            with display.SweepDisplay(out, title).shown() as watch:
+            gpus = visible_gpus(device)
+            slots = max(1, len(gpus)) * settings.runs_per_gpu
+            parallel = settings.array_parallelism or slots
+            with (
+                display.SweepDisplay(out, title).shown() as watch,
+                mps.served(gpus, settings.mps, watch.say) as (names, variables),
+            ):
+                jobs = pool.Pool(ledger, data_dir, names, parallel, evaluate, variables)
                 outcomes = jobs.run(todo, stopper, watch)
     ended = plan(grid, runs_dir)
     if as_json:

@@ -1,4 +1,4 @@
-"""The one file that asks Slurm: the limits of the site, the states of jobs.
+"""The one file that runs Slurm's commands: the limits of the site, the states of jobs.
 
 Every question is one call for all jobs together. executor.py hands jobs in.
 """
@@ -94,13 +94,13 @@ class Site:
 
 def site() -> Site:
     """Ask the controller for partitions and limits."""
-    listed = _ask("scontrol", "show", "partition", "--all", "--oneliner")  # hidden ones, too
+    listed = ask("scontrol", "show", "partition", "--all", "--oneliner")  # hidden ones, too
     partitions = [
         Partition(facts["PartitionName"], facts.get("Default") == "YES", _minutes(facts["MaxTime"]))
         for facts in map(_pairs, listed.splitlines())
         if "PartitionName" in facts
     ]
-    config = _ask("scontrol", "show", "config")
+    config = ask("scontrol", "show", "config")
     limits = {
         name: re.search(rf"^{name}\s*=\s*(\d+)", config, re.MULTILINE)
         for name in ("MaxArraySize", "MaxJobCount")
@@ -113,7 +113,7 @@ def queue() -> dict[str, Job]:
     """This user's jobs that wait or run, by id; one squeue call."""
     user = f"--user={os.getuid()}"  # a user may have no name here
     fields = ("%i", "%T", "%r", "%N", "%j", "%Z")
-    text = _ask("squeue", "--noheader", "--array", user, f"--format={'|'.join(fields)}")
+    text = ask("squeue", "--noheader", "--array", user, f"--format={'|'.join(fields)}")
     jobs = (Job(*line.split("|", 5)) for line in text.splitlines() if line.count("|") >= 5)
     return {job.id: job for job in jobs}
 
@@ -128,7 +128,7 @@ def fill_in_ids(records: Iterable[dict[str, Any]], queue: Mapping[str, Job]) -> 
 
 def job_count() -> int:
     """The number of jobs of all users that Slurm keeps, including those that ended recently."""
-    return _ask("squeue", "--noheader", "--array", "--states=all", "--format=%i").count("\n")
+    return ask("squeue", "--noheader", "--array", "--states=all", "--format=%i").count("\n")
 
 
 def accounting(ids: Iterable[str]) -> dict[str, Job]:
@@ -141,7 +141,7 @@ def accounting(ids: Iterable[str]) -> dict[str, Job]:
     if not wanted:
         return {}
     try:
-        text = _ask(
+        text = ask(
             "sacct",
             "--noheader",
             "--parsable2",
@@ -189,7 +189,7 @@ def submit(*command: str) -> str:
 def cancel(ids: Sequence[str]) -> None:
     """End these jobs."""
     for start in range(0, len(ids), 500):
-        _ask("scancel", *ids[start : start + 500])
+        ask("scancel", *ids[start : start + 500])
 
 
 @contextlib.contextmanager
@@ -212,7 +212,7 @@ def outside_any_job(settings: Cluster | None = None) -> Iterator[None]:
         os.environ.update(hidden)
 
 
-def _ask(*command: str) -> str:
+def ask(*command: str) -> str:
     """The output of a Slurm command; EnvironmentFailed where it fails or hangs."""
     try:
         done = _run(command)

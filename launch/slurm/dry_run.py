@@ -16,7 +16,7 @@ from launch.jobs.grid import Grid
 from launch.jobs.ledger import Ledger
 from launch.jobs.listing import Listing
 from launch.jobs.plan import Planned
-from launch.slurm import commands, pipeline
+from launch.slurm import commands, nodes, pipeline
 from launch.slurm.live_jobs import live_jobs
 from launch.slurm.pipeline import JobArray, Request
 
@@ -40,7 +40,8 @@ class DryRun:
         for array in self.arrays:
             runs = [request.planned.name for request in array.requests]
             more = f" and {len(runs) - 4} more" if len(runs) > 4 else ""
-            listing.add(_cells(array), remark=", ".join(runs[:4]) + more)
+            packs = f"{array.settings.pack_words}: " if array.settings.is_packed else ""
+            listing.add(_cells(array), remark=packs + ", ".join(runs[:4]) + more)
         return listing
 
     def script(self, array: JobArray) -> str:
@@ -74,6 +75,7 @@ class DryRun:
                 "tasks": array.tasks,
                 "at_a_time": array.throttle,
                 "runs": [request.planned.name for request in array.requests],
+                **({"packs": _names(array)} if array.settings.is_packed else {}),
                 "dependency": array.dependency or None,
                 "after": [before.name for before in array.after],
                 "cluster": array.settings.model_dump(mode="json"),
@@ -101,7 +103,9 @@ def dry_run(
     try:
         site = commands.site()
         most = site.max_array_size
-        for chosen in {s.model_dump_json(): s for s in by_run.values()}.values():
+        distinct = {s.model_dump_json(): s for s in by_run.values()}.values()
+        nodes.check(site, distinct, file.source)
+        for chosen in distinct:
             site.check(chosen, file.source)
         waiting = live_jobs(ledger.runs_dir, runs=[p.dir for p in planned])
     except EnvironmentFailed as error:
@@ -114,6 +118,11 @@ def dry_run(
     report = settings.without_gpus() if evaluate else None
     arrays = pipeline.job_arrays(requests, most, report)
     return DryRun(arrays, waiting, outage, ledger, (ledger.runs_dir, data_dir))
+
+
+def _names(array: JobArray) -> list[list[str]]:
+    """The runs of each task."""
+    return [[request.planned.name for request in runs] for runs in array.packs]
 
 
 def _cells(array: JobArray) -> dict[str, str]:
@@ -133,7 +142,7 @@ def _cells(array: JobArray) -> dict[str, str]:
         "GPUs": _gpus(settings),
         "after": before[array.dependency],
         "at a time": str(min(array.throttle, array.tasks)),
-        "CPUs": f"{settings.cpus_per_task} a rank",
+        "CPUs": f"{settings.cpus_per_task} a {'run' if settings.is_packed else 'rank'}",
         "memory": "" if memory is None else f"{memory:g} GB",
     }
 

@@ -58,16 +58,18 @@ def resources(settings: Cluster, least_ranks: int = 1) -> dict[str, Any]:
         "constraint": settings.constraint,
         "time": settings.time,
         "nodes": settings.nodes,
-        "ntasks_per_node": max(settings.gpus_per_node, -(-least_ranks // settings.nodes)),
+        "ntasks_per_node": 1
+        if settings.is_packed
+        else max(settings.gpus_per_node, -(-least_ranks // settings.nodes)),
         "gpus_per_node": settings.gpus,
-        "cpus_per_task": settings.cpus_per_task,
+        "cpus_per_task": settings.cpus,
         "mem": None if settings.memory_gb is None else f"{round(settings.memory_gb * 1024)}M",
     }
 
 
 @dataclass(frozen=True)
 class Submitter:
-    """Submits arrays of calls of one function of launch.jobs.worker.
+    """Submits arrays of calls of one function of launch.jobs.worker or launch.jobs.pack.
 
     Args:
         folder: for submitit's files: scripts, pickles, the output of jobs before their programs
@@ -149,7 +151,7 @@ class Submitter:
             stderr_to_stdout=True,
             # A preempting SIGTERM is for the ranks: this script is to requeue them.
             setup=["trap : TERM", *name, *settings.setup, *self._exports(settings, keep)],
-            srun_args=["--kill-on-bad-exit=1", f"--cpus-per-task={settings.cpus_per_task}"],
+            srun_args=["--kill-on-bad-exit=1", f"--cpus-per-task={settings.cpus}"],
             teardown=REQUEUE.splitlines(),
             additional_parameters={k: v for k, v in options.items() if v is not False},
         )

@@ -1,7 +1,8 @@
 """A grid as jobs of Slurm: for each run training, then evaluation; when all have ended, one report.
 
-Trainings with the same resources are one throttled array. Evaluation is an array of the same
-length whose task waits for the training's (`aftercorr`); it ends by itself where that failed. Each
+Trainings with the same resources are one throttled array, a task for each run or, where they are
+packed, for a pack of runs. Evaluation is an array of the same length whose task waits for the
+training's (`aftercorr`); it ends by itself where that failed, of a pack where all failed. Each
 array is written into the ledger as soon as Slurm has it, so that the next sweep knows of it.
 """
 
@@ -10,10 +11,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from diffuse.runtime.errors import EnvironmentFailed
-from launch.jobs import worker
+from launch.jobs import pack, worker
 from launch.jobs.cluster import Cluster
 from launch.jobs.ledger import Ledger, Submission
 from launch.jobs.plan import Planned
@@ -21,11 +22,13 @@ from launch.jobs.plan import Planned
 if TYPE_CHECKING:  # a dry run shows its jobs without submitit
     from launch.slurm.executor import Submitter
 
+T = TypeVar("T")
 FUNCTIONS: dict[str, Callable[..., Any]] = {
     "train": worker.train,
     "evaluate": worker.evaluate,
     "report": worker.report,
 }
+OF_PACKS: dict[str, Callable[..., Any]] = {"train": pack.train, "evaluate": pack.evaluate}
 
 
 @dataclass(frozen=True)
@@ -39,11 +42,11 @@ class Request:
 
 @dataclass(frozen=True)
 class JobArray:
-    """Jobs of one program, a task for each run; the report's has one task and no run."""
+    """Jobs of one program, a task for each pack; the report's has one task and no run."""
 
     number: int  # from 1, in the order of submission
     program: str
-    requests: tuple[Request, ...]
+    packs: tuple[tuple[Request, ...], ...]  # each of one run, unless the settings pack them
     settings: Cluster
     throttle: int  # tasks that run at the same time
     after: tuple[JobArray, ...] = ()  # that it waits for
@@ -54,8 +57,13 @@ class JobArray:
         return f"{self.number:02d}-{self.program}"
 
     @property
+    def requests(self) -> tuple[Request, ...]:
+        """The runs of all tasks."""
+        return tuple(request for runs in self.packs for request in runs)
+
+    @property
     def tasks(self) -> int:
-        return max(1, len(self.requests))
+        return max(1, len(self.packs))
 
     @property
     def dependency(self) -> str:
@@ -82,12 +90,14 @@ def job_arrays(
         return arrays[-1]
 
     for settings, group in _by_resources(requests):
-        parts = list(_parts(group, max_array_size))
-        throttle = max(1, (settings.array_parallelism or len(group)) // len(parts))
+        packs = list(_parts(group, settings.pack_size))
+        parts = list(_parts(packs, max_array_size))
+        throttle = max(1, (settings.array_parallelism or len(packs)) // len(parts))
         for part in parts:
-            is_todo = part[0].planned.is_todo
+            is_todo = group[0].planned.is_todo
             after = (add("train", part, settings, throttle),) if is_todo else ()
-            if part[0].evaluate and any(request.planned.unevaluated for request in part):
+            runs = [request for one in part for request in one]
+            if group[0].evaluate and any(request.planned.unevaluated for request in runs):
                 add("evaluate", part, settings, throttle, after)
     if report is not None and arrays:
         add("report", (), report, 1, tuple(arrays))
@@ -129,30 +139,34 @@ def _submit(
     ids: Slurm may have it although we never hear so (a timeout, the end of this process)."""
     folder = submitter.folder / array.name
     records: list[dict[str, Any]] = []
-    for task, request in enumerate(array.requests or (None,)):
-        run = None if request is None else request.planned.run
-        name, epochs = (None, []) if run is None else (run.name, list(run.epochs))
-        place = {"folder": str(folder), "task": task}
-        records.append({"run": name, "program": array.program, "job_id": "", "epochs": epochs})
-        records[-1] |= place
+    for task, runs in enumerate(array.packs or ((None,),)):
+        for request in runs:
+            run = None if request is None else request.planned.run
+            name, epochs = (None, []) if run is None else (run.name, list(run.epochs))
+            place = {"folder": str(folder), "task": task}
+            records.append({"run": name, "program": array.program, "job_id": "", "epochs": epochs})
+            records[-1] |= place | ({"pack": len(runs)} if array.settings.is_packed else {})
     submission.jobs += records
     ledger.record(submission)
     after = ":".join([array.dependency, *(ids[before.number] for before in array.after)])
+    function = FUNCTIONS[array.program]
     calls = [_call(array, request, data_dir) for request in array.requests]
     if array.program == "report":
         logs = str(ledger.path / "logs")
         calls = [(str(ledger.runs_dir), ["--grid", ledger.grid], logs)]
+    elif array.settings.is_packed:
+        function, calls = OF_PACKS[array.program], _packed(array, data_dir)
     jobs = submitter.array(
         array.program,
         folder,
-        FUNCTIONS[array.program],
+        function,
         calls,
         array.settings,
         array.throttle,
         after or None,
     )
-    for record, job_id in zip(records, jobs, strict=True):
-        record["job_id"] = job_id
+    for record in records:
+        record["job_id"] = jobs[record["task"]]
     ledger.record(submission)
     return jobs[0].partition("_")[0]
 
@@ -172,6 +186,13 @@ def _call(array: JobArray, request: Request, data_dir: Path) -> tuple[Any, ...]:
     return run_dir, epochs, options, str(data_dir), {}, most
 
 
+def _packed(array: JobArray, data_dir: Path) -> list[tuple[Any, ...]]:
+    """The arguments of the tasks' function, where each has several runs."""
+    settings = array.settings
+    how = (settings.at_once, settings.cpus_per_task, settings.mps)
+    return [([_call(array, one, data_dir) for one in runs], *how) for runs in array.packs]
+
+
 def _device(request: Request) -> str:
     """The run's system.device; by default CUDA where the job has GPUs, so never the CPU unsaid."""
     device = request.planned.run.config.system.device
@@ -188,7 +209,7 @@ def _by_resources(requests: Sequence[Request]) -> Iterator[tuple[Cluster, list[R
         yield group[0].settings, group
 
 
-def _parts(group: Sequence[Request], size: int) -> Iterator[tuple[Request, ...]]:
-    """Parts no longer than the site's MaxArraySize (whose largest index is one less)."""
+def _parts(group: Sequence[T], size: int) -> Iterator[tuple[T, ...]]:
+    """Parts no longer than `size`, as a pack, or the site's MaxArraySize (one above an index)."""
     for start in range(0, len(group), size):
         yield tuple(group[start : start + size])

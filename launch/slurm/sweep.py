@@ -5,7 +5,8 @@ from __future__ import annotations
 import importlib.util
 import sys
 import time
-from collections.abc import Collection, Sequence
+from bisect import bisect_right
+from collections.abc import Collection, Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 
@@ -19,7 +20,8 @@ from launch.jobs.grid import Grid
 from launch.jobs.ledger import Ledger, Submission, known_configs, submissions
 from launch.jobs.plan import Planned, plan, summary
 from launch.jobs.selection import Where
-from launch.slurm import commands, pipeline
+from launch.slurm import commands, nodes, pipeline
+from launch.slurm.commands import Job
 from launch.slurm.executor import Submitter, require_readable
 from launch.slurm.live_jobs import live_jobs
 from launch.slurm.pipeline import Request
@@ -49,7 +51,9 @@ def submit(
     binds = (ledger.runs_dir, data_dir)
     require_readable(ledger.path, binds, in_image)
     site = commands.site()
-    for chosen in {s.model_dump_json(): s for s in by_run.values()}.values():
+    distinct = {s.model_dump_json(): s for s in by_run.values()}.values()
+    nodes.check(site, distinct, file.source)
+    for chosen in distinct:
         site.check(chosen, file.source)
         if chosen.image is not None and not Path(chosen.image).exists():
             raise UserError(f"{file.source}: image {chosen.image}: not found (make image)")
@@ -73,7 +77,10 @@ def submit(
             hint = f"; when these jobs have ended, {again} submits what is still missing"
             out.print("nothing to submit" + (hint if waiting else ""), soft_wrap=True)
             return 0
-        todo, left = _within_limit(todo, evaluate, site.max_jobs - commands.job_count())
+        requests = [Request(p, by_run[p.name], evaluate) for p in todo]
+        room = site.max_jobs - commands.job_count()
+        requests, left = _within_limit(requests, site.max_array_size, room)
+        todo = [request.planned for request in requests]
         code = snapshot.take(ledger.code_dir)
         submission = Submission(
             name=f"{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}-{time.time_ns() % 10**6:06d}",
@@ -91,7 +98,7 @@ def submit(
             )
         folder = ledger.path / f"jobs-{submission.name}"
         arrays = pipeline.job_arrays(
-            [Request(p, by_run[p.name], evaluate) for p in todo],
+            requests,
             site.max_array_size,
             settings.without_gpus() if evaluate else None,
         )
@@ -124,14 +131,17 @@ def cancel(
         only: a glob that the names of runs must match; None: all of the grid, its report too.
         where: settings that the runs must have. Raises UserError where none of the grid has them.
     """
-    jobs = live_jobs(runs_dir.absolute(), grid)
+    live = live_jobs(runs_dir.absolute(), grid)
+    jobs = live
     if only is not None:
         jobs = {run: listed for run, listed in jobs.items() if fnmatchcase(run, only)}
     if where is not None:
         known = known_configs(runs_dir.absolute(), jobs)
         kept = where.chosen(known, f"grid {grid} with a job")
         jobs = {run: jobs[run] for run in kept}
-    ids = [job.id for listed in jobs.values() for job in listed]
+    _require_own_jobs(jobs, live)
+    # runs that are packed share a job
+    ids = list(dict.fromkeys(job.id for listed in jobs.values() for job in listed))
     if not ids:
         out.print(f"grid {grid} in {runs_dir}: no job waits or runs")
         return 0
@@ -143,24 +153,45 @@ def cancel(
     return 0
 
 
+def _require_own_jobs(
+    chosen: Mapping[str, Sequence[Job]], live: Mapping[str, Sequence[Job]]
+) -> None:
+    """UserError where the jobs of the chosen runs are those of other live runs, too."""
+    ids = {job.id for listed in chosen.values() for job in listed}
+    shared = {
+        run: next((job.id for job in listed if job.id in ids), "")
+        for run, listed in live.items()
+        if run not in chosen
+    }
+    if others := [run for run, job in shared.items() if job]:
+        raise UserError(
+            f"nothing is cancelled: job {shared[others[0]]} has other runs, too"
+            f" ({_names(others).removeprefix('of ')}); let --only and --where select all of them,"
+            " or leave both out"
+        )
+
+
 def _names(names: Collection[str]) -> str:
     shown = ", ".join(list(names)[:4])
     return f"of {shown}" + (f" and {len(names) - 4} more" if len(names) > 4 else "")
 
 
-def _within_limit(todo: list[Planned], evaluate: bool, room: int) -> tuple[list[Planned], int]:
-    """As many of `todo` as Slurm has room for the jobs of, and how many runs are left."""
-    room -= 1  # the report's
-    for n, p in enumerate(todo):
-        room -= p.is_todo + bool(evaluate and p.unevaluated)
-        if room < 0:
-            if n == 0:
-                raise EnvironmentFailed(
-                    "Slurm keeps no more jobs just now (MaxJobCount); try again once it has"
-                    " forgotten some of those that ended"
-                )
-            return todo[:n], len(todo) - n
-    return todo, 0
+def _within_limit(
+    requests: list[Request], max_array_size: int, room: int
+) -> tuple[list[Request], int]:
+    """As many of the runs as Slurm has room for the jobs of, and how many are left."""
+
+    def jobs(n: int) -> int:
+        arrays = pipeline.job_arrays(requests[:n], max_array_size, None)
+        return sum(array.tasks for array in arrays) + 1  # the report's
+
+    n = bisect_right(range(len(requests) + 1), room, key=jobs) - 1
+    if n < 1:
+        raise EnvironmentFailed(
+            "Slurm keeps no more jobs just now (MaxJobCount); try again once it has forgotten some"
+            " of those that ended"
+        )
+    return requests[:n], len(requests) - n
 
 
 def _changed_code(todo: Sequence[Planned], ledger: Ledger, code: str) -> dict[str, str]:
@@ -177,11 +208,14 @@ def _announce(submission: Submission, out: Console, runs_dir: Path) -> None:
     jobs = [record for record in submission.jobs if record["job_id"]]
     if not jobs:
         return
-    by_array: dict[tuple[str, str], int] = {}
+    by_array: dict[tuple[str, str], list[str]] = {}  # the task of each run
     for record in jobs:
         key = (record["program"], record["job_id"].partition("_")[0])
-        by_array[key] = by_array.get(key, 0) + 1
-    for (program, array), n in by_array.items():
-        out.print(f"  {program}: job {array}" + (f", {n} tasks" if n > 1 else ""), soft_wrap=True)
+        by_array.setdefault(key, []).append(record["job_id"])
+    for (program, array), ids in by_array.items():
+        n, runs = len(set(ids)), len(ids)
+        tasks = f", {n} tasks" if n > 1 else ""
+        packed = f", {runs} runs" if runs > n else ""
+        out.print(f"  {program}: job {array}{tasks}{packed}", soft_wrap=True)
     where = f"--grid {submission.grid} --runs-dir {runs_dir}"
     out.print(f"submitted; watch: python launch/status.py {where} --follow", soft_wrap=True)

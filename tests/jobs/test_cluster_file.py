@@ -76,3 +76,40 @@ def test_a_raw_option_that_would_disturb_the_chain_is_refused_by_name(
 ) -> None:
     with pytest.raises(UserError, match=f"--cluster-set: extra: {said}"):
         resolved(tmp_path, "extra: {exclude: node7}", f"extra={{{option}}}")
+
+
+def test_a_job_of_several_runs_asks_for_the_cores_of_all_and_the_gpus_as_they_are(
+    tmp_path: Path,
+) -> None:
+    file = "gpus_per_node: 2\ncpus_per_task: 4\nmemory_gb: 8\n"
+    alone = sbatch_options(resolved(tmp_path, file))
+    assert {"--ntasks-per-node=2", "--cpus-per-task=4"} <= {*alone}
+    assert sbatch_options(resolved(tmp_path, file, "runs_per_gpu=4", "runs_per_job=1")) == alone
+    packed = resolved(tmp_path, file, "runs_per_gpu=4")
+    assert (packed.pack_size, packed.at_once) == (8, 8)
+    options = {*sbatch_options(packed)}
+    wanted = {"--ntasks-per-node=1", "--cpus-per-task=32", "--gpus-per-node=2", "--mem=8192M"}
+    assert wanted <= options
+    more = resolved(tmp_path, file, "runs_per_job=12")
+    assert (more.pack_size, more.at_once, more.cpus) == (12, 2, 8)
+    on_cpu = resolved(tmp_path, "gpus_per_node: 0\nruns_per_gpu: 3\nruns_per_job: 2")
+    assert (on_cpu.pack_size, on_cpu.at_once) == (2, 2)
+    assert not packed.without_gpus().is_packed, "the report is one"
+
+
+@pytest.mark.parametrize(
+    ("typed", "message"),
+    [
+        (["runs_per_job=2", "nodes=2"], "runs_per_job: 2 runs in a job of nodes: 2: a run of"),
+        (["runs_per_gpu=3", "nodes=2"], "runs_per_gpu: 3 runs in a job of nodes: 2: a run of"),
+        (["mps=true"], "mps: is for runs that share a GPU; set runs_per_gpu, too"),
+        (["mps=true", "runs_per_gpu=2", "gpus_per_node=0"], "mps: is for GPUs, and gpus_per_node"),
+        (["runs_per_job=0"], "runs_per_job: input should be greater than or equal to 1, not 0"),
+        (["runs_per_gpu=1.5"], "runs_per_gpu: input should be a valid integer"),
+    ],
+)
+def test_runs_that_cannot_be_packed_so_are_refused_in_one_line(
+    tmp_path: Path, typed: list[str], message: str
+) -> None:
+    with pytest.raises(UserError, match=f"^--cluster-set: {message}[^\n]*$"):
+        resolved(tmp_path, "", *typed)

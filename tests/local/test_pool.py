@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from launch.local.pool import visible_gpus
+from launch.jobs.gpus import visible_gpus
 
 UUID = "GPU-8932f937-d72c-4106-c12f-20bd9faed9f6"
 MIG = "MIG-GPU-8932f937-d72c-4106-c12f-20bd9faed9f6/1/2"

@@ -17,7 +17,7 @@ from joblib import cpu_count
 
 from diffuse.config.schema import Config
 from diffuse.rundir.directory import RunDir
-from launch.local.pool import visible_gpus
+from launch.jobs.gpus import visible_gpus
 from tests import programs
 from tests.programs import ROOT, TINY, assert_same_training, environment, read_json
 
