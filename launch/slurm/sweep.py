@@ -130,6 +130,8 @@ def cancel(
     Args:
         only: a glob that the names of runs must match; None: all of the grid, its report too.
         where: settings that the runs must have. Raises UserError where none of the grid has them.
+
+    Raises UserError where a run that is left out shares a job with one that is not.
     """
     live = live_jobs(runs_dir.absolute(), grid)
     jobs = live
