@@ -81,14 +81,15 @@ class Cluster(Section):
     gpu_type: str | None = Field(None, pattern=r"^[\w.-]+$", description="as sbatch has it: a100")
     cpus_per_task: int = Field(4, ge=1, description="per rank")
     memory_gb: float | None = Field(None, gt=0, description="per node; default: the site's")
-    runs_per_gpu: int = Field(1, ge=1, description="that share a GPU (without GPUs: the job)")
+    runs_per_gpu: int = Field(
+        1, ge=1, description="share it; without GPUs: runs side by side in a job"
+    )
     runs_per_job: int | None = Field(
         None,
         ge=1,
-        description="each with one rank, as many at a time as GPUs allow; null: 1, or with"
-        " runs_per_gpu above 1 as many as run at a time",
+        description="of one rank each; null: as many as run at a time, 1 with runs_per_gpu: 1",
     )
-    mps: bool = Field(False, description="NVIDIA's MPS for runs that share a GPU, where it is")
+    mps: bool = Field(False, description="NVIDIA's MPS for runs that share a GPU, on nodes with it")
     time: Minutes | None = Field(None, description="minutes per attempt; default: the partition's")
     array_parallelism: int | None = Field(None, ge=1, description="jobs running at a time")
     image: Annotated[str, AfterValidator(_without_tilde)] | None = Field(

@@ -33,6 +33,11 @@ runs:
   - {preset: ddpm/default, epochs: [1], seeds: [0, 1]}
   - {preset: ddpm/light, epochs: [1], seeds: [0, 1], cluster: {time: 20}}
 """
+PAIR = (  # in one job
+    "cluster: {runs_per_gpu: 2}\n"
+    f"runs: [{{preset: ddpm/default, epochs: [{EPOCHS}]}}, {{preset: ddpm/default, seeds: [0],"
+    f" epochs: [{EPOCHS}]}}]"
+)
 NO_ANSWER = "echo 'sbatch: error: Socket timed out on send/recv operation' >&2; exit 1"
 SBATCH = {
     "refuses": NO_ANSWER,
@@ -54,6 +59,8 @@ def run_jobs(drill: Drill) -> None:
             _told_twice(drill, cluster, twin, k)
             _controller_restarts(drill, cluster, twin, k)
             _node_dies(drill, cluster, twin, k)
+            _pack_is_preempted(drill, cluster, twin, k)
+            _pack_loses_its_node(drill, cluster, twin, k)
             _orphan_writes(drill, cluster, twin, k)
             _queue_lags(drill, cluster, twin)
 
@@ -105,11 +112,12 @@ def _lab(drill: Drill, cluster: Cluster, fault: str, grid: str, faults: int = 1)
 def _assert_survived(lab: Lab, twin: RunDir) -> None:
     """The jobs, or else the next sweep, train it to the end; all that counts equals the twin's."""
     lab.wait_empty(240)
-    if lab.run().status().get("state") != "done":
+    runs = [RunDir(path.parent) for path in lab.runs.glob("*/logs")]
+    if any(run.status().get("state") != "done" for run in runs):
         lab.sweep("--no-evaluate")
         lab.wait_empty(240)
-    run = lab.run()
-    assert run.status()["state"] == "done", run.status()
+    assert [run.status()["state"] for run in runs] == ["done"] * len(runs)
+    run = RunDir(lab.runs / twin.name)
     programs.assert_same_training(run, twin, EPOCHS)
     samples = f"epoch_{EPOCHS:04d}.h5"
     assert datasets(run.samples / samples) == datasets(twin.samples / samples)
@@ -162,6 +170,33 @@ def _controller_restarts(drill: Drill, cluster: Cluster, twin: RunDir, k: int) -
 def _node_dies(drill: Drill, cluster: Cluster, twin: RunDir, k: int) -> None:
     rng = drill.rng("node", k)
     with _lab(drill, cluster, "node death", DDPM % EPOCHS) as lab:
+        lab.sweep("--no-evaluate", "--cluster-set=extra={nodelist: node1}")
+        lab.wait_training(rng.randint(1, 40))
+        cluster.kill_node("node1")
+        try:
+            states = lambda: cluster.slurm("squeue", "-h", "-o%T")  # noqa: E731
+            wait_until(lambda: "RUNNING" not in states(), 300, "NODE_FAIL")
+        finally:
+            cluster.start_slurmd("node1")
+        _assert_survived(lab, twin)
+
+
+def _pack_is_preempted(drill: Drill, cluster: Cluster, twin: RunDir, k: int) -> None:
+    rng = drill.rng("pack", k)
+    with _lab(drill, cluster, "preemption of a job of two runs", PAIR, 2) as lab:
+        lab.sweep("--no-evaluate", "--cluster-set=partition=preempt")
+        for _ in range(2):
+            lab.wait_training()
+            time.sleep(rng.uniform(0, 2))
+            urgent = cluster.slurm(*URGENT, "--wrap=sleep 300").strip()
+            cluster.wait_for(urgent, "RUNNING")
+            cluster.slurm("scancel", urgent)
+        _assert_survived(lab, twin)
+
+
+def _pack_loses_its_node(drill: Drill, cluster: Cluster, twin: RunDir, k: int) -> None:
+    rng = drill.rng("pack's node", k)
+    with _lab(drill, cluster, "node death under a job of two runs", PAIR) as lab:
         lab.sweep("--no-evaluate", "--cluster-set=extra={nodelist: node1}")
         lab.wait_training(rng.randint(1, 40))
         cluster.kill_node("node1")
