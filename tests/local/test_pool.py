@@ -5,8 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
-from launch.jobs.gpus import visible_gpus
+from launch.jobs.cluster import Cluster
+from launch.jobs.gpus import share, visible_gpus
+from launch.jobs.grid import load_grid
+from launch.local import pool, sweep
 
 UUID = "GPU-8932f937-d72c-4106-c12f-20bd9faed9f6"
 MIG = "MIG-GPU-8932f937-d72c-4106-c12f-20bd9faed9f6/1/2"
@@ -52,3 +56,38 @@ def test_the_gpus_are_those_that_cuda_sees(
 ) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", listed)
     assert visible_gpus("auto") == gpus
+
+
+class PoolSeen(Exception):
+    """Ends a sweep where its pool is made."""
+
+
+@pytest.mark.parametrize(
+    ("gpus", "settings", "parallel"),
+    [
+        (["0", "1"], {}, 2),
+        (["0", "1"], {"runs_per_gpu": 3}, 6),
+        ([], {"runs_per_gpu": 3}, 3),
+        (["0", "1"], {"runs_per_gpu": 3, "array_parallelism": 4}, 4),
+    ],
+)
+def test_so_many_runs_share_a_gpu_of_this_machine(
+    gpus: list[str],
+    settings: dict[str, int],
+    parallel: int,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    data_dir: Path,
+) -> None:
+    def made(*arguments: object) -> None:
+        raise PoolSeen(arguments[2:4])
+
+    monkeypatch.setattr(sweep, "visible_gpus", lambda device: gpus)
+    monkeypatch.setattr(pool, "Pool", made)
+    cluster = Cluster.model_validate({"kind": "local", **settings})
+    place = (tmp_path, data_dir, "auto", False, True, Console(quiet=True), "again")
+    with pytest.raises(PoolSeen) as seen:
+        sweep.run(load_grid("quick"), cluster, *place)
+    assert seen.value.args[0] == (gpus, parallel)
+    users = [share(gpus, slot, 1).get("CUDA_VISIBLE_DEVICES") for slot in range(parallel)]
+    assert {users.count(gpu) for gpu in gpus} <= {parallel // 2}
