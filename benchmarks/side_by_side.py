@@ -3,46 +3,47 @@
 from __future__ import annotations
 
 import contextlib
-import os
-import shutil
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.gpu_speed import Place, markdown
 from diffuse import ROOT
 from diffuse.rundir.directory import RunDir
 from diffuse.runtime.errors import EnvironmentFailed
+from launch.jobs import mps
+from launch.jobs.gpus import visible_gpus
 
 PRESET = "ddpm/unet"
-MPS = "nvidia-cuda-mps-control"
 LOOKS, APART_S = 3, 2.0
 
 
 def side_by_side(place: Place) -> str:
     """1, 2, 4 and 8 runs of ddpm/unet on the first GPU."""
     numbers = (1, 2, 4, 8) if place.name == "cuda" else (1, 2)
+    gpus = visible_gpus(place.name)[:1]
     columns: dict[str, dict[int, str]] = {}
-    notes = []
+    notes: list[str] = []
     with tempfile.TemporaryDirectory() as folder:
         # An empty folder, where no daemon answers that may run on this machine already.
-        alone = {"CUDA_MPS_PIPE_DIRECTORY": folder}
+        alone = {"CUDA_MPS_PIPE_DIRECTORY": folder, **visible(gpus)}
         columns["without MPS"] = {n: cell(place, n, alone) for n in numbers}
-    if place.name == "cpu" or shutil.which(MPS) is None:
-        notes.append(f"With MPS: not measured, since {MPS} is missing here.")
-    else:
-        try:
-            with mps() as variables:
-                columns["with MPS"] = {n: cell(place, n, variables) for n in numbers}
-        except (OSError, subprocess.SubprocessError) as error:
-            notes.append(f"With MPS: not measured, since it does not start: {error}")
+    with mps.served(gpus, place.name == "cuda", notes.append) as (names, daemon):
+        if daemon:
+            shared = {**daemon, **visible(names)}
+            columns["with MPS"] = {n: cell(place, n, shared) for n in numbers}
     rows = [[str(n), *(column[n] for column in columns.values())] for n in numbers]
     table = markdown(("runs", *(f"images/s in all, {name}" for name in columns)), rows)
     return "\n\n".join([table, *notes])
+
+
+def visible(gpus: Sequence[str]) -> dict[str, str]:
+    """The variable that shows programs these GPUs only; none on a machine without."""
+    return {"CUDA_VISIBLE_DEVICES": ",".join(gpus)} if gpus else {}
 
 
 def cell(place: Place, n: int, variables: dict[str, str]) -> str:
@@ -57,8 +58,7 @@ def cell(place: Place, n: int, variables: dict[str, str]) -> str:
 
 def together(place: Place, n: int, variables: dict[str, str]) -> float:
     """Images a second of n runs, once all of them train."""
-    first = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
-    env = place.environment() | {"CUDA_VISIBLE_DEVICES": first} | variables
+    env = place.environment() | variables
     command = [sys.executable, "-m", "diffuse.train", f"--preset={PRESET}", "--epochs=1000"]
     command += [f"--device={place.name}", "--threads=1", "--set=samples.at_epochs=[]"]
     command += ["--set=tracking.mode=disabled"]
@@ -87,16 +87,3 @@ def together(place: Place, n: int, variables: dict[str, str]) -> float:
 def rate(path: Path) -> float:
     """Images a second that a run has published last; 0 before."""
     return float(RunDir(path).status().get("images_per_s") or 0)
-
-
-@contextlib.contextmanager
-def mps() -> Iterator[dict[str, str]]:
-    """NVIDIA's Multi-Process Service runs within; the variables by which programs find it."""
-    with tempfile.TemporaryDirectory() as folder:
-        variables = {"CUDA_MPS_PIPE_DIRECTORY": folder, "CUDA_MPS_LOG_DIRECTORY": folder}
-        env = os.environ | variables
-        subprocess.run([MPS, "-d"], env=env, check=True, capture_output=True, timeout=20)
-        try:
-            yield variables
-        finally:
-            subprocess.run([MPS], env=env, input=b"quit\n", capture_output=True, timeout=60)
