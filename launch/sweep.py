@@ -19,6 +19,11 @@ import typer
 from diffuse.runtime import errors, options
 
 if TYPE_CHECKING:  # everything else is imported when needed: --help answers at once
+    from collections.abc import Sequence
+
+    from diffuse.config.validation import Layer
+    from launch.jobs.cluster import ClusterFile
+    from launch.jobs.estimate import Estimate
     from launch.jobs.grid import Grid
     from launch.jobs.plan import Planned
     from launch.slurm.dry_run import DryRun
@@ -60,6 +65,26 @@ def main(
         bool,
         typer.Option("--show-script", help="With --dry-run: print each job's batch script, too."),
     ] = False,
+    estimate: Annotated[
+        bool,
+        typer.Option(
+            "--estimate",
+            help="Only show steps, hours, time and disk of what is missing, by the speed of runs"
+            " that there are; write and send nothing.",
+        ),
+    ] = False,
+    probe: Annotated[
+        bool,
+        typer.Option("--probe", help="Measure the speeds not known yet by short trainings."),
+    ] = False,
+    budget: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            metavar="HOURS",
+            help="Most GPU hours (without GPUs core hours) by the estimate; else nothing is done.",
+        ),
+    ] = None,
     as_json: options.AsJson = False,
     runs_dir: options.RunsDir = options.RUNS,
     data_dir: options.DataDir = options.DATA,
@@ -101,6 +126,11 @@ def main(
     from launch.jobs.selection import Where
 
     selected = Where(where) if where else None
+    modes = {"--estimate": estimate, "--probe": probe, "--cancel": cancel}
+    if sum(modes.values()) > 1:
+        raise errors.UserError(f"one at a time: {', '.join(m for m in modes if modes[m])}")
+    if probe and (rerun or budget is not None):
+        raise errors.UserError("--probe goes without --rerun and --budget: it is to come before")
     if cancel:
         if rerun:
             raise errors.UserError(
@@ -122,13 +152,28 @@ def main(
     settings = file.resolve([chosen.cluster, *typed])
     for run in chosen.runs:
         file.resolve([*run.cluster, *typed])
-    again = "the same command"
+    data, again, known_dir = data_dir.absolute(), "the same command", runs_dir
     if rerun:
         runs_dir = _next_rerun(runs_dir)
         again = f"the same command with --runs-dir {runs_dir} and without --rerun"
+    if estimate or probe or budget is not None:
+        from launch.jobs import probe as probing
+        from launch.local import display
+
+        found = _estimate(chosen, file, typed, runs_dir, known_dir, data, device, evaluate)
+        if probe:
+            chosen, runs_dir = probing.probes(chosen, found), probing.folder(runs_dir)
+            typed.insert(0, probing.time_limit(settings))
+            evaluate = False
+        if estimate:
+            title = f"grid {chosen.name} in {runs_dir}, on {file.name}"
+            display.show_estimate(found, title, as_json, screen())
+        if budget is not None:
+            found.require_within(budget, chosen.name)
+        if estimate:
+            return
     planned = plan(chosen, runs_dir)
 
-    data = data_dir.absolute()
     if show_script and not (dry_run and settings.kind == "slurm"):
         raise errors.UserError("--show-script goes with --dry-run, for a cluster of kind slurm")
     if dry_run:
@@ -161,6 +206,34 @@ def main(
     if as_json:
         print(json.dumps(as_plain(plan(chosen, runs_dir)), indent=2))
     raise typer.Exit(code)
+
+
+def _estimate(
+    grid: Grid,
+    file: ClusterFile,
+    typed: Sequence[Layer],
+    runs_dir: Path,
+    known_dir: Path,
+    data_dir: Path,
+    device: str | None,
+    evaluate: bool,
+) -> Estimate:
+    """The cost of the trainings that a sweep would do, by the runs and probes in `known_dir`."""
+    from launch.jobs import estimate, probe
+    from launch.jobs.plan import plan
+
+    settings, planned = file.resolve([grid.cluster, *typed]), plan(grid, runs_dir)
+    if settings.kind == "local":
+        from launch.local import sweep as local_sweep
+
+        queues = local_sweep.queues(planned, *local_sweep.slots(settings, device or "auto"))
+    else:
+        from launch.slurm import pipeline
+        from launch.slurm.dry_run import dry_run
+
+        jobs = dry_run(grid, planned, file, typed, runs_dir, data_dir, evaluate)
+        queues = pipeline.queues(jobs.arrays)
+    return estimate.estimate(queues, probe.speeds(known_dir))
 
 
 def _show_plan(

@@ -28,7 +28,7 @@ SHARED = {
     },
     "slurm-1": {
         *("test_sbatch", "test_submission", "test_site", "test_interruption", "test_cluster"),
-        *("test_names", "test_secrets"),
+        *("test_names", "test_secrets", "test_probes"),
     },
 }
 GROUPS = {file: group for group, files in SHARED.items() for file in files}

@@ -41,6 +41,7 @@ def write(run: RunDir, world: World, precision: str, data_sha256: str) -> None:
             "written": files.now(),
             "precision": precision,
             "environment": environment(world, precision),
+            "runs_per_gpu": int(os.environ.get("DIFFUSE_RUNS_PER_GPU") or 1),  # by the launcher
             "data_sha256": data_sha256,
             "code": code_version(),
             "image": os.environ.get("DIFFUSE_IMAGE"),

@@ -16,6 +16,7 @@ from typing import Any
 
 from diffuse.rundir.directory import RunDir
 from diffuse.runtime.errors import DiffuseError, EnvironmentFailed
+from launch.jobs import probe
 from launch.jobs.ledger import Ledger, submissions
 from launch.jobs.logs import startup_output
 from launch.slurm import commands
@@ -57,8 +58,8 @@ def submissions_held(runs_dir: Path) -> Iterator[None]:
 
 
 def roots(runs_dir: Path) -> list[Path]:
-    """The runs folder, and those of its reruns."""
-    return [runs_dir, *sorted(runs_dir.glob("rerun-*"))]
+    """The runs folder, those of its reruns, and that of its probes."""
+    return [runs_dir, *sorted(runs_dir.glob("rerun-*")), probe.folder(runs_dir)]
 
 
 def _removable(runs_dir: Path) -> Iterator[Item]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import os
 import re
 import subprocess
@@ -34,12 +35,12 @@ def _gpus(names: Iterable[str]) -> list[str]:
     return list(itertools.takewhile(gpu.fullmatch, map(str.strip, names)))
 
 
-def share(gpus: Sequence[str], slot: int, threads: int) -> dict[str, str | None]:
+def share(gpus: Sequence[str], slot: int, slots: int, threads: int) -> dict[str, str | None]:
     """The variables of one run of several side by side: its GPU, handed out in turn, its threads.
 
     Args:
         gpus: where there is none the run's view is left as it is.
-        slot: from 0; no other run has it at the same time.
+        slot: of `slots`, from 0; no other run has it at the same time.
     """
     variables: dict[str, str | None] = {
         "OMP_NUM_THREADS": str(threads),
@@ -47,4 +48,5 @@ def share(gpus: Sequence[str], slot: int, threads: int) -> dict[str, str | None]
     }
     if gpus:
         variables["CUDA_VISIBLE_DEVICES"] = gpus[slot % len(gpus)]
+        variables["DIFFUSE_RUNS_PER_GPU"] = str(math.ceil(slots / len(gpus)))
     return variables

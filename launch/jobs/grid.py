@@ -21,11 +21,12 @@ from diffuse.config import ranges
 from diffuse.config.presets import find_yaml, preset_layer, read_yaml, resolve, shown
 from diffuse.config.processes import Orientation
 from diffuse.config.ranges import Ranges
-from diffuse.config.schema import Config, Epochs
+from diffuse.config.schema import TRAIN_IMAGES, Config, Epochs
 from diffuse.config.section import Section
 from diffuse.config.validation import Layer, validated
 from diffuse.rundir.evaluations import Figure
 from diffuse.runtime.errors import UserError
+from diffuse.training.schedule import Schedule
 from launch.jobs.selection import Where, leaves, nested, sets, value_of, written
 
 # Keys that an entry has words of its own for.
@@ -116,6 +117,12 @@ class GridRun:
     @property
     def epochs(self) -> tuple[int, ...]:
         return self.config.evaluated_epochs
+
+    @property
+    def schedule(self) -> Schedule:
+        """Which steps its epochs have."""
+        images = self.config.data.limit or TRAIN_IMAGES
+        return Schedule.of(self.config, images, self.config.train.epochs)
 
     def evaluation(self, epochs: Sequence[int]) -> list[str]:
         """The options of diffuse.evaluate for these epochs, in order: those of the run's grid."""

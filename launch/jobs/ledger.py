@@ -2,6 +2,7 @@
 
 runs/.launch/<grid>/lock, holder.json    one sweep of a grid at a time
 runs/.launch/lock, holder.json           one submission at a time: grids share runs
+runs/.launch/<grid>/estimate.json        the cost of its runs as estimated before them
 runs/.launch/<grid>/jobs-*/              submitit's own files of one sweep, a folder for each array
 """
 
@@ -10,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -76,6 +77,19 @@ class Ledger:
         }
         if settings | plain != settings:
             files.write_json(self.path / "settings.json", {"runs": settings | plain})
+
+    def note_costs(self, costs: Mapping[str, Mapping[str, Any]]) -> None:
+        """Remember the estimated cost of runs; of a run that is only resumed the first counts."""
+        known = self.costs()
+        new = {n: c for n, c in costs.items() if known.get(n, {}).get("steps") != c["steps"]}
+        if new:
+            files.write_json(self.path / "estimate.json", {"runs": known | new})
+
+    def costs(self) -> dict[str, dict[str, Any]]:
+        """The cost of each run as it was estimated: steps, seconds, hours, and their unit."""
+        found = files.read_json(self.path / "estimate.json").get("runs")
+        costs = found.items() if isinstance(found, dict) else ()
+        return {name: cost for name, cost in costs if isinstance(cost, dict)}
 
     def runs(self) -> list[str]:
         """The runs that sweeps of this grid were about."""

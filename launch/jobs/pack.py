@@ -80,7 +80,7 @@ def _side_by_side(
             for slot in range(at_once):
                 if slot not in active and queue and not asked_to_stop:
                     run = queue.popleft()
-                    environment = {**variables, **share(gpus, slot, threads)}
+                    environment = {**variables, **share(gpus, slot, at_once, threads)}
                     program = _started(run, prepare, runs[run], environment)
                     if program is None:
                         codes[run] = 1

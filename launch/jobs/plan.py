@@ -42,6 +42,21 @@ class Planned:
         return self.state in ("new", "resume", "extend")
 
     @property
+    def missing(self) -> tuple[int, ...]:
+        """The cells whose checkpoint is still to be made."""
+        return tuple(epoch for epoch in self.run.epochs if epoch not in self.have)
+
+    @property
+    def steps_left(self) -> int:
+        """The steps of its training job, from the checkpoint that it will start from."""
+        if not (self.is_todo and self.missing):
+            return 0
+        per_epoch = self.run.schedule.steps_per_epoch
+        made = [file.at(per_epoch) for file in self.dir.checkpoint_files()]
+        start = max((step for step in made if step <= self.missing[0] * per_epoch), default=0)
+        return self.run.schedule.final_step - start
+
+    @property
     def unevaluated(self) -> tuple[int, ...]:
         """The cells that are still to be evaluated, once they are trained."""
         return tuple(epoch for epoch in self.run.epochs if epoch not in self.evaluated)

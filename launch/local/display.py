@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -15,6 +16,7 @@ from rich.text import Text
 
 from diffuse.config import ranges
 from diffuse.runtime import console
+from launch.jobs.estimate import Estimate, in_short, megabytes, unit
 from launch.jobs.listing import Listing
 from launch.jobs.plan import Planned
 from launch.jobs.selection import point
@@ -36,6 +38,8 @@ STYLES = {
     "left": "dim",
 }
 LINE_EVERY_S = 30.0
+NOT_COUNTED = "evaluations are not counted: how long their images take is recorded nowhere"
+UNKNOWN = "no run like it yet: --probe measures it"
 COLUMNS = ("run", "state", "epoch", "loss", "ETA", "images/s")
 
 
@@ -56,6 +60,32 @@ def plan_listing(planned: Sequence[Planned]) -> Listing:
             remark=p.detail if p.detail != p.state else "",
         )
     return listing
+
+
+def show_estimate(found: Estimate, title: str, as_json: bool, out: Console) -> None:
+    """Print it: an entry for each run that is trained, their sum, and remarks."""
+    if as_json:
+        print(json.dumps(found.as_plain(), indent=2))
+        return
+    columns = ("run", "steps", "s/step", "hours", "training", "time", "disk", "speed by")
+    listing = Listing(columns, columns[4:])
+    for row in found.rows:
+        cells = {"run": row.planned.name, "steps": f"{row.steps:,}"}
+        if row.speed is not None:
+            cells |= {
+                "s/step": f"{row.speed.step_s:.2g}",
+                "hours": f"{in_short(row.hours)} {unit(row.has_gpus)}",
+                "training": console.duration(row.seconds),
+                "time": f"{row.time} min" if row.time else "",
+                "disk": megabytes(row.disk),
+                "speed by": str(row.speed),
+            }
+        listing.add(cells, remark="" if row.speed else UNKNOWN)
+    out.print(title, soft_wrap=True)
+    if found.rows:
+        listing.show(out)
+    for line in (found.summary(), NOT_COUNTED, *found.remarks()):
+        out.print(line, soft_wrap=True)
 
 
 class SweepDisplay:

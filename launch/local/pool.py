@@ -97,9 +97,7 @@ class Pool:
     ) -> None:
         self.grid, self.data_dir, self.gpus, self.parallel = ledger.grid, data_dir, gpus, parallel
         self.evaluate, self.variables = evaluate, variables or {}
-        from joblib import cpu_count  # knows affinity and quotas; it takes a while to import
-
-        self.threads = max(1, cpu_count() // parallel)
+        self.threads = threads_of(parallel)
         self.folder = ledger.path / f"jobs-{time.strftime('%Y%m%dT%H%M%S')}-{os.getpid()}"
         self.executor = submitit.LocalExecutor(self.folder)
         self.executor.update_parameters(timeout_min=YEAR_MIN)
@@ -150,7 +148,7 @@ class Pool:
             # submitit hides all GPUs from a job that did not ask it for some
             "CUDA_VISIBLE_DEVICES": os.environ.get("CUDA_VISIBLE_DEVICES"),
             **self.variables,
-            **share(self.gpus, slot, threads),
+            **share(self.gpus, slot, self.parallel, threads),
             "DIFFUSE_GRID": self.grid,
         }
         with _ignoring(signal.SIGINT, signal.SIGHUP), commands.outside_any_job():
@@ -181,6 +179,13 @@ class Pool:
                 for process in [*controller.children(recursive=True), controller]:
                     with contextlib.suppress(psutil.Error):
                         process.kill()
+
+
+def threads_of(parallel: int) -> int:
+    """The threads of each of so many trainings side by side."""
+    from joblib import cpu_count  # knows affinity and quotas; it takes a while to import
+
+    return max(1, int(cpu_count()) // parallel)
 
 
 def require_data(data_dir: Path) -> None:

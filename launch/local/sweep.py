@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import json
+import math
 import signal
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
 
 from diffuse import ROOT
-from launch.jobs import mps
+from launch.jobs import mps, probe
 from launch.jobs.cluster import Cluster
+from launch.jobs.estimate import Queue, Task, estimate
 from launch.jobs.gpus import visible_gpus
 from launch.jobs.grid import Grid
 from launch.jobs.ledger import Ledger
-from launch.jobs.plan import as_plain, plan, summary
+from launch.jobs.plan import Planned, as_plain, plan, summary
 from launch.jobs.snapshot import require_importable
+from launch.jobs.speeds import Place
 from launch.local import display, pool
 
 
@@ -47,9 +51,9 @@ def run(
         ledger.note_runs(grid.runs)
         outcomes = []
         if todo := [p for p in planned if p.lacks(evaluate)]:
-            gpus = visible_gpus(device)
-            slots = max(1, len(gpus)) * settings.runs_per_gpu
-            parallel = settings.array_parallelism or slots
+            gpus, parallel = slots(settings, device)
+            costs = estimate(queues(todo, gpus, parallel), probe.speeds(ledger.runs_dir))
+            ledger.note_costs(costs.of_whole_runs())
             with (
                 display.SweepDisplay(out, title).shown() as watch,
                 mps.served(gpus, settings.mps, watch.say) as (names, variables),
@@ -78,3 +82,22 @@ def run(
     if stopper.signals:
         return 130 if stopper.signals[0] == signal.SIGINT else 75
     return 0 if all(p.state == "done" for p in ended) else 75
+
+
+def slots(settings: Cluster, device: str) -> tuple[list[str], int]:
+    """The GPUs for trainings here, and how many are trained at a time."""
+    gpus = visible_gpus(device)
+    return gpus, settings.array_parallelism or max(1, len(gpus)) * settings.runs_per_gpu
+
+
+def queues(planned: Sequence[Planned], gpus: Sequence[str], parallel: int) -> list[Queue]:
+    """The trainings that a sweep does here, for an estimate of their cost."""
+    shares = math.ceil(parallel / len(gpus)) if gpus else 1
+    tasks = []
+    for p in planned:
+        system = p.run.config.system
+        threads = system.threads or pool.threads_of(parallel)
+        place = Place(bool(gpus) and system.device != "cpu", 1, threads, shares)
+        if p.is_todo:
+            tasks.append(Task(((p, place),), 1 / shares if gpus else threads))
+    return [Queue("", tuple(tasks), parallel, bool(gpus))] if tasks else []

@@ -16,8 +16,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from diffuse.runtime.errors import EnvironmentFailed
 from launch.jobs import pack, worker
 from launch.jobs.cluster import Cluster
+from launch.jobs.estimate import Queue, Task
 from launch.jobs.ledger import Ledger, Submission
 from launch.jobs.plan import Planned
+from launch.jobs.speeds import Place
 
 if TYPE_CHECKING:  # a dry run shows its jobs without submitit
     from launch.slurm.executor import Submitter
@@ -102,6 +104,34 @@ def job_arrays(
     if report is not None and arrays:
         add("report", (), report, 1, tuple(arrays))
     return arrays
+
+
+def queues(arrays: Sequence[JobArray]) -> list[Queue]:
+    """The trainings of these arrays, for an estimate of their cost."""
+    found = []
+    for array in arrays:
+        settings = array.settings
+        units = settings.nodes * (settings.gpus_per_node or settings.cpus)
+        tasks = tuple(
+            Task(tuple((one.planned, _place(one)) for one in runs), units, settings.at_once)
+            for runs in array.packs
+        )
+        has_gpus = settings.gpus_per_node > 0
+        if array.program == "train":
+            found.append(Queue(array.name, tasks, array.throttle, has_gpus, settings.time))
+    return found
+
+
+def _place(request: Request) -> Place:
+    settings, system = request.settings, request.planned.run.config.system
+    ranks = 1 if settings.is_packed else settings.nodes * max(1, settings.gpus_per_node)
+    return Place(
+        _device(request) == "cuda",
+        ranks,
+        system.threads or settings.cpus_per_task,
+        settings.runs_per_gpu,
+        settings.gpu_type or "",
+    )
 
 
 def submit_all(

@@ -14,8 +14,9 @@ from rich.console import Console
 
 from diffuse.config.validation import Layer
 from diffuse.runtime.errors import EnvironmentFailed, UserError
-from launch.jobs import snapshot
+from launch.jobs import probe, snapshot
 from launch.jobs.cluster import ClusterFile
+from launch.jobs.estimate import estimate
 from launch.jobs.grid import Grid
 from launch.jobs.ledger import Ledger, Submission, known_configs, submissions
 from launch.jobs.plan import Planned, plan, summary
@@ -102,6 +103,10 @@ def submit(
             site.max_array_size,
             settings.without_gpus() if evaluate else None,
         )
+        costs = estimate(pipeline.queues(arrays), probe.speeds(ledger.runs_dir))
+        ledger.note_costs(costs.of_whole_runs())
+        for remark in costs.remarks(is_submitted=True):
+            out.print(f"  {remark}", soft_wrap=True)
         submitter = Submitter(folder, grid.name, code, binds)
         try:
             refused = pipeline.submit_all(arrays, submitter, ledger, submission, data_dir)

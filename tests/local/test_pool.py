@@ -89,5 +89,5 @@ def test_so_many_runs_share_a_gpu_of_this_machine(
     with pytest.raises(PoolSeen) as seen:
         sweep.run(load_grid("quick"), cluster, *place)
     assert seen.value.args[0] == (gpus, parallel)
-    users = [share(gpus, slot, 1).get("CUDA_VISIBLE_DEVICES") for slot in range(parallel)]
+    users = [share(gpus, slot, parallel, 1).get("CUDA_VISIBLE_DEVICES") for slot in range(parallel)]
     assert {users.count(gpu) for gpu in gpus} <= {parallel // 2}
