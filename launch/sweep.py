@@ -139,7 +139,8 @@ def main(
         from launch.jobs.grid import grid_name
         from launch.slurm import sweep as slurm_sweep
 
-        raise typer.Exit(slurm_sweep.cancel(runs_dir, grid_name(grid), only, screen(), selected))
+        name = grid_name(grid)
+        raise typer.Exit(slurm_sweep.cancel(runs_dir, name, only, screen(), selected, dry_run))
     chosen = _load(grid, set_ or [], epochs, seeds, device)
     if only is not None:
         chosen = chosen.only(only)

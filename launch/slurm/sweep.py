@@ -128,13 +128,19 @@ def submit(
 
 
 def cancel(
-    runs_dir: Path, grid: str, only: str | None, out: Console, where: Where | None = None
+    runs_dir: Path,
+    grid: str,
+    only: str | None,
+    out: Console,
+    where: Where | None = None,
+    dry_run: bool = False,
 ) -> int:
     """End the grid's jobs that wait or run; their trainings save first where Slurm lets them.
 
     Args:
         only: a glob that the names of runs must match; None: all of the grid, its report too.
         where: settings that the runs must have. Raises UserError where none of the grid has them.
+        dry_run: only say which jobs would end.
 
     Raises UserError where a run that is left out shares a job with one that is not.
     """
@@ -151,6 +157,9 @@ def cancel(
     ids = list(dict.fromkeys(job.id for listed in jobs.values() for job in listed))
     if not ids:
         out.print(f"grid {grid} in {runs_dir}: no job waits or runs")
+        return 0
+    if dry_run:
+        out.print(f"grid {grid} in {runs_dir}: would cancel {len(ids)} jobs, {_names(jobs)}")
         return 0
     if only is None and where is None:  # an array of thousands is ended by its own id at once
         commands.cancel(list(dict.fromkeys(job_id.partition("_")[0] for job_id in ids)))

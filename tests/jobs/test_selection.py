@@ -85,7 +85,10 @@ def test_cancel_ends_the_jobs_of_the_runs_with_the_setting_alone(
     monkeypatch.setattr(sweep, "live_jobs", lambda *_: queue)
     monkeypatch.setattr(sweep.commands, "cancel", ended.extend)
     out = Console(file=io.StringIO())
-    assert sweep.cancel(tmp_path, grid.name, "cold-*", out, Where(["train.lr=2e-3"])) == 0
+    where = Where(["train.lr=2e-3"])
+    assert sweep.cancel(tmp_path, grid.name, "cold-*", out, where, dry_run=True) == 0
+    assert "would cancel 8 jobs, of cold" in out.file.getvalue() and not ended  # type: ignore[attr-defined]
+    assert sweep.cancel(tmp_path, grid.name, "cold-*", out, where) == 0
     with_it = [k for k, run in enumerate(grid.runs) if run.config.train.lr == 2e-3]
     assert ended == [f"7_{k}" for k in with_it if grid.runs[k].name.startswith("cold")]
     assert len(ended) == 8
