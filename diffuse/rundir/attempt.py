@@ -29,6 +29,12 @@ class Attempt:
     def __init__(self, run: RunDir, number: int) -> None:
         self.run = run
         self.number = number
+        self.began = time.monotonic()
+
+    @property
+    def seconds(self) -> float:
+        """Its age: the time for which it has held its devices."""
+        return round(time.monotonic() - self.began, 3)
 
     @classmethod
     def claim(cls, run: RunDir) -> Attempt:

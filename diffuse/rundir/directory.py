@@ -11,13 +11,14 @@ names are a person's own: no program reads, counts or removes them.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import re
 import socket
 import time
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -178,19 +179,20 @@ class RunDir:
         """The address of its W&B run; "" of one that W&B's server has not seen."""
         return str(files.read_json(self.path / "wandb" / "online.json").get("url") or "")
 
-    def metrics(self, event: str | None = None) -> list[dict[str, Any]]:
-        """The events in order of step; of a replayed step the last attempt's event counts.
+    def lines(self) -> Iterator[dict[str, Any]]:
+        """The events as they were written, all those of replayed steps.
 
         Lines that are not whole JSON objects (torn by a death) are skipped.
         """
-        latest: dict[tuple[str, int], dict[str, Any]] = {}
-        for line in _lines(self.metrics_path):
-            key = (str(line.get("event")), int(line.get("step", 0)))
-            known = latest.get(key)
-            if known is None or line.get("attempt", 0) >= known.get("attempt", 0):
-                latest[key] = line
-        events = sorted(latest.values(), key=lambda e: int(e.get("step", 0)))
-        return [e for e in events if event is None or e.get("event") == event]
+        with contextlib.suppress(FileNotFoundError), self.metrics_path.open("rb") as file:
+            for raw in file:
+                line = files.unsealed(raw)
+                if line is not None and "event" in line:
+                    yield line
+
+    def metrics(self, event: str | None = None) -> list[dict[str, Any]]:
+        """The events that count, in order of step."""
+        return [e for e in counting(self.lines()) if event is None or e.get("event") == event]
 
     def attempt_number(self) -> int:
         """The highest attempt claimed so far; 0 where none was."""
@@ -240,6 +242,17 @@ def open_run(runs_dir: Path, config: Config) -> RunDir:
     return run
 
 
+def counting(lines: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The events of `RunDir.lines` in order of step; of a replayed step the last attempt's."""
+    latest: dict[tuple[str, int], dict[str, Any]] = {}
+    for line in lines:
+        key = (str(line.get("event")), int(line.get("step", 0)))
+        known = latest.get(key)
+        if known is None or line.get("attempt", 0) >= known.get("attempt", 0):
+            latest[key] = line
+    return sorted(latest.values(), key=lambda e: int(e.get("step", 0)))
+
+
 def silence_s(status: Mapping[str, Any]) -> float:
     """Seconds since the heartbeat in a status; infinite where it has none."""
     heartbeat = status.get("heartbeat")
@@ -259,15 +272,3 @@ def _numbered(folder: Path, prefix: str, digits: int, suffix: str) -> list[int]:
 
 def _seal(text: str) -> str:
     return f"{_SEAL} {zlib.crc32(text.encode()):08x}"
-
-
-def _lines(path: Path) -> Iterator[dict[str, Any]]:
-    try:
-        file = path.open("rb")
-    except FileNotFoundError:
-        return
-    with file:
-        for raw in file:
-            line = files.unsealed(raw)
-            if line is not None and "event" in line:
-                yield line

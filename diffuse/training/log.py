@@ -85,7 +85,8 @@ class TrainLog:
         if not steps:
             return
         speed = {"event": "speed", "epoch": epoch, "step": self.step}
-        self.attempt.append_metrics([*steps, {**speed, "images_per_s": self.clock.rate}, *more])
+        speed |= {"images_per_s": self.clock.rate, "seconds": self.attempt.seconds}
+        self.attempt.append_metrics([*steps, speed, *more])
         facts = self._facts(steps[-1]["loss"])
         self.attempt.publish_status("running", **facts)
         self.meter.update(
@@ -106,7 +107,7 @@ class TrainLog:
                 self._publish("running")
                 with self.meter:
                     yield mirror
-                self._publish("done", loss=self._last_loss(), eta_s=0.0)
+                self._end("done", loss=self._last_loss(), eta_s=0.0)
             except BaseException as error:
                 if not isinstance(error, Superseded):
                     ended: State = "failed"
@@ -115,8 +116,14 @@ class TrainLog:
                     reason = first_line(error)
                     # the first error is the one to report, not one of reporting it
                     with contextlib.suppress(OSError, DiffuseError):
-                        self._publish(ended, reason=reason)
+                        self._end(ended, reason=reason)
                 raise
+
+    def _end(self, state: State, **more: Any) -> None:
+        """Publish how the attempt ended, and its whole age, which counts as cost."""
+        self._publish(state, **more)
+        end = {"event": "end", "step": self.step, "seconds": self.attempt.seconds}
+        self.attempt.append_metrics([end])
 
     def _publish(self, state: State, **more: Any) -> None:
         self.attempt.publish_status(state, **{**self._facts(), **more})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from diffuse.rundir.checkpoints import Checkpoints
 from diffuse.rundir.directory import RunDir
 from diffuse.rundir.evaluations import Evaluation
 from diffuse.runtime.distributed import World
-from diffuse.runtime.errors import Interrupted, Superseded, TrainingFailed
+from diffuse.runtime.errors import DiffuseError, Interrupted, Superseded, TrainingFailed
 from diffuse.training.log import TrainLog
 from diffuse.training.schedule import Schedule
 
@@ -107,6 +108,32 @@ def test_a_checkpoint_is_old_after_the_time_that_is_set(
     assert checkpoints.is_old
     checkpoints.save({"step": 3, "model": {}})
     assert not checkpoints.is_old
+
+
+def test_an_attempt_notes_its_age_at_each_write_and_at_its_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seconds = 100.0
+    monkeypatch.setattr("time.monotonic", lambda: seconds)
+    run = RunDir(tmp_path / "run")
+    for end, error in (
+        (9.0, Interrupted("stopped")),
+        (8.0, TrainingFailed("diverged")),
+        (7.0, None),
+    ):
+        log = log_of(Attempt.claim(run))
+        began = seconds
+        with contextlib.suppress(DiffuseError), log.running():
+            seconds = began + 2
+            record(log, 1, 3.0)
+            log.flush()
+            seconds = began + end  # a picture, say
+            if error:
+                raise error
+        lines = [e for e in run.lines() if e["attempt"] == log.attempt.number]
+        assert [e["event"] for e in lines] == ["step", "speed", "end"]
+        assert [e["seconds"] for e in lines[1:]] == [2.0, end]
+        assert "seconds" not in lines[0], "steps are equal bit for bit"
 
 
 @pytest.mark.parametrize(
