@@ -60,6 +60,17 @@ class SamplerSpec:
         return f"{text}-clip" if self.clip else text
 
     @property
+    def family(self) -> str:
+        """All but the number of steps, where that can be chosen: `ddim-clip`."""
+        steps = f"-{self.steps}" if self.method.any_steps else ""
+        return str(self).replace(steps, "", 1)
+
+    @property
+    def network_calls(self) -> int:
+        """Evaluations of the network for one image: guidance takes two at each step."""
+        return self.steps * (2 if self.guidance else 1)
+
+    @property
     def title(self) -> str:
         """For a picture's heading: `Algorithm 2`, `DDIM, 50 steps, eta 1, clipped`."""
         text = self.method.title

@@ -22,6 +22,12 @@ class Spent:
     core_hours: float
     images: int  # seen: steps times the global batch, none twice
 
+    @property
+    def hours(self) -> dict[str, float]:
+        """`GPU hours` and `core hours`, those that there are."""
+        both = {"GPU hours": self.gpu_hours, "core hours": self.core_hours}
+        return {unit: hours for unit, hours in both.items() if hours}
+
 
 @dataclass
 class Cost:
@@ -29,7 +35,8 @@ class Cost:
 
     global_batch: int
     at_epoch: dict[int, Spent] = field(default_factory=dict)  # when its end was first reached
-    _attempts: dict[int, _Attempt] = field(default_factory=dict)
+    _attempts: list[_Attempt] = field(default_factory=list)
+    _by_number: dict[int, _Attempt] = field(default_factory=dict)
     _step: int = 0  # the last one
 
     @classmethod
@@ -47,8 +54,9 @@ class Cost:
         """Count one line. Those of an attempt whose `start` is damaged are left out."""
         event, number, step = line["event"], line.get("attempt", 0), int(line.get("step") or 0)
         if event == "start":
-            self._attempts[number] = _Attempt(line, step)
-        attempt = self._attempts.get(number)
+            self._attempts.append(_Attempt(line, step))
+            self._by_number[number] = self._attempts[-1]
+        attempt = self._by_number.get(number)
         if attempt is None:
             return
         if event in ("speed", "end") and "seconds" in line:
@@ -67,21 +75,22 @@ class Cost:
     @property
     def images_per_s(self) -> float:
         """Images a second while training, without pictures, checkpoints and evaluations."""
-        stepping = sum(attempt.stepping for attempt in self._attempts.values())
-        made = sum(attempt.images for attempt in self._attempts.values())
+        stepping = math.fsum(attempt.stepping for attempt in self._attempts)
+        made = sum(attempt.images for attempt in self._attempts)
         return made / stepping if stepping else 0.0
 
     @property
     def device(self) -> str:
         """`2 x NVIDIA H100` or `AMD EPYC, 4 cores`; several of a run that was moved."""
-        return "; ".join(dict.fromkeys(attempt.device for attempt in self._attempts.values()))
+        return "; ".join(dict.fromkeys(attempt.device for attempt in self._attempts))
 
     def _spent(self, step: int) -> Spent:
-        attempts = self._attempts.values()
+        of_gpus = [a.used * a.ranks for a in self._attempts if not a.threads]
+        of_cores = [a.used * a.ranks * a.threads for a in self._attempts]
         return Spent(
-            seconds=math.fsum(a.used for a in attempts),
-            gpu_hours=math.fsum(a.used * a.ranks for a in attempts if not a.threads) / 3600,
-            core_hours=math.fsum(a.used * a.ranks * a.threads for a in attempts) / 3600,
+            seconds=math.fsum(a.used for a in self._attempts),
+            gpu_hours=math.fsum(of_gpus) / 3600,
+            core_hours=math.fsum(of_cores) / 3600,
             images=step * self.global_batch,
         )
 

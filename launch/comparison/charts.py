@@ -15,14 +15,17 @@ from markupsafe import Markup, escape
 
 from diffuse.rundir.plots import Look, own_style, reason
 from diffuse.runtime import console
+from launch.comparison.wording import MOST_NAMED
 
+WIDE_LEGEND = 68  # characters, of a name and the floor's side by side
 LONG_NAME = 26  # characters; longer names stand one below the other in the legend
-MOST_NAMED = 14  # lines in the legend; more would outgrow the chart
 STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "diffuse",
     "font.size": 10.5,
     "font.family": "sans-serif",
+    "lines.linewidth": 1.6,
+    "lines.markersize": 4.5,
     "text.parse_math": False,  # a name may hold a $
     "axes.edgecolor": "#8a8f98",
     "axes.labelcolor": "#33363b",
@@ -91,6 +94,48 @@ def curves(
     return Markup(f'<svg role="img" aria-label="{label}"') + Markup(svg[svg.index("<svg") + 4 :])
 
 
+def draw(
+    axes: Any,
+    lines: Mapping[str, Curve],
+    ylabel: str,
+    looks: Mapping[str, Look],
+    log: bool,
+    floor: tuple[str, float] | None,
+    markers: bool,
+    xlabel: str,
+) -> None:
+    """All of a chart but its legend; see `curves`."""
+    from matplotlib.ticker import MaxNLocator
+
+    for k, (name, curve) in enumerate(lines.items()):
+        colour, dash, marker = looks[name]
+        if curve.band:
+            x, low, high = zip(*curve.band, strict=True)
+            axes.fill_between(x, low, high, color=colour, alpha=0.18, linewidth=0)
+        axes.plot(
+            *zip(*curve.points, strict=True),
+            color=colour,
+            linestyle=dash,
+            marker=marker if markers else None,
+            label=name if k < MOST_NAMED else "_unnamed",
+        )
+    if floor is not None:
+        axes.axhline(floor[1], color="0.35", linestyle=(0, (1, 2)), label=floor[0])
+    if log:
+        plain_log_axis(axes)
+    every = [x for curve in lines.values() for x, _ in curve.points]
+    if xlabel != "epoch" and min(every) > 0 and max(every) >= 10 * min(every):
+        plain_log_axis(axes, "x")
+    elif markers and xlabel == "epoch":
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set_xlabel(xlabel)
+    axes.set_ylabel(ylabel)
+    axes.grid(True, which="major", color="0.9", linewidth=0.7)
+    axes.grid(True, which="minor", color="0.95", linewidth=0.4)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
 def plain_log_axis(axes: Any, which: str = "y") -> None:
     """A logarithmic axis with plain numbers, at 1, 2 and 5: powers would need formulas."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
@@ -114,40 +159,14 @@ def _svg(
     named = min(len(lines), MOST_NAMED)
     with own_style(**STYLE):
         from matplotlib.figure import Figure
-        from matplotlib.ticker import MaxNLocator
 
-        columns = 2 if max(map(len, lines)) <= LONG_NAME else 1
+        longest, of_floor = max(map(len, lines)), len(floor[0]) if floor else 0
+        fits = longest <= LONG_NAME and longest + of_floor <= WIDE_LEGEND
+        columns = 2 if fits else 1
         height = 3.3 + 0.2 * -(-(named + 1) // columns)
         figure = Figure(figsize=(5.4, height), layout="constrained")
         axes = figure.subplots()
-        for k, (name, curve) in enumerate(lines.items()):
-            if curve.band:
-                x, low, high = zip(*curve.band, strict=True)
-                axes.fill_between(x, low, high, color=looks[name].colour, alpha=0.18, linewidth=0)
-            axes.plot(
-                *zip(*curve.points, strict=True),
-                color=looks[name].colour,
-                linestyle=looks[name].dash,
-                marker=looks[name].marker if markers else None,
-                markersize=4.5,
-                linewidth=1.6,
-                label=name if k < named else "_unnamed",
-            )
-        if floor is not None:
-            axes.axhline(floor[1], color="0.35", linestyle=(0, (1, 2)), label=floor[0])
-        if log:
-            plain_log_axis(axes)
-        every = [x for curve in lines.values() for x, _ in curve.points]
-        if xlabel != "epoch" and min(every) > 0 and max(every) >= 10 * min(every):
-            plain_log_axis(axes, "x")
-        elif markers and xlabel == "epoch":
-            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.set_xlabel(xlabel)
-        axes.set_ylabel(ylabel)
-        axes.grid(True, which="major", color="0.9", linewidth=0.7)
-        axes.grid(True, which="minor", color="0.95", linewidth=0.4)
-        axes.set_axisbelow(True)
-        axes.spines[["top", "right"]].set_visible(False)
+        draw(axes, lines, ylabel, looks, log, floor, markers, xlabel)
         figure.legend(loc="outside lower center", ncols=columns, fontsize=9, frameon=False)
         text = io.StringIO()
         figure.savefig(

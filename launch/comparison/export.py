@@ -4,11 +4,14 @@
 
     losses_ddpm, losses_cold            .pdf .svg   training losses over epochs
     fid_PROTOCOL, is_PROTOCOL           .pdf .svg   a line for each run, one sampler and protocol
+    fid_gpu-hours_PROTOCOL              .pdf .svg   the same over GPU hours, or core-hours
+    fid_network-calls_PROTOCOL          .pdf .svg   all samplers of one start: PROTOCOL ends with it
     epochs_RUN                          .pdf .svg   samples at up to five epochs side by side
     panels_RUN                          .pdf .svg   original, degraded, direct, restored
     degradation_RUN                     .pdf .svg   how the process degrades test images
     table_PROTOCOL                      .tex        booktabs: loss and figures of each cell, floor
     seeds_PROTOCOL                      .tex        booktabs: mean and deviation over seeds
+    costs                               .tex        booktabs: device, hours and images of each run
 
 RUN is a run's name, PROTOCOL is extractor-images-sampler, with `report-` before it where it is the
 report's own. Names depend on runs and protocols alone, so the same command writes the same files.
@@ -19,7 +22,7 @@ from __future__ import annotations
 import io
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,13 +31,14 @@ from PIL import Image
 
 from diffuse.rundir.plots import Images, look, own_style, spread, tile
 from diffuse.runtime import console, files, hdf5
-from launch.comparison import latex
-from launch.comparison.charts import plain_log_axis
+from launch.comparison import costs, latex, series
+from launch.comparison.charts import draw
 from launch.comparison.grouping import Column, Group, SeedMean, groups, over_seeds
-from launch.comparison.labels import labels
-from launch.comparison.page import HEADINGS, LOSSES, SOURCES
+from launch.comparison.labels import labels, lines
+from launch.comparison.page import LOSSES
 from launch.comparison.results import Result
 from launch.comparison.thumbnails import drawn, read_images
+from launch.comparison.wording import CALLS, HEADINGS, SOURCES
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -47,8 +51,8 @@ STYLE: dict[str, Any] = {
     "svg.hashsalt": "diffuse",
     "font.size": 9,
     "text.parse_math": False,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
+    "lines.linewidth": 1.3,
+    "lines.markersize": 4,
 }
 UNDATED = {"pdf": {"CreationDate": None}, "svg": {"Date": None}}
 
@@ -58,7 +62,7 @@ def write(folder: Path, results: Sequence[Result]) -> list[Path]:
 
     A picture that is damaged is a note, and the others are written.
     """
-    export = Export(folder, labels(results))
+    export = Export(folder, results)
     for kind, title in LOSSES.items():
         export.losses("cold" if kind == "averaging" else kind, title, results, kind)
     for group in groups(results):
@@ -68,6 +72,8 @@ def write(folder: Path, results: Sequence[Result]) -> list[Path]:
             export.table(group, column, results)
             same = [m for m in means if (m.sampler, m.source) == (column.sampler, column.source)]
             export.seeds(column, same)
+        export.calls(group)
+    export.costs(results)
     for result in results:
         if not result.is_file:
             export.pictures(result)
@@ -77,38 +83,48 @@ def write(folder: Path, results: Sequence[Result]) -> list[Path]:
 class Export:
     """A folder of figures and tables, and the labels of the runs in them."""
 
-    def __init__(self, folder: Path, names: Mapping[str, str]) -> None:
-        self.folder, self.names = folder, names
-        self.looks = {run: look(k) for k, run in enumerate(names)}
+    def __init__(self, folder: Path, results: Sequence[Result]) -> None:
+        self.folder, self.names, self.line_of = folder, labels(results), lines(results)
         self.stems: Counter[str] = Counter()
         self.written: list[Path] = []
         folder.mkdir(parents=True, exist_ok=True)
 
     def losses(self, name: str, title: str, results: Sequence[Result], kind: str) -> None:
-        shown = [r for r in results if r.losses and r.kind == kind]
-        if shown:
-            lines = {r.name: r.losses for r in shown}
-            caption = (
-                f"{title}, averaged over short stretches of steps, over epochs; logarithmic."
-                f" Runs: {self._named(lines)}."
-            )
-            figure = self._lines(lines, "training loss", log=True, markers=False)
-            self._figure(f"losses_{name}", figure, caption)
+        if drawn := series.losses(results, kind, self.line_of):
+            shown = [r.name for r in results if r.losses and r.kind == kind]
+            caption = f"{title}, averaged over short stretches of steps, over epochs; logarithmic."
+            caption += self._runs(shown)
+            self._figure(f"losses_{name}", self._chart(drawn, "training loss", log=True), caption)
 
     def curves(self, column: Column) -> None:
-        if len({cell.epoch for cell in column.cells}) < 2:
-            return
+        about = f"{protocol(column)}{self._runs(cell.run for cell in column.cells)}"
         for key in ("fid", "is"):
-            lines: dict[str, list[tuple[float, float]]] = {}
-            for cell in column.cells:
-                if (value := cell.value(key)) is not None:
-                    lines.setdefault(cell.run, []).append((float(cell.epoch), value))
-            floor = column.floor[key]
-            figure = self._lines(lines, HEADINGS[key], log=key == "fid", markers=True, floor=floor)
-            better = "lower is better, logarithmic" if key == "fid" else "higher is better"
-            caption = f"{HEADINGS[key]} over epochs ({better}). {protocol(column)} Runs: "
-            caption += f"{self._named(lines)}. Dotted: {column.floor_images}, by the same protocol."
-            self._figure(f"{key}_{stem(column)}", figure, caption)
+            if drawn := series.over_epochs(column, key, self.line_of):
+                chart = self._chart(drawn, HEADINGS[key], log=key == "fid", floor=column.floor[key])
+                better = "lower is better, logarithmic" if key == "fid" else "higher is better"
+                caption = f"{HEADINGS[key]} over epochs ({better}). {about}{dotted(column)}"
+                self._figure(f"{key}_{stem(column)}", chart, caption)
+        for unit, drawn in series.over_hours(column, self.line_of).items():
+            name = f"fid_{slug(unit)}_{stem(column)}"
+            caption = f"FID over {unit} (lower is better, logarithmic). {about}{dotted(column)}"
+            self._fid(name, drawn, column, unit, f"{caption} {costs.NOTE}")
+
+    def calls(self, group: Group) -> None:
+        columns = group.columns()
+        for source in dict.fromkeys(column.source for column in columns):
+            alike = [column for column in columns if column.source == source]
+            cells = [cell for column in alike for cell in column.cells]
+            if drawn := series.over_calls(cells, self.line_of):
+                caption = f"FID over the network calls of one image, {SOURCES.get(source, source)}"
+                caption += f" (lower is better, logarithmic). {judged(alike[0])}"
+                caption += f"{self._runs(cell.run for cell in cells)}{dotted(alike[0])}"
+                name = f"fid_{slug(CALLS)}_{stem(alike[0], slug(source))}"
+                self._fid(name, drawn, alike[0], f"{CALLS} an image", caption)
+
+    def costs(self, results: Sequence[Result]) -> None:
+        if rows := costs.table(results, self.names):
+            head, *rows = [[latex.escaped(text) for text in row] for row in rows]
+            self._text("costs", latex.tabular(head, rows), f"Costs of the trainings. {costs.NOTE}")
 
     def table(self, group: Group, column: Column, results: Sequence[Result]) -> None:
         seeds = {r.name: r.seed for r in results}
@@ -162,45 +178,41 @@ class Export:
             what = f"How the process degrades four test images, from t = 0 to T. {label}."
             self._figure(f"degradation_{slug(result.name)}", lambda: _picture(path), what)
 
-    def _named(self, runs: Mapping[str, Any]) -> str:
-        return "; ".join(self.names[run] for run in runs)
+    def _runs(self, runs: Iterable[str]) -> str:
+        """The runs of a figure, for its caption."""
+        shown = list(dict.fromkeys(runs))
+        text = f" Runs: {'; '.join(self.names[run] for run in shown)}."
+        if len({self.line_of[run] for run in shown}) < len(shown):
+            text += " Bands: one standard deviation over seeds."
+        return text
 
-    def _lines(
+    def _fid(
+        self, name: str, drawn: series.Lines, column: Column, xlabel: str, caption: str
+    ) -> None:
+        chart = self._chart(drawn, "FID", log=True, floor=column.floor["fid"], xlabel=xlabel)
+        self._figure(name, chart, caption)
+
+    def _chart(
         self,
-        lines: Mapping[str, Sequence[tuple[float, float]]],
+        drawn: series.Lines,
         ylabel: str,
         *,
         log: bool,
-        markers: bool,
         floor: float | None = None,
+        xlabel: str = "epoch",
     ) -> Callable[[], Figure]:
-        def draw() -> Figure:
-            from matplotlib.ticker import MaxNLocator
+        """A chart with a legend; with the `floor` of real images, its points are marked."""
+        known = dict.fromkeys(self.line_of.values())  # a run looks the same in all charts
+        looks = {name: look(k) for k, name in enumerate([*known, *(drawn.keys() - known.keys())])}
+        real = None if floor is None else ("real test images", floor)
 
-            figure = _new(5.5, 3.2 + 0.17 * len(lines))
-            axes = figure.subplots()
-            for run, points in lines.items():
-                colour, dash, marker = self.looks[run]
-                axes.plot(
-                    *zip(*points, strict=True),
-                    color=colour,
-                    linestyle=dash,
-                    marker=marker if markers else None,
-                    markersize=4,
-                    linewidth=1.3,
-                    label=self.names[run],
-                )
-            if floor is not None:
-                axes.axhline(floor, color="0.35", linestyle=":", label="real test images")
-            axes.set(xlabel="epoch", ylabel=ylabel)
-            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-            if log:
-                plain_log_axis(axes)
-            axes.grid(color="0.9")
+        def chart() -> Figure:
+            figure = _new(5.5, 3.2 + 0.17 * len(drawn))
+            draw(figure.subplots(), drawn, ylabel, looks, log, real, real is not None, xlabel)
             figure.legend(loc="outside lower center", ncols=1, fontsize=8, frameon=False)
             return figure
 
-        return draw
+        return chart
 
     def _figure(self, name: str, draw: Callable[[], Figure], caption: str) -> None:
         name = self._unique(name)
@@ -236,22 +248,32 @@ def slug(text: str) -> str:
     return re.sub(r"[^A-Za-z0-9._]+", "-", text).strip("-.") or "run"
 
 
-def stem(column: Column) -> str:
+def stem(column: Column, sampler: str = "") -> str:
     """`classifier-1000-ddim-50`, a column's part of a file's name."""
     about = column.cells[0].figure.protocol
     convention = "report-" if about.convention else ""
-    return slug(f"{convention}{about.extractor}-{about.images}-{column.sampler}")
+    return slug(f"{convention}{about.extractor}-{about.images}-{sampler or column.sampler}")
 
 
 def protocol(column: Column) -> str:
     """The protocol in words."""
+    source = SOURCES.get(column.source, column.source)
+    return judged(column, f"{column.sampler}, {source}, ")
+
+
+def judged(column: Column, sampler: str = "") -> str:
+    """The protocol in words, without its sampler or with it."""
     about = column.cells[0].figure.protocol
     real = "test" if about.real_split == "test" else "training"
     return (
-        f"{about.images:,} images for each figure ({column.sampler},"
-        f" {SOURCES.get(column.source, column.source)}, seed {about.seed}), judged by {about.judge}"
-        f" against {about.real_images:,} {real} images."
+        f"{about.images:,} images for each figure ({sampler}seed {about.seed}), judged by"
+        f" {about.judge} against {about.real_images:,} {real} images."
     )
+
+
+def dotted(column: Column) -> str:
+    """The floor in words."""
+    return f" Dotted: {column.floor_images}, by the same protocol."
 
 
 def _new(width: float, height: float) -> Figure:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 
 from launch.comparison.grouping import Column, SeedMean
-from launch.comparison.page import HEADINGS
+from launch.comparison.wording import CALLS, HEADINGS, count
 
 SPECIAL = {c: f"\\{c}" for c in "&%$#_{}"} | {
     "\\": r"\textbackslash{}",
@@ -29,6 +29,7 @@ def escaped(text: str) -> str:
 def results(column: Column, names: Mapping[str, str]) -> str:
     """A line for each cell, the best of each column in bold, and what real images get."""
     rows = []
+    has_calls = any(cell.network_calls for cell in column.cells)
     for cell in column.cells:
         values = cell.figure.values()
         row = [escaped(names[cell.run]), str(cell.epoch)]
@@ -37,10 +38,11 @@ def results(column: Column, names: Mapping[str, str]) -> str:
             text = number(key, value, values.get(f"{key}_std"))
             is_best = value is not None and value == column.best(key)
             row.append(rf"\textbf{{\boldmath {text}}}" if is_best else text)
-        rows.append(row)
+        rows.append([*row, count(cell.network_calls)] if has_calls else row)
     floor = [number(k, column.floor.get(k), column.floor.get(f"{k}_std")) for k in column.keys]
     head = ["run", "epoch", *(escaped(HEADINGS[key]) for key in column.keys)]
-    return tabular(head, rows, ["real test images", "", *floor])
+    last = ["real test images", "", *floor]
+    return tabular([*head, CALLS], rows, [*last, ""]) if has_calls else tabular(head, rows, last)
 
 
 def means(found: Sequence[SeedMean]) -> str:

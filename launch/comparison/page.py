@@ -12,9 +12,9 @@ from markupsafe import Markup
 
 from diffuse.rundir.plots import Look, look
 from diffuse.runtime import files
-from launch.comparison import published_figures
+from launch.comparison import costs, published_figures, series
 from launch.comparison.axes import Axis, axes, overall
-from launch.comparison.charts import MOST_NAMED, Points, curves, mean_curve
+from launch.comparison.charts import curves
 from launch.comparison.grouping import (
     Column,
     Group,
@@ -28,25 +28,11 @@ from launch.comparison.grouping import (
 from launch.comparison.labels import labels, lines
 from launch.comparison.results import Result
 from launch.comparison.thumbnails import album
+from launch.comparison.wording import CALLS, HEADINGS, SOURCES, count, few, heading, score
 
 TEMPLATES = Path(__file__).parent
 EPOCHS_SHOWN = 5  # of a run's pictures, evenly spread
 MANY_RUNS = 24  # beyond that only each run's last epoch is shown
-HEADINGS = {
-    "loss": "loss",
-    "fid": "FID",
-    "kid": "KID",
-    "is": "IS",
-    "mse": "MSE",
-    "psnr": "PSNR (dB)",
-    "ssim": "SSIM",
-}
-SOURCES = {
-    "noise": "from noise",
-    "prior": "from the prior of line means",
-    "uniform means": "from uniform line means",
-    "test images": "restored from degraded test images",
-}
 CAPTIONS = {
     "fid": "FID over epochs, logarithmic, lower is better.",
     "is": "IS over epochs, higher is better.",
@@ -71,7 +57,7 @@ def render(results: Sequence[Result], runs_dir: Path, title: str) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["score"] = score
+    environment.filters |= {"score": score, "whole": count}
     names = labels(results)
     most = 1 if len(results) > MANY_RUNS else EPOCHS_SHOWN
     albums = {r.name: album(r, most) for r in results}
@@ -80,9 +66,9 @@ def render(results: Sequence[Result], runs_dir: Path, title: str) -> str:
     named = dict.fromkeys(line_of.values())
     looks = {name: look(k) for k, name in enumerate(named)}  # one for the whole page
     losses = {
-        heading: _loss_chart([r for r in results if r.losses and r.kind == kind], line_of, looks)
-        for kind, heading in LOSSES.items()
-        if any(r.losses and r.kind == kind for r in results)
+        title: curves(drawn, "loss", looks, log=True)
+        for kind, title in LOSSES.items()
+        if (drawn := series.losses(results, kind, line_of))
     }
     return environment.get_template("report.html.j2").render(
         title=title,
@@ -91,6 +77,8 @@ def render(results: Sequence[Result], runs_dir: Path, title: str) -> str:
         names=names,
         sections=[_section(group, results, line_of, looks) for group in sections],
         losses=losses,
+        costs=costs.table(results, names),
+        costs_note=costs.NOTE,
         albums=albums,
         most=most,
         problems=[(names[r.name], problem) for r in results for problem in r.problems],
@@ -103,29 +91,8 @@ def render(results: Sequence[Result], runs_dir: Path, title: str) -> str:
         why=published_figures.WHY,
         published=[(row, _ours(row.title, sections, results)) for row in published_figures.FIGURES],
         headings=HEADINGS,
-        sources=SOURCES,
+        calls=CALLS,
     )
-
-
-def score(value: float | None) -> str:
-    """A figure for people: three or so significant digits, a dash where there is none."""
-    if value is None or value != value:
-        return "-"
-    if abs(value) >= 100:
-        return f"{value:,.0f}"
-    return f"{value:.2f}" if abs(value) >= 0.1 or value == 0 else f"{value:#.3g}"
-
-
-def few(runs: Sequence[str], names: Mapping[str, str]) -> str:
-    """The labels of runs, and how many more there are where they would fill a page."""
-    shown = [names[run] for run in runs[:MOST_NAMED]]
-    more = len(runs) - len(shown)
-    return ", ".join(shown) + (f" and {more} more" if more else "")
-
-
-def heading(column: Column) -> str:
-    """`ddim-50, from noise`."""
-    return f"{column.sampler}, {SOURCES.get(column.source, column.source)}"
 
 
 def _section(
@@ -136,8 +103,8 @@ def _section(
 ) -> dict[str, Any]:
     """The part of the page for protocols that differ by the sampler only."""
     means = over_seeds(group, results)
-    parts = []
-    for column in group.columns():
+    parts, columns = [], group.columns()
+    for column in columns:
         along = axes(column, results)
         parts.append(
             {
@@ -149,7 +116,8 @@ def _section(
                 "seeds": [m for m in means if _same_protocol(m, column)],
             }
         )
-    return {"group": group, "protocol": group.protocol, "columns": parts}
+    calls = _calls_charts(columns, line_of)
+    return {"group": group, "protocol": group.protocol, "columns": parts, "calls": calls}
 
 
 def _same_protocol(mean: SeedMean, column: Column) -> bool:
@@ -159,54 +127,48 @@ def _same_protocol(mean: SeedMean, column: Column) -> bool:
 def _charts(
     column: Column, line_of: Mapping[str, str], looks: Mapping[str, Look]
 ) -> list[tuple[str, Markup]]:
-    """FID and IS over epochs, a line for each run or its seeds; none of one epoch only."""
-    if len({cell.epoch for cell in column.cells}) < 2:
-        return []
-    real = f"real: {column.floor_images}"
+    """FID and IS over epochs, and FID over hours: a line for each run or its seeds."""
     charts = []
-    for key in ("fid", "is"):
-        runs: dict[str, list[tuple[float, float]]] = {}
-        for cell in column.cells:
-            if (value := cell.value(key)) is not None:
-                runs.setdefault(cell.run, []).append((float(cell.epoch), value))
-        if runs:
-            floor = (real, column.floor[key])
+    for key, caption in CAPTIONS.items():
+        if drawn := series.over_epochs(column, key, line_of):
+            floor = _floor(column, key)
             is_log = key == "fid"
-            drawn = {k: mean_curve(seeds) for k, seeds in _by_line(runs, line_of).items()}
             chart = curves(drawn, HEADINGS[key], looks, log=is_log, floor=floor, markers=True)
-            charts.append((CAPTIONS[key], chart))
+            charts.append((caption, chart))
+    for k, (unit, drawn) in enumerate(series.over_hours(column, line_of).items(), start=1):
+        caption = f"FID over {unit}, logarithmic, lower is better."
+        charts.insert(k, (caption, _fid(drawn, looks, column, unit)))  # beside FID over epochs
     return charts
 
 
-def _loss_chart(
-    shown: Sequence[Result], line_of: Mapping[str, str], looks: Mapping[str, Look]
-) -> Markup:
-    by_line = _by_line({r.name: r.losses for r in shown}, line_of)
-    drawn = {name: mean_curve(seeds, tie=True) for name, seeds in by_line.items()}
-    return curves(drawn, "loss", looks, log=True)
+def _calls_charts(
+    columns: Sequence[Column], line_of: Mapping[str, str]
+) -> list[tuple[str, Markup]]:
+    """FID over network calls, a chart for each start of samplers that were evaluated together."""
+    charts = []
+    for source in dict.fromkeys(column.source for column in columns):
+        alike = [column for column in columns if column.source == source]
+        if drawn := series.over_calls([c for column in alike for c in column.cells], line_of):
+            looks = {name: look(k) for k, name in enumerate(drawn)}
+            chart = _fid(drawn, looks, alike[0], f"{CALLS} an image")
+            charts.append((SOURCES.get(source, source), chart))
+    return charts
 
 
 def _axis_chart(axis: Axis, column: Column) -> Markup | None:
     """FID over the values of a setting; None where they are no numbers."""
-    numbers = axis.numbers
-    if numbers is None:
-        return None
-    drawn = {
-        name: mean_curve(
-            [[(numbers[v], fid)] for v, sample in line.items() for fid in sample.values]
-        )
-        for name, line in axis.lines.items()
-    }
+    drawn = series.along(axis)
     looks = {name: look(k) for k, name in enumerate(drawn)}
-    floor = (f"real: {column.floor_images}", column.floor["fid"])
-    return curves(drawn, "FID", looks, log=True, floor=floor, markers=True, xlabel=axis.key)
+    return _fid(drawn, looks, column, axis.key) if drawn else None
 
 
-def _by_line(runs: Mapping[str, Points], line_of: Mapping[str, str]) -> dict[str, list[Points]]:
-    found: dict[str, list[Points]] = {}
-    for run, points in runs.items():
-        found.setdefault(line_of[run], []).append(points)
-    return found
+def _fid(drawn: series.Lines, looks: Mapping[str, Look], column: Column, xlabel: str) -> Markup:
+    floor = _floor(column, "fid")
+    return curves(drawn, "FID", looks, log=True, floor=floor, markers=True, xlabel=xlabel)
+
+
+def _floor(column: Column, key: str) -> tuple[str, float]:
+    return f"real: {column.floor_images}", column.floor[key]
 
 
 def _ours(title: str, sections: Sequence[Group], results: Sequence[Result]) -> list[str]:

@@ -13,14 +13,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from diffuse.config import ranges
 from diffuse.config.presets import resolve
+from diffuse.config.processes import AnyProcess, ProcessConfig
+from diffuse.config.sampler_spec import SamplerSpec
 from diffuse.config.schema import Config
 from diffuse.config.validation import Layer
 from diffuse.rundir import evaluations, weight_facts
-from diffuse.rundir.directory import SILENT_AFTER_S, RunDir, silence_s
+from diffuse.rundir.cost import Cost, Spent
+from diffuse.rundir.directory import SILENT_AFTER_S, RunDir, counting, silence_s
 from diffuse.rundir.evaluations import Figure
 from diffuse.runtime import files
 from diffuse.runtime.errors import DiffuseError, UserError
@@ -29,6 +32,7 @@ from launch.jobs.selection import Where
 
 SCORES = ("fid", "kid", "is")
 WEIGHTS = (".pth", ".safetensors")  # files that enter a comparison beside runs
+_PROCESS: TypeAdapter[ProcessConfig] = TypeAdapter(AnyProcess)
 FILES_OF_A_RUN = ("config.yaml", "status.json", "metrics.jsonl")
 
 
@@ -40,6 +44,8 @@ class Cell:
     epoch: int
     figure: Figure
     loss: float | None = None  # of training, the mean over that epoch
+    spent: Spent | None = None  # by training up to that epoch
+    spec: SamplerSpec | None = None  # None: nothing is known of the process
 
     @property
     def sampler(self) -> str:
@@ -54,6 +60,11 @@ class Cell:
         """loss, fid, kid, is, mse, psnr or ssim; None where there is none that is finite."""
         found = self.loss if key == "loss" else self.figure.values().get(key)
         return None if found is None or not math.isfinite(found) else found
+
+    @property
+    def network_calls(self) -> int | None:
+        """Of the sampler, for one image."""
+        return self.spec.network_calls if self.spec else None
 
 
 @dataclass
@@ -71,6 +82,7 @@ class Result:
     problems: list[str] = field(default_factory=list)
     weights: dict[int, str] = field(default_factory=dict)  # epoch: hash of the weights
     epoch_losses: dict[int, float] = field(default_factory=dict)  # the mean over each epoch
+    cost: Cost | None = None
 
     @property
     def title(self) -> str:
@@ -121,7 +133,8 @@ def read(path: Path, name: str = "") -> Result:
     except (DiffuseError, OSError) as error:
         result.problems.append(str(error))
     try:
-        events = run.metrics()
+        lines = list(run.lines())
+        events = counting(lines)
         result.losses = _curve(events, result.status)
         result.epoch_losses = {
             int(e["epoch"]): float(e["loss"]) for e in events if e["event"] == "epoch"
@@ -129,6 +142,8 @@ def read(path: Path, name: str = "") -> Result:
         result.weights = {
             int(e["epoch"]): str(e["weights"]) for e in events if e["event"] == "checkpoint"
         }
+        if config is not None and lines:
+            result.cost = Cost.of(lines, config.train.global_batch)
     except (KeyError, TypeError, ValueError, OSError):
         result.problems.append(f"{run.metrics_path}: damaged; its losses are left out")
     for file in map(run.evaluation_path, run.evaluated_epochs()):
@@ -138,8 +153,7 @@ def read(path: Path, name: str = "") -> Result:
             result.problems.append(str(error))
             continue
         if evaluation is not None:
-            loss = result.epoch_losses.get(evaluation.epoch)
-            result.cells += [Cell(name, evaluation.epoch, f, loss) for f in evaluation.figures]
+            result.cells += _cells(result, evaluation.epoch, evaluation.figures)
     result.problems += _missing(result, config)
     return result
 
@@ -156,7 +170,7 @@ def _read_weights(path: Path, name: str) -> Result:
             facts = weight_facts.read(path)
             result.config, epoch = facts.config, facts.epoch
             figures = [Figure.model_validate(figure) for figure in facts.figures]
-            result.cells += [Cell(name, epoch, figure) for figure in figures]
+            result.cells += _cells(result, epoch, figures)
         except (UserError, ValidationError) as error:
             result.problems.append(
                 str(error) if isinstance(error, UserError) else f"{path}: damaged"
@@ -177,11 +191,28 @@ def _read_weights(path: Path, name: str) -> Result:
             continue
         epoch, known = evaluation.epoch, {cell.figure.protocol.key for cell in result.cells}
         new = [f for f in evaluation.figures if f.protocol.key not in known]
-        result.cells += [Cell(name, epoch, figure) for figure in new]
+        result.cells += _cells(result, epoch, new)
     result.status = {"state": "weights without a run", "epoch": epoch, "epochs": epoch}
     if not result.cells:
         result.problems.append(f"no figures; make some: python -m diffuse.evaluate {path}")
     return result
+
+
+def _cells(result: Result, epoch: int, figures: Iterable[Figure]) -> list[Cell]:
+    """Figures of one epoch, with the loss and the cost of the training up to it."""
+    process = None
+    with contextlib.suppress(ValidationError):  # of a published weight file little is known
+        process = _PROCESS.validate_python(result.config.get("process"))
+    found = []
+    for figure in figures:
+        spec = None
+        if process is not None:
+            with contextlib.suppress(UserError):  # of another version of this project
+                spec = SamplerSpec.parse(figure.protocol.sampler, process)
+        spent = result.cost.at_epoch.get(epoch) if result.cost else None
+        loss = result.epoch_losses.get(epoch)
+        found.append(Cell(result.name, epoch, figure, loss, spent, spec))
+    return found
 
 
 def _missing(result: Result, config: Config | None) -> list[str]:

@@ -12,11 +12,11 @@ from rich.console import Console
 from rich.text import Text
 
 from diffuse.runtime import console
-from launch.comparison import grouping
+from launch.comparison import costs, grouping
 from launch.comparison.axes import axes, overall
 from launch.comparison.labels import labels
-from launch.comparison.page import HEADINGS, few, heading, score
 from launch.comparison.results import Cell, Result
+from launch.comparison.wording import HEADINGS, count, few, heading, score
 
 NOTE = (
     "PSNR is that of the mean MSE of all images; how far KID (over subsets) and IS (over splits)"
@@ -56,6 +56,10 @@ def show(found: list[Result], runs_dir: Path, out: Console) -> None:
             say(f"note: {label}")
     if any(result.cells for result in found):
         say(f"note: {NOTE}")
+    if rows := costs.table(found, names):
+        out.print()
+        _show_costs(rows, out)
+        say(f"note: {costs.NOTE}")
     if differing := grouping.differences(found):
         out.print()
         table = console.table()
@@ -81,26 +85,42 @@ def evidence(column: grouping.Column, found: list[Result]) -> list[str]:
     return [f"{a.key}, FID at epoch {a.epoch}: {line}" for a in along for line in a.sentences()]
 
 
+def _show_costs(rows: list[list[str]], out: Console) -> None:
+    table = console.table()
+    (run, device, *numbers), *lines = rows
+    for name in (run, device):
+        table.add_column(name, overflow="fold")
+    for name in numbers:
+        table.add_column(name, no_wrap=True, justify="right")
+    for line in lines:
+        table.add_row(*map(Text, line))
+    out.print(table)
+    out.print()
+
+
 def _show_column(column: grouping.Column, names: Mapping[str, str], out: Console) -> None:
     """A row for each cell; where the screen is narrow, labels wrap and some scores are left out."""
     texts = {key: [_marked(column, cell, key) for cell in column.cells] for key in column.keys}
     width = {k: max(len(HEADINGS[k]), *map(len, t)) + GAP for k, t in texts.items()}
     label_width = max(len(REAL), *(len(names[cell.run]) for cell in column.cells)) + GAP
     keys = list(column.keys)
+    calls = ["calls"] if any(cell.network_calls for cell in column.cells) else []
     for key in FIRST_LEFT_OUT:
-        room = out.width - len("epoch") - GAP - sum(width[k] for k in keys)
+        room = out.width - sum(len(n) + GAP for n in ("epoch", *calls))
+        room -= sum(width[k] for k in keys)
         if key in keys and room < min(label_width, LEAST_LABEL):
             keys.remove(key)
     table = console.table()
     table.add_column("run", overflow="fold")
-    for name in ("epoch", *(HEADINGS[key] for key in keys)):
+    for name in ("epoch", *(HEADINGS[key] for key in keys), *calls):
         table.add_column(name, no_wrap=True, justify="right")
     for k, cell in enumerate(column.cells):
         scores = [texts[key][k] for key in keys]
         marked = [Text(text, "bold green" if text.endswith("*") else "") for text in scores]
-        table.add_row(Text(names[cell.run]), str(cell.epoch), *marked)
+        last = [count(cell.network_calls) for _ in calls]
+        table.add_row(Text(names[cell.run]), str(cell.epoch), *marked, *last)
     floor = [score(column.floor.get(key)) + "  " for key in keys]
-    table.add_row(Text(REAL, "italic dim"), "", *floor)
+    table.add_row(Text(REAL, "italic dim"), "", *floor, *("" for _ in calls))
     out.print(table)
     if left_out := [HEADINGS[key] for key in column.keys if key not in keys]:
         note = f"left out at this width: {', '.join(left_out)} (they are in --csv and on the page)"
@@ -118,10 +138,21 @@ def as_plain(found: list[Result], runs_dir: Path) -> dict[str, Any]:
     means = [m for g in grouping.groups(found) for m in grouping.over_seeds(g, found)]
     return {
         "figures": [
-            {"run": c.run, "epoch": c.epoch, "loss": c.value("loss"), **c.figure.plain()}
+            {
+                "run": c.run,
+                "epoch": c.epoch,
+                "loss": c.value("loss"),
+                **c.figure.plain(),
+                **costs.columns(r, c),
+            }
             for r in found
             for c in r.cells
         ],
+        "costs": {
+            r.name: {**vars(r.cost.total), "images_per_s": r.cost.images_per_s}
+            for r in found
+            if r.cost
+        },
         "seeds": [vars(mean) for mean in means],
         "axes": [
             {
@@ -155,7 +186,8 @@ def as_csv(found: list[Result]) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     head = ["run", "preset", "orientation", "run_seed", "epoch", "loss"]
-    writer.writerow([*head, *protocol, *scores, *(f"floor_{key}" for key in floors)])
+    floor_names = [f"floor_{key}" for key in floors]
+    writer.writerow([*head, *protocol, *scores, *floor_names, *costs.COLUMNS])
     for r in found:
         process = r.config.get("process", {})
         for cell in r.cells:
@@ -164,5 +196,8 @@ def as_csv(found: list[Result]) -> str:
             of_cell = cell.figure.protocol.plain()
             about = [of_cell.get(key) for key in protocol]
             floor = [cell.figure.floor.values()[key] for key in floors]
-            writer.writerow([*run, *about, *(cell.value(key) for key in scores), *floor])
+            cost = costs.columns(r, cell)
+            writer.writerow(
+                [*run, *about, *(cell.value(key) for key in scores), *floor, *cost.values()]
+            )
     return text.getvalue()

@@ -19,7 +19,7 @@ from diffuse.models.averaging import Averaging
 from diffuse.models.ddpm import Ddpm, timesteps
 from diffuse.models.process import Network, Process, Sampling
 from diffuse.runtime.errors import UserError
-from diffuse.sampling.generate import CHUNK, ImageNoise, from_noise, generate
+from diffuse.sampling.generate import CHUNK, ImageNoise, from_images, from_noise, generate
 from diffuse.sampling.labels import conditioned, drawn
 
 T = 40
@@ -473,3 +473,32 @@ def test_a_kept_prior_is_the_fitted_one_and_a_damaged_one_is_fitted_anew(
     prior.kept(path, "b", fitted)
     assert len(fits) == 3
     prior.kept(tmp_path / "file" / "x", "b", fitted)
+
+
+@pytest.mark.parametrize("name", [*DDPM.samplers, "ddim-3-w1", "ancestral-w2", *COLD.samplers])
+def test_a_sampler_calls_the_network_for_each_image_as_often_as_it_says(name: str) -> None:
+    settings: ProcessConfig = COLD if name in COLD.samplers else DDPM
+    if isinstance(settings, DdpmConfig):
+        process: Process = Ddpm.from_config(settings)
+    else:
+        process = Averaging.from_config(settings, 0, 0.5)
+    spec = SamplerSpec.parse(name, settings)
+    network, images = Labelled(), 0
+
+    def count(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        nonlocal images
+        images += len(inputs[0])
+
+    network.register_forward_pre_hook(count)
+    generate(
+        network,
+        process,
+        spec,
+        from_images(process, torch.zeros(3, 1, 28, 28)),
+        seed=0,
+        indices=range(3),
+        amplitude=0.5,
+        device=CPU,
+        batch=2,
+    )
+    assert images == 3 * spec.network_calls

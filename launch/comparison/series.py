@@ -1,0 +1,100 @@
+"""The lines of charts: losses and scores over epochs, over hours, over network calls.
+
+Runs that differ by their seed only are one line: their mean, with a band of one standard deviation.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+
+from launch.comparison.axes import Axis
+from launch.comparison.charts import Curve, Points, mean_curve
+from launch.comparison.grouping import Column
+from launch.comparison.results import Cell, Result
+
+Lines = dict[str, Curve]
+
+
+def losses(results: Sequence[Result], kind: str, line_of: Mapping[str, str]) -> Lines:
+    """The losses of the runs of a kind, DDPM or cold, over epochs."""
+    found: dict[str, list[Points]] = {}
+    for result in results:
+        if result.losses and result.kind == kind:
+            found.setdefault(line_of[result.name], []).append(result.losses)
+    return {name: mean_curve(seeds, tie=True) for name, seeds in found.items()}
+
+
+def over_epochs(column: Column, key: str, line_of: Mapping[str, str]) -> Lines:
+    """A score over epochs; nothing where there is one epoch only."""
+    if len({cell.epoch for cell in column.cells}) < 2:
+        return {}
+    return _lines((line_of[c.run], c.run, float(c.epoch), c.value(key)) for c in column.cells)
+
+
+def over_hours(column: Column, line_of: Mapping[str, str]) -> dict[str, Lines]:
+    """FID at each epoch over the `GPU hours` up to it, and over `core hours`.
+
+    Of seeds, the mean at an epoch stands at their mean hours. A run on both kinds of device has no
+    such sum. Nothing where there is one point only.
+    """
+    found: dict[str, Lines] = {}
+    for unit in ("GPU hours", "core hours"):
+        cells = [c for c in column.cells if c.spent and set(c.spent.hours) == {unit}]
+        hours: dict[tuple[str, float], list[float]] = {}
+        for c in cells:
+            assert c.spent is not None
+            hours.setdefault((line_of[c.run], float(c.epoch)), []).append(c.spent.hours[unit])
+        at = {place: statistics.fmean(of_seeds) for place, of_seeds in hours.items()}
+        lines = _lines((line_of[c.run], c.run, float(c.epoch), c.value("fid")) for c in cells)
+        if len(at) > 1 and lines:
+            found[unit] = {
+                name: Curve(
+                    [(at[name, epoch], y) for epoch, y in curve.points],
+                    [(at[name, epoch], low, high) for epoch, low, high in curve.band],
+                )
+                for name, curve in lines.items()
+            }
+    return found
+
+
+def over_calls(cells: Sequence[Cell], line_of: Mapping[str, str]) -> Lines:
+    """FID over the network calls of one image, by samplers that start from the same.
+
+    Each run at the last of its epochs that samplers of different numbers were evaluated at. A line
+    joins samplers that differ in their number of steps only.
+    """
+    shown: dict[str, list[Cell]] = {}
+    for cell in sorted(cells, key=lambda c: c.epoch):
+        alike = [c for c in cells if c.spec and (c.run, c.epoch) == (cell.run, cell.epoch)]
+        if len({c.network_calls for c in alike}) > 1:
+            shown[cell.run] = alike
+    names = {line_of[run] for run in shown}
+    points = []
+    for run, alike in shown.items():
+        for c in alike:
+            assert c.spec is not None
+            name = c.spec.family if len(names) == 1 else f"{line_of[run]}, {c.spec.family}"
+            points.append((name, run, float(c.spec.network_calls), c.value("fid")))
+    return _lines(points)
+
+
+def along(axis: Axis) -> Lines:
+    """FID over the values of a setting; nothing where they are no numbers."""
+    numbers = axis.numbers or {}
+    return {
+        name: mean_curve(
+            [[(numbers[v], fid)] for v, sample in line.items() for fid in sample.values]
+        )
+        for name, line in axis.lines.items()
+        if numbers
+    }
+
+
+def _lines(points: Iterable[tuple[str, str, float, float | None]]) -> Lines:
+    """Curves by name from (name, run, x, y): runs of one name are seeds."""
+    found: dict[str, dict[str, list[tuple[float, float]]]] = {}
+    for name, run, x, y in points:
+        if y is not None:
+            found.setdefault(name, {}).setdefault(run, []).append((x, y))
+    return {name: mean_curve(list(runs.values())) for name, runs in found.items()}
