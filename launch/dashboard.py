@@ -32,6 +32,7 @@ SECTIONS: dict[str, list[tuple[str, str, list[str] | str, str, bool]]] = {
         ("FID (lower is better)", EPOCH, r"^eval/fid/.*", "FID", True),
         ("IS (higher is better)", EPOCH, r"^eval/is/.*", "IS", False),
         ("KID (lower is better)", EPOCH, r"^eval/kid/.*", "KID", False),
+        ("FID over GPU hours", "cost/gpu_hours", r"^eval/fid/.*", "FID", True),
     ],
     "Training": [
         ("Images per second", STEP, ["train/images_per_s"], "images/s", False),
@@ -53,6 +54,7 @@ PICTURES = {
 COLUMNS = [
     *("final/fid", "final/fid_floor", "best/fid", "best/fid_epoch", "final/is", "final/kid"),
     *("final/images", "final/epoch", "epoch/loss"),
+    *("cost/gpu_hours", "cost/core_hours", "cost/images_seen"),
 ]
 
 

@@ -14,22 +14,24 @@ from numpy.typing import NDArray
 
 from diffuse.config.schema import Config
 from diffuse.rundir import evaluations, plots
+from diffuse.rundir.cost import Spent
 from diffuse.rundir.directory import RunDir
 from diffuse.rundir.evaluations import Evaluation, Figure
 from diffuse.runtime import files, hdf5
+from diffuse.runtime.errors import UserError
 
 SHOWN = 64  # images of an evaluation
 
 
 class Tail:
-    """The lines of a file that grows, from number `start` (0-based) on, each once."""
+    """The lines of a file that grows, each once."""
 
-    def __init__(self, path: Path, start: int) -> None:
-        self.path, self.start = path, start
+    def __init__(self, path: Path) -> None:
+        self.path = path
         self.number = self.offset = 0
 
     def new(self) -> Iterator[tuple[int, dict[str, Any]]]:
-        """Whole lines that were not given yet, with their numbers; damaged ones as {}."""
+        """Whole lines that were not given yet, with their numbers from 0; damaged ones as {}."""
         with contextlib.suppress(FileNotFoundError), self.path.open("rb") as file:
             file.seek(self.offset)
             for raw in file:
@@ -37,8 +39,7 @@ class Tail:
                     return  # being written
                 number, self.number = self.number, self.number + 1
                 self.offset += len(raw)
-                if number >= self.start:
-                    yield number, files.unsealed(raw) or {}
+                yield number, files.unsealed(raw) or {}
 
 
 def row_of(run: RunDir, config: Config, line: dict[str, Any]) -> dict[str, Any]:
@@ -67,6 +68,7 @@ def row_of(run: RunDir, config: Config, line: dict[str, Any]) -> dict[str, Any]:
             row = {"epoch": line["epoch"]}
             for figure in evaluation.figures:
                 row |= figure_row(figure, usual) | _unconditional(run, figure, usual)
+                row |= _calls(config, figure)
             return row
     return {}
 
@@ -86,6 +88,12 @@ def figure_row(figure: Figure, usual: dict[str, Any] | None = None) -> dict[str,
     floors = {f"{key}/{floor}": value for key, value in figure.floor.values().items()}
     named = {key: value for key, value in (scores | floors).items() if "_std/" not in key}
     return {f"eval/{key}{label}": value for key, value in named.items()}
+
+
+def cost_row(spent: Spent) -> dict[str, float]:
+    """The cost of training up to some moment: `cost/gpu_hours`, `cost/core_hours`, images seen."""
+    hours = {f"cost/{unit.lower().replace(' ', '_')}": h for unit, h in spent.hours.items()}
+    return {**hours, "cost/images_seen": spent.images}
 
 
 def usual_protocol(config: Config, found: Sequence[Evaluation]) -> dict[str, Any] | None:
@@ -132,6 +140,15 @@ def summary(config: Config, found: Sequence[Evaluation]) -> dict[str, float]:
         "final/kid": final.kid,
         "final/is": final.is_,
     }
+
+
+def _calls(config: Config, figure: Figure) -> dict[str, int]:
+    """The network calls of the figure's sampler for one image."""
+    name = figure.protocol.sampler
+    try:
+        return {f"cost/network_calls/{name}": config.sampler_spec(name).network_calls}
+    except UserError:  # of another version of this project
+        return {}
 
 
 def _unconditional(

@@ -30,11 +30,12 @@ from filelock import Timeout
 
 from diffuse.config.schema import Config
 from diffuse.rundir import evaluations
+from diffuse.rundir.cost import Cost
 from diffuse.rundir.directory import RunDir
 from diffuse.runtime import files
 from diffuse.runtime.errors import UserError
 from diffuse.tracking.connection import MODES, ClientSettings, give_home, in_netrc, reason, settle
-from diffuse.tracking.rows import Tail, row_of, summary
+from diffuse.tracking.rows import Tail, cost_row, row_of, summary
 
 Mode = Literal["online", "offline"]
 POLL_S = 1.0
@@ -145,13 +146,15 @@ def mirror(
     if mode == "online":
         files.write_json(state_path, {**files.read_json(state_path), "url": client.url})
     at = files.read_json(state_path).get("line", 0) if mode == "offline" else client.starting_step
-    tail = Tail(run.metrics_path, int(at))
+    tail, costs = Tail(run.metrics_path), Cost(config.train.global_batch)
     last, sent = -1, 0  # the last row logged, and how many
     try:
         while True:
             ending = ended.is_set()  # tested first: all lines written before it are read below
             for number, line in tail.new():
-                if hand_on(client, run, config, number, line):
+                with contextlib.suppress(KeyError, TypeError, ValueError):  # a damaged line
+                    costs.add(line)
+                if number >= int(at) and hand_on(client, run, config, number, line, costs):
                     last, sent = number, sent + 1
             if ending:
                 break
@@ -176,8 +179,14 @@ def mirror(
     return 0
 
 
-def hand_on(client: Any, run: RunDir, config: Config, number: int, line: dict[str, Any]) -> bool:
-    """Log one event, without pictures that cannot be read; whether it made a row."""
+def hand_on(
+    client: Any, run: RunDir, config: Config, number: int, line: dict[str, Any], cost: Cost
+) -> bool:
+    """Log one event, without pictures that cannot be read; whether it made a row.
+
+    Args:
+        cost: of all lines up to this one.
+    """
     import wandb
 
     try:
@@ -186,9 +195,13 @@ def hand_on(client: Any, run: RunDir, config: Config, number: int, line: dict[st
             if isinstance(value, Path | np.ndarray):
                 picture = str(value) if isinstance(value, Path) else value
                 row[name] = wandb.Image(picture, caption=f"{run.name}, epoch {row['epoch']}")
-        columns = {}
-        if line.get("event") == "evaluation":
-            columns = summary(config, evaluations.of_run(run))
+        event, columns = line.get("event"), {}
+        if event in ("epoch", "evaluation") and row and line["epoch"] in cost.at_epoch:
+            row |= cost_row(cost.at_epoch[line["epoch"]])
+        if event in ("evaluation", "end"):
+            columns = cost_row(cost.total)
+        if event == "evaluation":
+            columns |= summary(config, evaluations.of_run(run))
     except Exception as error:
         say(f"line {number + 1} of metrics.jsonl was left out: {reason(error)}")
         return False
@@ -268,7 +281,7 @@ def begin(run: RunDir, config: Config, mode: Mode, watched: int | None) -> Any:
     client.define_metric("step", hidden=True)
     client.define_metric("epoch", hidden=True)
     client.define_metric("train/*", step_metric="step")
-    for name in ("epoch/*", "eval/*", "samples*", "degradation"):
+    for name in ("epoch/*", "eval/*", "cost/*", "samples*", "degradation"):
         client.define_metric(name, step_metric="epoch")
     return client
 

@@ -4,8 +4,8 @@
 
     losses_ddpm, losses_cold            .pdf .svg   training losses over epochs
     fid_PROTOCOL, is_PROTOCOL           .pdf .svg   a line for each run, one sampler and protocol
-    fid_gpu-hours_PROTOCOL              .pdf .svg   the same over GPU hours, or core-hours
-    fid_network-calls_PROTOCOL          .pdf .svg   all samplers of one start: PROTOCOL ends with it
+    fid_GPU-hours_PROTOCOL              .pdf .svg   the same over hours of GPUs, or core-hours
+    fid_network-calls_START             .pdf .svg   over network calls, all samplers of one start
     epochs_RUN                          .pdf .svg   samples at up to five epochs side by side
     panels_RUN                          .pdf .svg   original, degraded, direct, restored
     degradation_RUN                     .pdf .svg   how the process degrades test images
@@ -14,7 +14,8 @@
     costs                               .tex        booktabs: device, hours and images of each run
 
 RUN is a run's name, PROTOCOL is extractor-images-sampler, with `report-` before it where it is the
-report's own. Names depend on runs and protocols alone, so the same command writes the same files.
+report's own; START has the samplers' start in place of a sampler. Names depend on runs and
+protocols alone, so the same command writes the same files.
 """
 
 from __future__ import annotations

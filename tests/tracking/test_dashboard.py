@@ -10,7 +10,8 @@ import sys
 import pytest
 
 from diffuse.config.presets import load_config, parse_set
-from diffuse.tracking.rows import figure_row, summary
+from diffuse.rundir.cost import Spent
+from diffuse.tracking.rows import cost_row, figure_row, summary
 from tests import programs
 from tests.tracking.test_tracking import EVALUATION
 from tests.wandb_server import KEY, server
@@ -50,7 +51,8 @@ def test_the_workspace_shows_a_sweeps_ranking_curves_and_samples_without_a_click
     config = config.model_copy(
         update={"eval": config.eval.model_copy(update={"samplers": ("algorithm2",)})}
     )
-    logged = {*summary(config, found), "epoch/loss"}
+    spent = cost_row(Spent(seconds=2, gpu_hours=1, core_hours=1, images=1))
+    logged = {*summary(config, found), "epoch/loss", *spent}
     pinned = {c.removeprefix("summary:") for c in table["runFeed"]["columnPinned"] if "summ" in c}
     assert pinned == logged
     assert {name for name in named if name.startswith(("best/", "final/"))} <= logged
@@ -61,7 +63,7 @@ def test_the_workspace_shows_a_sweeps_ranking_curves_and_samples_without_a_click
     for key in ("fid", "is", "kid"):
         names = [n for n in figure_row(EVALUATION.figures[0]) if n.startswith(f"eval/{key}/")]
         assert len(names) == 2
-        (pattern,) = [pattern for pattern in patterns if re.search(pattern, names[0])]
+        (pattern,) = {pattern for pattern in patterns if re.search(pattern, names[0])}
         assert re.search(pattern, names[1])
 
 

@@ -20,6 +20,7 @@ import psutil
 import pytest
 
 from diffuse.rundir.attempt import Attempt
+from diffuse.rundir.cost import Cost
 from diffuse.rundir.directory import RunDir
 from diffuse.rundir.evaluations import Evaluation, Figure
 from diffuse.runtime import files, hdf5
@@ -194,6 +195,25 @@ def test_an_offline_run_holds_the_figures_beside_their_floors(offline: RunDir) -
         "eval/kid/floor of the originals": 0.0,
         "eval/is/floor of the originals": 9.25,
     }
+
+
+def test_an_offline_run_holds_its_cost_at_each_epoch_and_beside_the_figures(
+    offline: RunDir,
+) -> None:
+    cost = Cost.of(offline.lines(), 64)
+    rows = [row for log in logs(offline) for row in history(log)]
+    costs = {k: s.core_hours for k, s in cost.at_epoch.items()}
+    assert column(rows, "cost/core_hours") == pytest.approx([costs[k] for k in (1, 2, 3, 3)])
+    assert column(rows, "cost/images_seen") == [512 * epoch for epoch in (1, 2, 3, 3)]
+    assert 0 < costs[1] < costs[2] < costs[3] < cost.total.core_hours
+    assert not column(rows, "cost/gpu_hours")
+    (row,) = [row for row in rows if "eval/fid/algorithm2" in row]
+    assert row["cost/network_calls/algorithm2"] == 28 and row["cost/images_seen"] == 3 * 512
+    for log, attempts in zip(logs(offline), (1, 2, 2), strict=True):
+        lines = [line for line in offline.lines() if line["attempt"] <= attempts]
+        changes = [r["summary"]["update"] for r in records(log) if r["type"] == "summary"]
+        last = [change["cost/core_hours"] for change in changes if "cost/core_hours" in change][-1]
+        assert last == pytest.approx(Cost.of(lines, 64).total.core_hours), "the end counts, too"
 
 
 def test_the_table_of_runs_has_columns_to_sort_and_pin(offline: RunDir) -> None:
