@@ -8,6 +8,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 
+from diffuse.config.sampler_spec import SamplerSpec
 from launch.comparison.axes import Axis
 from launch.comparison.charts import Curve, Points, mean_curve
 from launch.comparison.grouping import Column
@@ -41,13 +42,13 @@ def over_hours(column: Column, line_of: Mapping[str, str]) -> dict[str, Lines]:
     found: dict[str, Lines] = {}
     for unit in ("GPU hours", "core hours"):
         cells = [c for c in column.cells if c.spent and set(c.spent.hours) == {unit}]
+        lines = _lines((line_of[c.run], c.run, float(c.epoch), c.value("fid")) for c in cells)
         hours: dict[tuple[str, float], list[float]] = {}
         for c in cells:
-            assert c.spent is not None
-            hours.setdefault((line_of[c.run], float(c.epoch)), []).append(c.spent.hours[unit])
+            if c.spent:
+                hours.setdefault((line_of[c.run], float(c.epoch)), []).append(c.spent.hours[unit])
         at = {place: statistics.fmean(of_seeds) for place, of_seeds in hours.items()}
-        lines = _lines((line_of[c.run], c.run, float(c.epoch), c.value("fid")) for c in cells)
-        if len(at) > 1 and lines:
+        if sum(len(curve.points) for curve in lines.values()) > 1:
             found[unit] = {
                 name: Curve(
                     [(at[name, epoch], y) for epoch, y in curve.points],
@@ -64,19 +65,26 @@ def over_calls(cells: Sequence[Cell], line_of: Mapping[str, str]) -> Lines:
     Each run at the last of its epochs that samplers of different numbers were evaluated at. A line
     joins samplers that differ in their number of steps only.
     """
-    shown: dict[str, list[Cell]] = {}
-    for cell in sorted(cells, key=lambda c: c.epoch):
-        alike = [c for c in cells if c.spec and (c.run, c.epoch) == (cell.run, cell.epoch)]
-        if len({c.network_calls for c in alike}) > 1:
-            shown[cell.run] = alike
-    names = {line_of[run] for run in shown}
-    points = []
-    for run, alike in shown.items():
-        for c in alike:
-            assert c.spec is not None
-            name = c.spec.family if len(names) == 1 else f"{line_of[run]}, {c.spec.family}"
-            points.append((name, run, float(c.spec.network_calls), c.value("fid")))
-    return _lines(points)
+    at: dict[tuple[int, str], list[tuple[SamplerSpec, Cell]]] = {}
+    for cell in cells:
+        if cell.spec:
+            at.setdefault((cell.epoch, cell.run), []).append((cell.spec, cell))
+    shown = {
+        run: together
+        for (_, run), together in sorted(at.items(), key=lambda item: item[0][0])
+        if len({spec.network_calls for spec, _ in together}) > 1
+    }
+    one_line = len({line_of[run] for run in shown}) == 1
+    return _lines(
+        (
+            spec.family if one_line else f"{line_of[run]}, {spec.family}",
+            run,
+            float(spec.network_calls),
+            cell.value("fid"),
+        )
+        for run, together in shown.items()
+        for spec, cell in together
+    )
 
 
 def along(axis: Axis) -> Lines:
