@@ -179,6 +179,7 @@ def test_page_terminal_and_thesis_show_cost_beside_quality(
     assert r"2 x NVIDIA H100 & 4.00 & - &" in (tmp_path / "thesis" / "costs.tex").read_text()
     caption = (tmp_path / "thesis" / "fid_classifier-1000-ddim-10.txt").read_text()
     assert "Bands: one standard deviation over seeds." in caption
+    assert "PolyCollection" in (tmp_path / "thesis" / "fid_classifier-1000-ddim-10.svg").read_text()
 
 
 def test_metrics_that_are_not_as_written_cost_their_run_alone(found: list[Result]) -> None:
