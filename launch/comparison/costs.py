@@ -7,6 +7,7 @@ from typing import Any
 
 from launch.comparison.results import Cell, Result
 from launch.comparison.wording import score
+from launch.jobs.ledger import noted_costs
 
 NOTE = (
     "Hours are those for which the attempts of a training held their GPUs or cores, with what they"
@@ -21,17 +22,38 @@ COLUMNS = ("device", "gpu_hours", "core_hours", "images_seen", "images_per_s", "
 def table(results: Sequence[Result], names: Mapping[str, str]) -> list[list[str]]:
     """The head and a row for each run that trained: name, device, hours, images, images a second.
 
-    Hours are of GPUs, of cores, or both, as there are.
+    Hours are of GPUs, of cores, or both, as there are; beside them those that a sweep had estimated
+    for as many steps.
     """
-    trained = [(names[r.name], r.cost) for r in results if r.cost and r.cost.total.images]
+    trained = [(r, r.cost) for r in results if r.cost and r.cost.total.images]
+    if not trained:
+        return []
     units = [u for u in ("GPU hours", "core hours") if any(u in c.total.hours for _, c in trained)]
-    rows = [["run", "device", *units, "images seen", "images/s"]] if trained else []
-    for name, cost in trained:
+    before = estimated(results)
+    rows = [
+        ["run", "device", *units, *(["estimated"] if before else []), "images seen", "images/s"]
+    ]
+    for result, cost in trained:
         hours = [score(cost.total.hours.get(unit)) for unit in units]
-        rows.append(
-            [name, cost.device, *hours, f"{cost.total.images:,}", f"{cost.images_per_s:,.0f}"]
-        )
+        hours += [score(before.get(result.name))] if before else []
+        counts = [f"{cost.total.images:,}", f"{cost.images_per_s:,.0f}"]
+        rows.append([names[result.name], cost.device, *hours, *counts])
     return rows
+
+
+def estimated(results: Sequence[Result]) -> dict[str, float]:
+    """The hours of each run's steps so far on its devices, as a sweep had estimated them before."""
+    folders = {result.dir.path.parent for result in results}
+    noted = {folder: noted_costs(folder) for folder in folders}
+    found = {}
+    for result in results:
+        before = noted[result.dir.path.parent].get(result.dir.name)
+        spent = result.cost.total if result.cost else None
+        if before and spent and spent.images and spent.seconds and len(spent.hours) == 1:
+            images = before["steps"] * result.config["train"]["global_batch"]
+            seconds = before["seconds"] * spent.images / images
+            found[result.name] = sum(spent.hours.values()) * seconds / spent.seconds
+    return found
 
 
 def columns(result: Result, cell: Cell) -> dict[str, Any]:

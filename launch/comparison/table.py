@@ -136,6 +136,7 @@ def _marked(column: grouping.Column, cell: Cell, key: str) -> str:
 def as_plain(found: list[Result], runs_dir: Path) -> dict[str, Any]:
     """Everything that the tables say, for programs."""
     means = [m for g in grouping.groups(found) for m in grouping.over_seeds(g, found)]
+    estimated = costs.estimated(found)
     return {
         "figures": [
             {
@@ -149,7 +150,11 @@ def as_plain(found: list[Result], runs_dir: Path) -> dict[str, Any]:
             for c in r.cells
         ],
         "costs": {
-            r.name: {**vars(r.cost.total), "images_per_s": r.cost.images_per_s}
+            r.name: {
+                **vars(r.cost.total),
+                "estimated_hours": estimated.get(r.name),
+                "images_per_s": r.cost.images_per_s,
+            }
             for r in found
             if r.cost
         },

@@ -158,6 +158,14 @@ def noted_axes(runs_dir: Path) -> dict[str, dict[str, Any]]:
     return {name: note["axes"] for name, note in notes if isinstance(note.get("axes"), dict)}
 
 
+def noted_costs(runs_dir: Path) -> dict[str, dict[str, Any]]:
+    """The estimated cost of each run, of the runs of all sweeps here."""
+    found: dict[str, dict[str, Any]] = {}
+    for path in sorted((runs_dir / ".launch").glob("*/estimate.json")):
+        found |= Ledger(runs_dir, path.parent.name).costs()
+    return found
+
+
 def known_configs(runs_dir: Path, names: Iterable[str]) -> dict[str, Config]:
     """The configs of these runs, from their directories or, not begun yet, from their sweeps."""
     noted, found = _notes(runs_dir), {}

@@ -94,6 +94,18 @@ def test_each_run_has_its_device_hours_images_and_rate(found: list[Result]) -> N
     assert costs.table(found, labels(found)) == []
 
 
+def test_the_estimate_of_a_sweep_stands_beside_the_real_hours(found: list[Result]) -> None:
+    first, second = of_kind(found, "ddpm")
+    noted = {first.name: {"steps": 4 * STEPS, "seconds": 1.5 * 2 * 2 * 3600}}
+    files.write_json(first.dir.path.parent / ".launch/mine/estimate.json", {"runs": noted})
+    head, *rows = costs.table(found, labels(found))
+    assert head[2:5] == ["GPU hours", "core hours", "estimated"]
+    shown = {name: rest[1:4] for name, *rest in rows}
+    names = labels(found)
+    assert shown[names[first.name]] == ["4.00", "-", "6.00"], "for the half that it has trained"
+    assert shown[names[second.name]] == ["8.00", "-", "-"]
+
+
 def test_a_line_of_the_csv_has_the_cost_up_to_its_epoch_and_its_samplers(
     found: list[Result],
 ) -> None:
