@@ -85,7 +85,7 @@ class Cost:
         return "; ".join(dict.fromkeys(attempt.device for attempt in self._attempts))
 
     def _spent(self, step: int) -> Spent:
-        of_gpus = [a.used * a.ranks for a in self._attempts if not a.threads]
+        of_gpus = [a.used * a.ranks / a.sharing for a in self._attempts if not a.threads]
         of_cores = [a.used * a.ranks * a.threads for a in self._attempts]
         return Spent(
             seconds=math.fsum(a.used for a in self._attempts),
@@ -106,11 +106,14 @@ class _Attempt:
         """
         self.ranks = int(start.get("world_size") or 1)
         self.threads = int(start.get("threads") or 0)  # of a rank on the CPU; 0: on a GPU
+        self.sharing = int(start.get("runs_per_gpu") or 1)  # runs on each GPU, this one too
         name = str(start.get("device") or "unknown")
         cores = self.ranks * self.threads
         self.device = f"{name}, {cores} core{'s' * (cores > 1)}" if cores else name
         if not cores and self.ranks > 1:
             self.device = f"{self.ranks} x {name}"
+        if not cores and self.sharing > 1:
+            self.device += f", shared by {self.sharing} runs"
         self.step = step
         self.images = 0
         self.stepping = 0.0  # seconds that went into steps

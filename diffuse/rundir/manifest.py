@@ -41,7 +41,7 @@ def write(run: RunDir, world: World, precision: str, data_sha256: str) -> None:
             "written": files.now(),
             "precision": precision,
             "environment": environment(world, precision),
-            "runs_per_gpu": int(os.environ.get("DIFFUSE_RUNS_PER_GPU") or 1),  # by the launcher
+            "runs_per_gpu": runs_per_gpu(),
             "data_sha256": data_sha256,
             "code": code_version(),
             "image": os.environ.get("DIFFUSE_IMAGE"),
@@ -53,6 +53,11 @@ def write(run: RunDir, world: World, precision: str, data_sha256: str) -> None:
             "job_id": os.environ.get("SLURM_JOB_ID"),
         },
     )
+
+
+def runs_per_gpu() -> int:
+    """How many runs share a GPU of this one's, as the launcher says."""
+    return int(os.environ.get("DIFFUSE_RUNS_PER_GPU") or 1)
 
 
 def code_version() -> dict[str, Any]:
@@ -87,7 +92,9 @@ def start_events(
     A resume under another environment is no longer bit for bit: that is noted on the screen too.
     """
     step = 0 if content is None else int(content["step"])
-    events: list[dict[str, Any]] = [{"event": "start", "step": step, **environment}]
+    events: list[dict[str, Any]] = [
+        {"event": "start", "step": step, **environment, "runs_per_gpu": runs_per_gpu()}
+    ]
     before = environment if content is None else content["environment"]
     changed = {k: [before.get(k), v] for k, v in environment.items() if before.get(k) != v}
     if changed:

@@ -57,6 +57,13 @@ def test_each_device_has_its_own_hours_where_a_run_was_moved() -> None:
     assert cost.device == "4 x NVIDIA H100; AMD EPYC, 6 cores"
 
 
+def test_a_run_that_shares_its_gpu_pays_its_share() -> None:
+    whole, quarter = start(1, 0, **GPU), start(2, 1, **GPU | {"world_size": 1}, runs_per_gpu=4)
+    cost = Cost.of([whole, end(1, 1, 36.0), quarter, end(2, 2, 72.0)], BATCH)
+    assert cost.total.gpu_hours == pytest.approx(0.04 + 0.02 / 4)
+    assert cost.device == "4 x NVIDIA H100; NVIDIA H100, shared by 4 runs"
+
+
 def test_an_epoch_cost_all_that_was_spent_until_it_was_first_reached() -> None:
     cost = Cost.of(
         [
