@@ -69,10 +69,7 @@ def sentence(samples: Sequence[Sample], lower_is_better: bool = True) -> str:
     sign = 1 if lower_is_better else -1
     best, second, *_ = sorted(samples, key=lambda sample: sign * sample.mean)
     if best.deviation is None or second.deviation is None:
-        return (
-            f"{best} is ahead of {second}; how sure that is cannot be said, since seeds are"
-            " missing: train both with two or more (seeds: 0-2)."
-        )
+        return f"{best} is ahead of {second}, perhaps by chance: seeds are missing (seeds: 0-2)."
     p = welch(best.values, second.values)
     chance = f"{100 * p:.2g} %" if p >= 0.001 else "less than 0.1 %"
     why = (
