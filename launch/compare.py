@@ -53,8 +53,9 @@ def main(
     """Put the results of runs side by side."""
     from diffuse.runtime import files
     from diffuse.runtime.console import screen
-    from launch.comparison import page, results, table
+    from launch.comparison import page, table
     from launch.jobs.selection import Where
+    from launch.results import results
 
     paths = results.find(runs_dir, runs or []) if runs or grid is None else []
     if grid is not None:

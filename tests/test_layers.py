@@ -25,7 +25,8 @@ DIFFUSE = (
 )
 LAUNCH = (
     ("jobs",),
-    ("slurm", "comparison"),
+    ("slurm", "results"),
+    ("comparison",),
     ("local", "inspection"),
     ("sweep", "status", "compare", "doctor", "clean", "sync", "dashboard", "settings"),
 )

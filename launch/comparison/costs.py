@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from launch.comparison.results import Cell, Result
 from launch.comparison.wording import score
 from launch.jobs.ledger import noted_costs
+from launch.results.results import Cell, Result
 
 NOTE = (
     "Hours are those for which the attempts of a training held their GPUs or cores, with what they"

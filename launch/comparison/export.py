@@ -34,12 +34,12 @@ from diffuse.rundir.plots import Images, look, own_style, spread, tile
 from diffuse.runtime import console, files, hdf5
 from launch.comparison import costs, latex, series
 from launch.comparison.charts import draw
-from launch.comparison.grouping import Column, Group, SeedMean, groups, over_seeds
-from launch.comparison.labels import labels, lines
 from launch.comparison.page import LOSSES
-from launch.comparison.results import Result
 from launch.comparison.thumbnails import drawn, read_images
 from launch.comparison.wording import CALLS, HEADINGS, SOURCES
+from launch.results.grouping import Column, Group, SeedMean, groups, over_seeds
+from launch.results.labels import labels, lines
+from launch.results.results import Result
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 
-from launch.comparison.grouping import Column, SeedMean
 from launch.comparison.wording import CALLS, HEADINGS, count
+from launch.results.grouping import Column, SeedMean
 
 SPECIAL = {c: f"\\{c}" for c in "&%$#_{}"} | {
     "\\": r"\textbackslash{}",

@@ -13,9 +13,11 @@ from markupsafe import Markup
 from diffuse.rundir.plots import Look, look
 from diffuse.runtime import files
 from launch.comparison import costs, published_figures, series
-from launch.comparison.axes import Axis, axes, overall
 from launch.comparison.charts import curves
-from launch.comparison.grouping import (
+from launch.comparison.thumbnails import album
+from launch.comparison.wording import CALLS, HEADINGS, SOURCES, count, few, heading, score
+from launch.results.axes import Axis, axes, overall
+from launch.results.grouping import (
     Column,
     Group,
     SeedMean,
@@ -25,10 +27,8 @@ from launch.comparison.grouping import (
     over_seeds,
     reruns,
 )
-from launch.comparison.labels import labels, lines
-from launch.comparison.results import Result
-from launch.comparison.thumbnails import album
-from launch.comparison.wording import CALLS, HEADINGS, SOURCES, count, few, heading, score
+from launch.results.labels import labels, lines
+from launch.results.results import Result
 
 TEMPLATES = Path(__file__).parent
 EPOCHS_SHOWN = 5  # of a run's pictures, evenly spread

@@ -9,10 +9,10 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 
 from diffuse.config.sampler_spec import SamplerSpec
-from launch.comparison.axes import Axis
 from launch.comparison.charts import Curve, Points, mean_curve
-from launch.comparison.grouping import Column
-from launch.comparison.results import Cell, Result
+from launch.results.axes import Axis
+from launch.results.grouping import Column
+from launch.results.results import Cell, Result
 
 Lines = dict[str, Curve]
 

@@ -12,11 +12,12 @@ from rich.console import Console
 from rich.text import Text
 
 from diffuse.runtime import console
-from launch.comparison import costs, grouping
-from launch.comparison.axes import axes, overall
-from launch.comparison.labels import labels
-from launch.comparison.results import Cell, Result
+from launch.comparison import costs
 from launch.comparison.wording import HEADINGS, count, few, heading, score
+from launch.results import grouping
+from launch.results.axes import axes, overall
+from launch.results.labels import labels
+from launch.results.results import Cell, Result
 
 NOTE = (
     "PSNR is that of the mean MSE of all images; how far KID (over subsets) and IS (over splits)"

@@ -13,7 +13,7 @@ from PIL import Image
 from diffuse.rundir.directory import RunDir
 from diffuse.rundir.plots import Images, spread, stretch, tile
 from diffuse.runtime import hdf5
-from launch.comparison.results import Result
+from launch.results.results import Result
 
 STRIP = 8  # images in a row of a strip
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from launch.comparison.grouping import Column
+from launch.results.grouping import Column
 
 MOST_NAMED = 14  # runs in a list, and lines in a legend: more would outgrow their place
 HEADINGS = {

@@ -71,7 +71,8 @@ def run(
         print(json.dumps(plain, indent=2))
     display.show_end(out, title, ended, outcomes, again)
     if evaluate and not stopper.signals and any(p.evaluated for p in ended):
-        from launch.comparison import page, results  # draws by matplotlib: not before it is due
+        from launch.comparison import page  # draws by matplotlib: not before it is due
+        from launch.results import results
 
         found = results.read_all(runs_dir / run.name for run in grid.runs)
         path = runs_dir / "report.html"

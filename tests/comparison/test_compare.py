@@ -20,7 +20,8 @@ from PIL import Image
 from diffuse.rundir import plots
 from diffuse.rundir.plots import look
 from diffuse.runtime import files
-from launch.comparison import charts, grouping, labels, page, results
+from launch.comparison import charts, page
+from launch.results import grouping, labels, results
 from tests import programs
 from tests.programs import TINY
 

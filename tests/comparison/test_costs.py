@@ -13,11 +13,12 @@ from rich.console import Console
 
 from diffuse.rundir.directory import RunDir
 from diffuse.runtime import files
-from launch.comparison import costs, export, page, results, series, table
-from launch.comparison.grouping import groups
-from launch.comparison.labels import labels, lines
-from launch.comparison.results import Result
+from launch.comparison import costs, export, page, series, table
 from launch.jobs.grid import load_grid
+from launch.results import results
+from launch.results.grouping import groups
+from launch.results.labels import labels, lines
+from launch.results.results import Result
 
 GRID = """
 runs:

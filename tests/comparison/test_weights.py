@@ -13,7 +13,7 @@ from diffuse.runtime import files
 from diffuse.runtime.errors import UserError
 from diffuse.runtime.options import shipped_weights
 from diffuse.sampling import weight_file
-from launch.comparison import results
+from launch.results import results
 from tests import programs
 
 NAME = "custom_mnist_80_row_default_28"

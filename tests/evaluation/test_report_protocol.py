@@ -9,7 +9,8 @@ import torch
 
 from diffuse.evaluation.report_protocol import IMAGES, wrapped
 from diffuse.rundir.evaluations import REPORT
-from launch.comparison import grouping, page, results
+from launch.comparison import page
+from launch.results import grouping, results
 from tests import programs
 from tests.models.test_networks import PUBLISHED
 from tests.programs import TINY

@@ -13,11 +13,11 @@ from diffuse.rundir.directory import RunDir
 from diffuse.rundir.evaluations import Figure
 from diffuse.runtime import files
 from diffuse.runtime.errors import UserError
-from launch.comparison import results
 from launch.jobs.cluster import choose
 from launch.jobs.grid import Overrides, load_grid
 from launch.jobs.plan import look_at
 from launch.jobs.selection import point
+from launch.results import results
 
 
 def write(folder: Path, text: str) -> str:

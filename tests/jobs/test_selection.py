@@ -10,12 +10,12 @@ from rich.console import Console
 
 from diffuse.rundir.directory import RunDir
 from diffuse.runtime.errors import UserError
-from launch.comparison import results
-from launch.comparison.results import Result
 from launch.inspection.run_status import run_statuses
 from launch.jobs.grid import Grid, load_grid
 from launch.jobs.ledger import Ledger
 from launch.jobs.selection import Where
+from launch.results import results
+from launch.results.results import Result
 from launch.slurm import sweep
 from launch.slurm.commands import Job
 

@@ -19,13 +19,13 @@ from diffuse.rundir.directory import SILENT_AFTER_S, RunDir, silence_s
 from diffuse.runtime import files
 from diffuse.runtime.errors import UserError
 from diffuse.sampling.trained_model import load
-from launch.comparison.results import read
 from launch.comparison.thumbnails import album
 from launch.inspection.removable import removable
 from launch.inspection.run_status import run_statuses
 from launch.jobs.grid import load_grid
 from launch.jobs.plan import look_at
 from launch.local.display import show_pictures
+from launch.results.results import read
 
 STEMS = (
     *("mine", "best_model", "epoch_x", "epoch_", "step_best", "epoch_0020.bak", "epoch_0020-copy"),

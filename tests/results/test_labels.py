@@ -13,10 +13,11 @@ from rich.console import Console
 from diffuse.config.presets import parse_set
 from diffuse.rundir.directory import RunDir
 from diffuse.rundir.evaluations import Figure
-from launch.comparison import grouping, table
-from launch.comparison.labels import labels, titles
-from launch.comparison.results import Cell, Result
+from launch.comparison import table
 from launch.jobs.grid import Overrides, load_grid
+from launch.results import grouping
+from launch.results.labels import labels, titles
+from launch.results.results import Cell, Result
 
 
 def results_of(tmp_path: Path, text: str, *sets: str) -> list[Result]:

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from launch.comparison.labels import settings, titles
-from launch.comparison.results import SCORES, Cell, Result, read
+from launch.results.labels import settings, titles
+from launch.results.results import SCORES, Cell, Result, read
 
 LOWER_IS_BETTER = {"fid": True, "kid": True, "is": False, "mse": True, "psnr": False, "ssim": False}
 TOLERANCE = 0.05  # of a figure: a rerun on another machine or world size is as good within it

@@ -10,12 +10,12 @@ import pytest
 from scipy import stats
 
 from launch.comparison import charts, page, table
-from launch.comparison.axes import axes, overall
-from launch.comparison.certainty import Sample, sentence, t_tails, welch
-from launch.comparison.grouping import Column, groups
-from launch.comparison.labels import labels, lines
-from launch.comparison.results import Cell, Result
-from tests.comparison.test_labels import figure, results_of
+from launch.results.axes import axes, overall
+from launch.results.certainty import Sample, sentence, t_tails, welch
+from launch.results.grouping import Column, groups
+from launch.results.labels import labels, lines
+from launch.results.results import Cell, Result
+from tests.results.test_labels import figure, results_of
 
 GRID = """
 runs:

@@ -11,10 +11,10 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from launch.comparison.certainty import Sample, sentence
-from launch.comparison.grouping import Column
-from launch.comparison.labels import Settings, settings, titles
-from launch.comparison.results import Cell, Result
+from launch.results.certainty import Sample, sentence
+from launch.results.grouping import Column
+from launch.results.labels import Settings, settings, titles
+from launch.results.results import Cell, Result
 
 MOST_SENTENCES = 8  # of one axis
 
