@@ -16,6 +16,7 @@ from diffuse.rundir.directory import SILENT_AFTER_S, RunDir, silence_s
 from diffuse.runtime.errors import EnvironmentFailed, UserError
 from launch.jobs.ledger import Ledger, known_configs, noted_axes, submissions
 from launch.jobs.logs import (
+    cancellation,
     final_code,
     final_error,
     last_error,
@@ -83,7 +84,7 @@ class SubmittedJobs:
         if job is None or not is_packed or not job.is_live:
             return job
         record = newest_record(run, program, job.id)
-        if final_code(record) is not None:
+        if final_code(record) is not None or cancellation(run, job.id).exists():
             return None
         if job.state != "PENDING" and ("code" in record or not record):
             return replace(job, state="PENDING", reason="its job is at other runs")

@@ -57,6 +57,11 @@ def final_code(record: Mapping[str, Any]) -> int | None:
     return None if code in (None, INTERRUPTED) else int(code)
 
 
+def cancellation(run: RunDir, job: str) -> Path:
+    """The file that takes one run out of a job of several, which goes on with the others."""
+    return run.logs / f"{job}.cancelled"
+
+
 def end_by_signal(code: int) -> str:
     """The end by a signal, whose number is -`code`."""
     try:

@@ -2,7 +2,8 @@
 
 Each has its log, its record and its end. One that fails leaves the others alone; where one ends,
 the next begins in its place. A job that is asked to stop hands that on to all; requeued, it starts
-those again that had not ended. Like worker.py it takes paths and plain values only.
+those again that had not ended. A run that is cancelled alone saves, too, and is not started again.
+Like worker.py it takes paths and plain values only.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import Any
 from diffuse.rundir.directory import RunDir
 from launch.jobs import mps, worker
 from launch.jobs.gpus import share, visible_gpus
-from launch.jobs.logs import final_code, newest_record
+from launch.jobs.logs import cancellation, final_code, newest_record
 from launch.jobs.program import (
     INTERRUPTED,
     Program,
@@ -27,6 +28,7 @@ from launch.jobs.program import (
 )
 
 POLL_S = 0.25
+CANCELLED_S = 5.0  # between looks for cancelled runs, on a disk that many share
 CTRL_C = 130
 
 Call = tuple[Any, ...]  # the arguments of worker.training, or of worker.evaluation
@@ -53,7 +55,7 @@ def evaluate(calls: Sequence[Call], at_once: int, threads: int, with_mps: bool) 
     Args:
         calls: of worker.evaluation, one for each run.
     """
-    trained = [call for call in calls if _is_trained(RunDir(Path(call[0])), call[1])]
+    trained = [call for call in calls if _is_trained(_directory(call), call[1])]
     return _side_by_side("evaluate", worker.evaluation, trained, at_once, threads, with_mps)
 
 
@@ -70,13 +72,23 @@ def _side_by_side(
     runs = {Path(call[0]).name: call for call in calls}
     codes: dict[str, int] = {}  # of runs that have ended
     for run, call in runs.items():
-        code = final_code(newest_record(RunDir(Path(call[0])), name, job))
+        code = final_code(newest_record(_directory(call), name, job))
         if code is not None:  # in this job, before it was requeued
             codes[run] = code
     queue = deque(run for run in runs if run not in codes)
     active: dict[int, tuple[str, Program]] = {}  # by slot
+    cancelled: set[str] = set()
+    look_at = 0.0
     with mps.served(visible_gpus("auto"), with_mps, _say) as (gpus, variables):
         while active or (queue and not asked_to_stop):
+            if time.monotonic() >= look_at:
+                look_at = time.monotonic() + CANCELLED_S
+                marked = {run for run in runs if cancellation(_directory(runs[run]), job).exists()}
+                for run, running in active.values():
+                    if run in marked - cancelled:
+                        running.terminate()
+                cancelled |= marked
+                queue = deque(run for run in queue if run not in cancelled)
             for slot in range(at_once):
                 if slot not in active and queue and not asked_to_stop:
                     run = queue.popleft()
@@ -88,13 +100,21 @@ def _side_by_side(
                         active[slot] = (run, program)
             for slot, (run, program) in list(active.items()):
                 if program.has_ended:
-                    codes[run] = _concluded(run, program)
+                    code = _concluded(run, program)
+                    if code == 0 or run not in cancelled:
+                        codes[run] = code
                     del active[slot]
             time.sleep(POLL_S if active else 0)
     if queue:
         _say(f"stopped before it began: {', '.join(queue)}")
+    if cancelled:
+        _say(f"cancelled: {', '.join(sorted(cancelled))}")
     end_job(_job_code(codes, is_cut_short=bool(queue)))
     return {"codes": codes}
+
+
+def _directory(call: Call) -> RunDir:
+    return RunDir(Path(call[0]))
 
 
 def _started(

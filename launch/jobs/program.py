@@ -77,6 +77,11 @@ class Program:
         """Whether the child has ended, or was never started."""
         return self._child is None or self._child.poll() is not None
 
+    def terminate(self) -> None:
+        """Ask the child to save and end."""
+        if self._child is not None:
+            self._child.terminate()
+
     def conclude(self) -> int:
         """Wait for the child's end and write it down; its exit code, a signal as negative."""
         code = INTERRUPTED

@@ -8,6 +8,7 @@ from typing import Any
 
 from diffuse.rundir.directory import RunDir
 from launch.jobs.ledger import submissions
+from launch.jobs.logs import cancellation
 from launch.slurm import commands
 from launch.slurm.commands import Job
 
@@ -30,13 +31,23 @@ def live_jobs(
         commands.fill_in_ids(submission.jobs, queue)
         for record in submission.jobs:
             job = queue.get(record["job_id"])
-            if job is not None and job.is_live:
+            if job is not None and job.is_live and not _is_cancelled(record, runs_dir):
                 found.setdefault(record["run"] or "report", []).append(job)
     for run in runs:
         job = own_job(run.status(), run.attempt(run.attempt_number()), queue)
-        if job is not None and job not in found.get(run.name, []):
+        if job is None or cancellation(run, job.id).exists():
+            continue
+        if job not in found.get(run.name, []):
             found.setdefault(run.name, []).append(job)
     return found
+
+
+def _is_cancelled(record: Mapping[str, Any], runs_dir: Path) -> bool:
+    """Whether the job, of several runs, goes on without the record's."""
+    return (
+        "pack" in record
+        and cancellation(RunDir(runs_dir / record["run"]), record["job_id"]).exists()
+    )
 
 
 def own_job(

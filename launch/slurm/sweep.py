@@ -6,23 +6,25 @@ import importlib.util
 import sys
 import time
 from bisect import bisect_right
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 
 from rich.console import Console
 
 from diffuse.config.validation import Layer
+from diffuse.rundir.directory import RunDir
+from diffuse.runtime import files
 from diffuse.runtime.errors import EnvironmentFailed, UserError
 from launch.jobs import probe, snapshot
 from launch.jobs.cluster import ClusterFile
 from launch.jobs.estimate import estimate
 from launch.jobs.grid import Grid
 from launch.jobs.ledger import Ledger, Submission, known_configs, submissions
+from launch.jobs.logs import cancellation
 from launch.jobs.plan import Planned, plan, summary
 from launch.jobs.selection import Where
 from launch.slurm import commands, nodes, pipeline
-from launch.slurm.commands import Job
 from launch.slurm.executor import Submitter, require_readable
 from launch.slurm.live_jobs import live_jobs
 from launch.slurm.pipeline import Request
@@ -142,49 +144,39 @@ def cancel(
         where: settings that the runs must have. Raises UserError where none of the grid has them.
         dry_run: only say which jobs would end.
 
-    Raises UserError where a run that is left out shares a job with one that is not.
+    A job that has other runs, too, goes on with those.
     """
-    live = live_jobs(runs_dir.absolute(), grid)
+    ledger_dir = runs_dir.absolute()
+    live = live_jobs(ledger_dir, grid)
     jobs = live
     if only is not None:
         jobs = {run: listed for run, listed in jobs.items() if fnmatchcase(run, only)}
     if where is not None:
-        known = known_configs(runs_dir.absolute(), jobs)
+        known = known_configs(ledger_dir, jobs)
         kept = where.chosen(known, f"grid {grid} with a job")
         jobs = {run: jobs[run] for run in kept}
-    _require_own_jobs(jobs, live)
-    # runs that are packed share a job
-    ids = list(dict.fromkeys(job.id for listed in jobs.values() for job in listed))
-    if not ids:
+    kept_on = {job.id for run, listed in live.items() if run not in jobs for job in listed}
+    found = [(run, job.id) for run, listed in jobs.items() for job in listed]
+    ids = list(dict.fromkeys(job_id for _, job_id in found if job_id not in kept_on))
+    parts = [(run, job_id) for run, job_id in found if job_id in kept_on]
+    if not found:
         out.print(f"grid {grid} in {runs_dir}: no job waits or runs")
         return 0
-    if dry_run:
-        out.print(f"grid {grid} in {runs_dir}: would cancel {len(ids)} jobs, {_names(jobs)}")
-        return 0
-    if only is None and where is None:  # an array of thousands is ended by its own id at once
-        commands.cancel(list(dict.fromkeys(job_id.partition("_")[0] for job_id in ids)))
-    else:
-        commands.cancel(ids)
-    out.print(f"grid {grid} in {runs_dir}: cancelled {len(ids)} jobs, {_names(jobs)}")
+    if not dry_run:
+        for run, job_id in parts:
+            files.write_text(cancellation(RunDir(ledger_dir / run), job_id), "")
+        if only is None and where is None:  # an array of thousands is ended by its own id at once
+            commands.cancel(list(dict.fromkeys(job_id.partition("_")[0] for job_id in ids)))
+        elif ids:
+            commands.cancel(ids)
+    done = "would cancel" if dry_run else "cancelled"
+    whole = {run: None for run, job_id in found if job_id not in kept_on}
+    lines = [f"{len(ids)} jobs, {_names(whole)}"] if ids else []
+    if parts:
+        names = dict.fromkeys(run for run, _ in parts)
+        lines.append(f"{_names(names).removeprefix('of ')}, whose jobs go on with other runs")
+    out.print(f"grid {grid} in {runs_dir}: {done} {'; '.join(lines)}", soft_wrap=True)
     return 0
-
-
-def _require_own_jobs(
-    chosen: Mapping[str, Sequence[Job]], live: Mapping[str, Sequence[Job]]
-) -> None:
-    """UserError where the jobs of the chosen runs are those of other live runs, too."""
-    ids = {job.id for listed in chosen.values() for job in listed}
-    shared = {
-        run: next((job.id for job in listed if job.id in ids), "")
-        for run, listed in live.items()
-        if run not in chosen
-    }
-    if others := [run for run, job in shared.items() if job]:
-        raise UserError(
-            f"nothing is cancelled: job {shared[others[0]]} has other runs, too"
-            f" ({_names(others).removeprefix('of ')}); let --only and --where select all of them,"
-            " or leave both out"
-        )
 
 
 def _names(names: Collection[str]) -> str:

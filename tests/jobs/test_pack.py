@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import signal
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ from diffuse.rundir.directory import RunDir
 from diffuse.runtime import files
 from launch.inspection.run_status import SubmittedJobs
 from launch.jobs import mps, pack, program, worker
+from launch.jobs.logs import cancellation
 from launch.jobs.program import FORWARDED, INTERRUPTED, Program
 from launch.slurm.commands import Job
 
@@ -22,6 +25,16 @@ import json, os, sys
 seen = {name: os.environ.get(name) for name in ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS")}
 open(sys.argv[1], "a").write(json.dumps(seen) + "\\n")
 sys.exit(int(sys.argv[2]))
+"""
+# Where it is to end as interrupted it waits to be asked for that.
+PATIENT = """
+import signal, sys, time
+code = int(sys.argv[2])
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(code))
+open(sys.argv[1], "a").write("{}\\n")
+if code == 75:
+    time.sleep(600)
+sys.exit(code)
 """
 
 
@@ -92,6 +105,33 @@ def test_a_requeued_pack_starts_only_what_had_not_ended(
     files.write_json(RunDir(tmp_path / "d").logs / "stand_in-7-r00.json", {"program": "cut off"})
     assert work(tmp_path, {"a": 9, "b": 9, "c": 0, "d": 0}) == {"a": 0, "b": 4, "c": 0, "d": 0}
     assert {name: len(seen(tmp_path, name)) for name in "abcd"} == {"a": 1, "b": 1, "c": 2, "d": 1}
+
+
+def test_a_run_that_is_cancelled_alone_saves_and_ends_and_its_pack_goes_on(
+    job: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One is at work when it is cancelled, one has not begun; the job counts the others alone."""
+    (tmp_path / "stand_in.py").write_text(PATIENT)
+    monkeypatch.setattr(pack, "CANCELLED_S", 0.0)
+    begun = threading.Timer(0, cancel_once_begun, [tmp_path])
+    begun.start()
+    assert work(tmp_path, {"a": INTERRUPTED, "b": 0, "c": 0, "d": 0}, at_once=1) == {"b": 0, "d": 0}
+    begun.join()
+    assert not job.exists(), "the job is not requeued"
+    assert files.read_json(RunDir(tmp_path / "a").logs / "stand_in-7-r00.json")["code"] == 75
+    assert not seen(tmp_path, "c")
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    assert work(tmp_path, {"a": 0, "c": 0, "e": 0}) == {"e": 0}, "nor does it start them again"
+
+
+def cancel_once_begun(folder: Path) -> None:
+    """Cancel runs a and c as soon as a has begun."""
+    while not (folder / "a.seen").exists():
+        time.sleep(0.01)
+    for name in "ac":
+        mark = cancellation(RunDir(folder / name), "7")
+        mark.parent.mkdir(parents=True, exist_ok=True)
+        mark.touch()
 
 
 def test_a_pack_that_is_asked_to_stop_begins_nothing_and_is_requeued(

@@ -61,7 +61,7 @@ runs:
     assert logs == [f"train-{rows[disturbed.name]['job']}-r0{k}.log" for k in (0, 1)]
 
 
-def test_packs_are_submitted_once_and_cancelled_whole_and_come_through(
+def test_packs_are_submitted_once_and_cancelled_by_run_or_whole_and_come_through(
     slurm: Cluster, tmp_path: Path, data_dir: Path
 ) -> None:
     grid = "runs: [{preset: ddpm/default, epochs: [1], seeds: [0, 1, 2]}]"
@@ -73,10 +73,14 @@ def test_packs_are_submitted_once_and_cancelled_whole_and_come_through(
     assert "nothing to submit" in lab.sweep(HOLD, *packed)
     pair = next(row["job"] for row in rows.values() if row["job"].endswith("_0"))
     one, other = (name for name, row in rows.items() if row["job"] == pair)
-    refused = lab.program("sweep.py", *lab.command("--cancel", f"--only={one}"))
-    assert refused.returncode == 2
-    assert f"job {pair} has other runs, too ({other})" in refused.stderr
-    assert "cancelled 5 jobs" in lab.sweep("--cancel"), "two train, two evaluate, one compares"
+    alone = ("--cancel", f"--only={one}")
+    assert f"would cancel {one}, whose jobs go on" in lab.sweep(*alone, "--dry-run")
+    assert f"cancelled {one}, whose jobs go on with other runs" in lab.sweep(*alone)
+    assert [lab.status()[run]["state"] for run in (one, other)] == ["new", "queued"]
+    lab.sweep(HOLD, *packed)
+    rows = lab.status()
+    assert rows[one]["state"] == "queued" and rows[one]["job"] != pair == rows[other]["job"]
+    assert "cancelled 8 jobs" in lab.sweep("--cancel"), "three train, three evaluate, two compare"
     lab.wait_empty()
     lab.sweep(*packed)
     lab.wait_empty()
