@@ -54,7 +54,7 @@ PICTURES = {
 COLUMNS = [
     *("final/fid", "final/fid_floor", "best/fid", "best/fid_epoch", "final/is", "final/kid"),
     *("final/images", "final/epoch", "epoch/loss"),
-    *("cost/gpu_hours", "cost/core_hours", "cost/images_seen"),
+    *("cost/gpu_hours", "cost/core_hours", "cost/energy_kwh", "cost/images_seen"),
 ]
 
 

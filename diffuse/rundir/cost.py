@@ -1,8 +1,9 @@
-"""The cost of a training: hours of GPUs or processor cores, over all attempts of its run.
+"""The cost of a training: hours of GPUs or processor cores, and energy, over a run's attempts.
 
 It is summed over the lines of metrics.jsonl as they were written, so a step that was made twice
-costs twice. `seconds` of a line is the age of its attempt then: a killed attempt counts up to its
-last line. Lines of older versions have none; of these, only the time that went into steps counts.
+costs twice. `seconds` of a line is the age of its attempt then, and `joules` the energy of its
+first rank's GPU, which stands for all ranks: a killed attempt counts up to its last line. Lines of
+older versions have none; of these, only the time that went into steps counts.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ class Spent:
     gpu_hours: float
     core_hours: float
     images: int  # seen: steps times the global batch, none twice
+    energy_kwh: float = 0.0  # of GPUs whose node tells it
 
     @property
     def hours(self) -> dict[str, float]:
@@ -61,6 +63,7 @@ class Cost:
             return
         if event in ("speed", "end") and "seconds" in line:
             attempt.seconds = float(line["seconds"])
+            attempt.joules = float(line.get("joules") or 0.0)
         if event == "speed":
             attempt.advance(step, self.global_batch, float(line["images_per_s"]))
             self._step = max(self._step, step)
@@ -92,6 +95,7 @@ class Cost:
             gpu_hours=math.fsum(of_gpus) / 3600,
             core_hours=math.fsum(of_cores) / 3600,
             images=step * self.global_batch,
+            energy_kwh=math.fsum(a.joules * a.ranks / a.sharing for a in self._attempts) / 3.6e6,
         )
 
 
@@ -117,6 +121,7 @@ class _Attempt:
         self.step = step
         self.images = 0
         self.stepping = 0.0  # seconds that went into steps
+        self.joules = 0.0
         self.seconds: float | None = None  # since its begin; None: of an older version
 
     @property

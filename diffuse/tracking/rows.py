@@ -91,9 +91,10 @@ def figure_row(figure: Figure, usual: dict[str, Any] | None = None) -> dict[str,
 
 
 def cost_row(spent: Spent) -> dict[str, float]:
-    """The cost of training up to some moment: `cost/gpu_hours`, `cost/core_hours`, images seen."""
+    """The cost of training up to some moment: hours of GPUs and cores, energy, images seen."""
     hours = {f"cost/{unit.lower().replace(' ', '_')}": h for unit, h in spent.hours.items()}
-    return {**hours, "cost/images_seen": spent.images}
+    energy = {"cost/energy_kwh": spent.energy_kwh} if spent.energy_kwh else {}
+    return {**hours, **energy, "cost/images_seen": spent.images}
 
 
 def usual_protocol(config: Config, found: Sequence[Evaluation]) -> dict[str, Any] | None:

@@ -16,6 +16,7 @@ from diffuse.config.schema import Config
 from diffuse.rundir.attempt import Attempt, State
 from diffuse.runtime.console import Meter, duration
 from diffuse.runtime.distributed import World
+from diffuse.runtime.energy import EnergyMeter
 from diffuse.runtime.errors import DiffuseError, Superseded, first_line
 from diffuse.tracking.mirror import Mirror
 from diffuse.training.recorder import Recorder
@@ -46,6 +47,7 @@ class TrainLog:
         self.schedule = schedule
         self.recorder = Recorder(world, timesteps)
         self.clock = Clock(step, config.train.global_batch)
+        self.energy = EnergyMeter(world.device)
         self.meter = Meter(attempt.run.name, schedule.final_step, step, shown=attempt.publishes)
         self.step = step  # the last one recorded
 
@@ -85,7 +87,7 @@ class TrainLog:
         if not steps:
             return
         speed = {"event": "speed", "epoch": epoch, "step": self.step}
-        speed |= {"images_per_s": self.clock.rate, "seconds": self.attempt.seconds}
+        speed |= {"images_per_s": self.clock.rate, **self._cost()}
         self.attempt.append_metrics([*steps, speed, *more])
         facts = self._facts(steps[-1]["loss"])
         self.attempt.publish_status("running", **facts)
@@ -122,8 +124,12 @@ class TrainLog:
     def _end(self, state: State, **more: Any) -> None:
         """Publish how the attempt ended, and its whole age, which counts as cost."""
         self._publish(state, **more)
-        end = {"event": "end", "step": self.step, "seconds": self.attempt.seconds}
-        self.attempt.append_metrics([end])
+        self.attempt.append_metrics([{"event": "end", "step": self.step, **self._cost()}])
+
+    def _cost(self) -> dict[str, float]:
+        """Of this attempt so far."""
+        joules = self.energy.joules
+        return {"seconds": self.attempt.seconds, **({} if joules is None else {"joules": joules})}
 
     def _publish(self, state: State, **more: Any) -> None:
         self.attempt.publish_status(state, **{**self._facts(), **more})

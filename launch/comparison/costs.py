@@ -16,7 +16,10 @@ NOTE = (
 )
 
 
-COLUMNS = ("device", "gpu_hours", "core_hours", "images_seen", "images_per_s", "network_calls")
+COLUMNS = (
+    *("device", "gpu_hours", "core_hours", "energy_kwh"),
+    *("images_seen", "images_per_s", "network_calls"),
+)
 
 
 def table(results: Sequence[Result], names: Mapping[str, str]) -> list[list[str]]:
@@ -30,12 +33,13 @@ def table(results: Sequence[Result], names: Mapping[str, str]) -> list[list[str]
         return []
     units = [u for u in ("GPU hours", "core hours") if any(u in c.total.hours for _, c in trained)]
     before = estimated(results)
-    rows = [
-        ["run", "device", *units, *(["estimated"] if before else []), "images seen", "images/s"]
-    ]
+    energy = ["kWh"] if any(cost.total.energy_kwh for _, cost in trained) else []
+    head = ["run", "device", *units, *(["estimated"] if before else []), *energy]
+    rows = [[*head, "images seen", "images/s"]]
     for result, cost in trained:
         hours = [score(cost.total.hours.get(unit)) for unit in units]
         hours += [score(before.get(result.name))] if before else []
+        hours += [score(cost.total.energy_kwh or None)] if energy else []
         counts = [f"{cost.total.images:,}", f"{cost.images_per_s:,.0f}"]
         rows.append([names[result.name], cost.device, *hours, *counts])
     return rows
@@ -59,7 +63,11 @@ def estimated(results: Sequence[Result]) -> dict[str, float]:
 def columns(result: Result, cell: Cell) -> dict[str, Any]:
     """A figure's cost for programs: of training up to its epoch, and of its sampler."""
     cost, spent = result.cost, cell.spent
-    hours = (spent.gpu_hours, spent.core_hours, spent.images) if spent else (None, None, None)
-    whole = (cost.device, cost.images_per_s) if cost else (None, None)
-    values = (whole[0], *hours, whole[1], cell.network_calls)
+    device, rate = (cost.device, cost.images_per_s) if cost else (None, None)
+    up_to = (
+        (spent.gpu_hours, spent.core_hours, spent.energy_kwh or None, spent.images)
+        if spent
+        else (None,) * 4
+    )
+    values = (device, *up_to, rate, cell.network_calls)
     return dict(zip(COLUMNS, values, strict=True))

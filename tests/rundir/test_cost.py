@@ -64,6 +64,19 @@ def test_a_run_that_shares_its_gpu_pays_its_share() -> None:
     assert cost.device == "4 x NVIDIA H100; NVIDIA H100, shared by 4 runs"
 
 
+def test_energy_is_that_of_all_ranks_and_the_share_of_a_shared_gpu() -> None:
+    lines = [
+        start(1, 0, **GPU),
+        speed(1, 10, 50.0, seconds=30.0, joules=1.8e6),
+        end(1, 10, 36.0) | {"joules": 3.6e6},
+        start(2, 10, **GPU | {"world_size": 1}, runs_per_gpu=2),
+        end(2, 20, 36.0) | {"joules": 3.6e6},
+        start(3, 20, **CPU),
+        end(3, 30, 36.0),
+    ]
+    assert Cost.of(lines, BATCH).total.energy_kwh == pytest.approx(4 + 0.5)
+
+
 def test_an_epoch_cost_all_that_was_spent_until_it_was_first_reached() -> None:
     cost = Cost.of(
         [
