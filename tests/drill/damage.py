@@ -50,7 +50,7 @@ def run(drill: Drill) -> None:
         home = drill.folder / f"damage-{state}"
         prepare(specimen, home)
         for path in _files(drill, home):
-            for name in DAMAGES:
+            for name in _some(drill, path):
                 _damaged(drill, specimen, home, path, name, state)
     _damaged_data(drill, specimen)
     _damaged_settings(drill)
@@ -74,6 +74,12 @@ def _files(drill: Drill, home: Path) -> list[Path]:
     found = [path.relative_to(home) for path in runs if path.suffix not in UNREAD]
     found = [path for path in found if (home / path).is_file()]
     return drill.rng(home.name).sample(found, min(len(found), len(drill.times(7))))
+
+
+def _some(drill: Drill, file: object) -> dict[str, Callable[[Path, random.Random], object]]:
+    """All damages in a usual drill, two or more of them in a smaller one."""
+    number = min(len(DAMAGES), max(2, round(len(DAMAGES) * drill.share)))
+    return dict(drill.rng("damages", file).sample([*DAMAGES.items()], number))
 
 
 def _damaged(
@@ -139,7 +145,7 @@ def _assert_looked_at(folder: Path) -> None:
 def _damaged_data(drill: Drill, specimen: Specimen) -> None:
     """MNIST and the caches beside it: refused by name, or made again; never used."""
     for k in drill.times(2):
-        for name, damage in DAMAGES.items():
+        for name, damage in _some(drill, "data").items():
             rng = drill.rng("data", name, k)
             with drill.trial("damaged: mnist.h5") as folder:
                 _copy_data(specimen.data_dir, folder / "data")
@@ -155,7 +161,7 @@ def _damaged_data(drill: Drill, specimen: Specimen) -> None:
                     shutil.copy(specimen.data_dir / "mnist.h5", folder / "data" / "mnist.h5")
                 other.assert_survived(folder)
     for path in (specimen.data_dir / "features").glob("classifier-*-test.h5"):
-        for name, damage in DAMAGES.items():
+        for name, damage in _some(drill, path.name).items():
             rng = drill.rng("cache", path.name, name)
             with drill.trial("damaged: cache of features") as folder:
                 _copy_data(specimen.data_dir, folder / "data")
@@ -172,7 +178,7 @@ def _damaged_settings(drill: Drill) -> None:
         ("grids/part2.yaml", "--grid=part2.yaml"),
         ("clusters/slurm.yaml", "--cluster=slurm.yaml"),
     ):
-        for name, damage in DAMAGES.items():
+        for name, damage in _some(drill, file).items():
             for k in drill.times(3):
                 with drill.trial("damaged: a preset, grid or cluster file") as folder:
                     path = folder / Path(file).name

@@ -51,7 +51,7 @@ def test_the_workspace_shows_a_sweeps_ranking_curves_and_samples_without_a_click
     config = config.model_copy(
         update={"eval": config.eval.model_copy(update={"samplers": ("algorithm2",)})}
     )
-    spent = cost_row(Spent(seconds=2, gpu_hours=1, core_hours=1, images=1))
+    spent = cost_row(Spent(seconds=2, gpu_hours=1, core_hours=1, images=1, energy_kwh=1))
     logged = {*summary(config, found), "epoch/loss", *spent}
     pinned = {c.removeprefix("summary:") for c in table["runFeed"]["columnPinned"] if "summ" in c}
     assert pinned == logged
