@@ -54,7 +54,7 @@ def main(
     from diffuse.runtime import files
     from diffuse.runtime.console import screen
     from launch.comparison import page, table
-    from launch.jobs.selection import Where
+    from launch.grids.selection import Where
     from launch.results import results
 
     paths = results.find(runs_dir, runs or []) if runs or grid is None else []
@@ -85,8 +85,8 @@ def main(
 
 def _of_grid(grid: str, runs_dir: Path) -> list[str]:
     """The grid's runs: those of its sweeps (with their --set), or else those of its file."""
-    from launch.jobs.grid import load_grid
-    from launch.jobs.ledger import Ledger
+    from launch.grids.grid import load_grid
+    from launch.grids.ledger import Ledger
 
     noted = Ledger(runs_dir.absolute(), Path(grid).stem).runs()
     names = noted or [run.name for run in load_grid(grid).runs]

@@ -43,8 +43,8 @@ def main(
     """Check the needs of a training here, and name a remedy for each failure."""
     from diffuse.config.presets import parse_set
     from diffuse.runtime.console import screen
+    from launch.grids.cluster import choose
     from launch.inspection import node_probe, site_checks
-    from launch.jobs.cluster import choose
 
     file = choose(cluster)
     settings = file.resolve([parse_set(cluster_set or [], source="--cluster-set")])

@@ -33,8 +33,8 @@ def main(
     ] = None,
 ) -> None:
     """Show the state of every run."""
+    from launch.grids.selection import Where
     from launch.inspection.run_status import counts, run_statuses
-    from launch.jobs.selection import Where
 
     if not runs_dir.is_dir():
         raise errors.UserError(f"{runs_dir}: no such folder; name it by --runs-dir")
@@ -61,7 +61,7 @@ def main(
 def _show_log(runs_dir: Path, name: str) -> None:
     """Print the newest log of a run; the others are named on standard error."""
     from diffuse.rundir.directory import RunDir
-    from launch.jobs.ledger import submissions
+    from launch.grids.ledger import submissions
     from launch.jobs.logs import newest_log, startup_output
 
     run = RunDir(runs_dir / name)

@@ -22,10 +22,10 @@ if TYPE_CHECKING:  # everything else is imported when needed: --help answers at 
     from collections.abc import Sequence
 
     from diffuse.config.validation import Layer
-    from launch.jobs.cluster import ClusterFile
-    from launch.jobs.estimate import Estimate
-    from launch.jobs.grid import Grid
-    from launch.jobs.plan import Planned
+    from launch.grids.cluster import ClusterFile
+    from launch.grids.estimate import Estimate
+    from launch.grids.grid import Grid
+    from launch.grids.plan import Planned
     from launch.slurm.dry_run import DryRun
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
@@ -121,9 +121,9 @@ def main(
     from diffuse.config.presets import parse_set
     from diffuse.config.validation import Layer
     from diffuse.runtime.console import screen
-    from launch.jobs.cluster import choose
-    from launch.jobs.plan import as_plain, plan
-    from launch.jobs.selection import Where
+    from launch.grids.cluster import choose
+    from launch.grids.plan import as_plain, plan
+    from launch.grids.selection import Where
 
     selected = Where(where) if where else None
     modes = {"--estimate": estimate, "--probe": probe, "--cancel": cancel}
@@ -136,7 +136,7 @@ def main(
             raise errors.UserError(
                 "--cancel --rerun: name the rerun to end, --runs-dir RUNS/rerun-001"
             )
-        from launch.jobs.grid import grid_name
+        from launch.grids.grid import grid_name
         from launch.slurm import sweep as slurm_sweep
 
         name = grid_name(grid)
@@ -158,7 +158,7 @@ def main(
         runs_dir = _next_rerun(runs_dir)
         again = f"the same command with --runs-dir {runs_dir} and without --rerun"
     if estimate or probe or budget is not None:
-        from launch.jobs import probe as probing
+        from launch.grids import probe as probing
         from launch.local import display
 
         found = _estimate(chosen, file, typed, runs_dir, known_dir, data, device, evaluate)
@@ -220,8 +220,8 @@ def _estimate(
     evaluate: bool,
 ) -> Estimate:
     """The cost of the trainings that a sweep would do, by the runs and probes in `known_dir`."""
-    from launch.jobs import estimate, probe
-    from launch.jobs.plan import plan
+    from launch.grids import estimate, probe
+    from launch.grids.plan import plan
 
     settings, planned = file.resolve([grid.cluster, *typed]), plan(grid, runs_dir)
     if settings.kind == "local":
@@ -242,7 +242,7 @@ def _show_plan(
 ) -> None:
     """Print a dry run: what is there and what is missing; on a cluster, the jobs for that."""
     from diffuse.runtime.console import screen
-    from launch.jobs.plan import as_plain, summary
+    from launch.grids.plan import as_plain, summary
 
     if as_json:
         plain = as_plain(planned)
@@ -284,7 +284,7 @@ def _load(
     """The grid with the command line's settings for all its cells."""
     from diffuse.config import ranges
     from diffuse.config.presets import parse_set
-    from launch.jobs.grid import Overrides, load_grid
+    from launch.grids.grid import Overrides, load_grid
 
     layers = [parse_set(assignments)]
     if device is not None:

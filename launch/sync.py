@@ -61,7 +61,7 @@ def _runs(grid: str | None, runs_dir: Path) -> list[RunDir]:
         raise errors.UserError(f"{runs_dir}: not found; name the runs' folder by --runs-dir")
     names = None
     if grid is not None:
-        from launch.jobs.grid import load_grid
+        from launch.grids.grid import load_grid
 
         names = {run.name for run in load_grid(grid).runs}
     found = [RunDir(path.parent) for path in runs_dir.glob("*/metrics.jsonl")]

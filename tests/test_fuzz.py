@@ -52,7 +52,7 @@ LATE = (
     "diffuse.training.loop",
     "diffuse.evaluation.evaluator",
     "diffuse.sampling.trained_model",
-    "launch.jobs.plan",
+    "launch.grids.plan",
     "launch.comparison.page",
 )
 ENV = {  # nothing is fetched, and nothing is found that the test has not put there

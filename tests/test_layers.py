@@ -25,6 +25,7 @@ DIFFUSE = (
 )
 LAUNCH = (
     ("jobs",),
+    ("grids",),
     ("slurm", "results"),
     ("comparison",),
     ("local", "inspection"),

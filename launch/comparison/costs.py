@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from launch.comparison.wording import score
-from launch.jobs.ledger import noted_costs
+from launch.grids.ledger import noted_costs
 from launch.results.results import Cell, Result
 
 NOTE = (

@@ -16,8 +16,8 @@ from typing import Any
 
 from diffuse.rundir.directory import RunDir
 from diffuse.runtime.errors import DiffuseError, EnvironmentFailed
-from launch.jobs import probe
-from launch.jobs.ledger import Ledger, submissions
+from launch.grids import probe
+from launch.grids.ledger import Ledger, submissions
 from launch.jobs.logs import startup_output
 from launch.slurm import commands
 from launch.slurm.commands import Job

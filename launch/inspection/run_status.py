@@ -14,7 +14,8 @@ from typing import Any
 
 from diffuse.rundir.directory import SILENT_AFTER_S, RunDir, silence_s
 from diffuse.runtime.errors import EnvironmentFailed, UserError
-from launch.jobs.ledger import Ledger, known_configs, noted_axes, submissions
+from launch.grids.ledger import Ledger, known_configs, noted_axes, submissions
+from launch.grids.selection import Where, point
 from launch.jobs.logs import (
     cancellation,
     final_code,
@@ -24,7 +25,6 @@ from launch.jobs.logs import (
     newest_record,
     startup_output,
 )
-from launch.jobs.selection import Where, point
 from launch.slurm import commands
 from launch.slurm.commands import Job, end_reason
 from launch.slurm.live_jobs import job_id, own_job

@@ -8,8 +8,8 @@ from typing import Any
 
 from diffuse.config import processes, schema
 from diffuse.config.section import Section
-from launch.jobs.cluster import Cluster
-from launch.jobs.grid import Entry, GridFile
+from launch.grids.cluster import Cluster
+from launch.grids.grid import Entry, GridFile
 
 INTRODUCTION = """\
 # Settings

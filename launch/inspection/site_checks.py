@@ -14,7 +14,7 @@ from typing import Literal
 
 from diffuse import ROOT
 from diffuse.runtime.errors import DiffuseError
-from launch.jobs.cluster import Cluster
+from launch.grids.cluster import Cluster
 from launch.slurm import commands, executor, nodes
 
 ROOMY_GB = 5  # a grid's checkpoints and samples, with room to spare

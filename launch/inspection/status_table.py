@@ -11,9 +11,9 @@ from rich.text import Text
 
 from diffuse.config import ranges
 from diffuse.runtime import console
+from launch.grids.listing import Listing
+from launch.grids.selection import Where
 from launch.inspection.run_status import RunStatus, counts, run_statuses
-from launch.jobs.listing import Listing
-from launch.jobs.selection import Where
 
 REFRESH_S = 5.0
 MOST_LINES = 500  # nobody reads more

@@ -16,10 +16,10 @@ from rich.text import Text
 
 from diffuse.config import ranges
 from diffuse.runtime import console
-from launch.jobs.estimate import Estimate, in_short, megabytes, unit
-from launch.jobs.listing import Listing
-from launch.jobs.plan import Planned
-from launch.jobs.selection import point
+from launch.grids.estimate import Estimate, in_short, megabytes, unit
+from launch.grids.listing import Listing
+from launch.grids.plan import Planned
+from launch.grids.selection import point
 
 if TYPE_CHECKING:  # a dry run shows its plan without submitit
     from launch.local.pool import Outcome

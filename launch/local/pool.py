@@ -22,11 +22,11 @@ import submitit
 
 from diffuse import ROOT
 from diffuse.runtime.errors import UserError
+from launch.grids.ledger import Ledger
+from launch.grids.plan import Planned
 from launch.jobs import worker as jobs
 from launch.jobs.gpus import share
-from launch.jobs.ledger import Ledger
 from launch.jobs.logs import end_by_signal, last_error
-from launch.jobs.plan import Planned
 from launch.slurm import commands
 
 State = Literal["queued", "training", "evaluating", "done", "interrupted", "failed", "left"]

@@ -11,15 +11,16 @@ from pathlib import Path
 from rich.console import Console
 
 from diffuse import ROOT
-from launch.jobs import mps, probe
-from launch.jobs.cluster import Cluster
-from launch.jobs.estimate import Queue, Task, estimate
+from launch.grids import probe
+from launch.grids.cluster import Cluster
+from launch.grids.estimate import Queue, Task, estimate
+from launch.grids.grid import Grid
+from launch.grids.ledger import Ledger
+from launch.grids.plan import Planned, as_plain, plan, summary
+from launch.grids.speeds import Place
+from launch.jobs import mps
 from launch.jobs.gpus import visible_gpus
-from launch.jobs.grid import Grid
-from launch.jobs.ledger import Ledger
-from launch.jobs.plan import Planned, as_plain, plan, summary
 from launch.jobs.snapshot import require_importable
-from launch.jobs.speeds import Place
 from launch.local import display, pool
 
 

@@ -28,7 +28,7 @@ from diffuse.rundir.evaluations import Figure
 from diffuse.runtime import files
 from diffuse.runtime.errors import DiffuseError, UserError
 from diffuse.runtime.options import shipped_weights, typed_path
-from launch.jobs.selection import Where
+from launch.grids.selection import Where
 
 SCORES = ("fid", "kid", "is")
 WEIGHTS = (".pth", ".safetensors")  # files that enter a comparison beside runs

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from diffuse.runtime.errors import EnvironmentFailed, UserError
-from launch.jobs.cluster import Cluster
+from launch.grids.cluster import Cluster
 
 TIMEOUT_S = 60
 NO_ANSWER = f"no answer for {TIMEOUT_S} s; is Slurm's controller up?"

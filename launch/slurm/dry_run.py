@@ -10,12 +10,12 @@ from typing import Any
 from diffuse.config.validation import Layer
 from diffuse.runtime.console import duration
 from diffuse.runtime.errors import EnvironmentFailed, UserError
+from launch.grids.cluster import GPU_OPTIONS, Cluster, ClusterFile
+from launch.grids.grid import Grid
+from launch.grids.ledger import Ledger
+from launch.grids.listing import Listing
+from launch.grids.plan import Planned
 from launch.jobs import snapshot
-from launch.jobs.cluster import GPU_OPTIONS, Cluster, ClusterFile
-from launch.jobs.grid import Grid
-from launch.jobs.ledger import Ledger
-from launch.jobs.listing import Listing
-from launch.jobs.plan import Planned
 from launch.slurm import commands, nodes, pipeline
 from launch.slurm.live_jobs import live_jobs
 from launch.slurm.pipeline import JobArray, Request

@@ -22,7 +22,7 @@ from submitit.core import utils
 from diffuse.runtime import files
 from diffuse.runtime.errors import UserError
 from diffuse.tracking.connection import folder_settings
-from launch.jobs.cluster import Cluster
+from launch.grids.cluster import Cluster
 from launch.jobs.snapshot import Snapshot, require_importable
 from launch.slurm import commands
 

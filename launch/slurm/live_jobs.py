@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from diffuse.rundir.directory import RunDir
-from launch.jobs.ledger import submissions
+from launch.grids.ledger import submissions
 from launch.jobs.logs import cancellation
 from launch.slurm import commands
 from launch.slurm.commands import Job

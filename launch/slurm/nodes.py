@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from diffuse.runtime.errors import EnvironmentFailed, UserError
-from launch.jobs.cluster import Cluster
+from launch.grids.cluster import Cluster
 from launch.slurm import commands
 from launch.slurm.commands import Partition, Site
 

@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from diffuse.runtime.errors import EnvironmentFailed
+from launch.grids.cluster import Cluster
+from launch.grids.estimate import Queue, Task
+from launch.grids.ledger import Ledger, Submission
+from launch.grids.plan import Planned
+from launch.grids.speeds import Place
 from launch.jobs import pack, worker
-from launch.jobs.cluster import Cluster
-from launch.jobs.estimate import Queue, Task
-from launch.jobs.ledger import Ledger, Submission
-from launch.jobs.plan import Planned
-from launch.jobs.speeds import Place
 
 if TYPE_CHECKING:  # a dry run shows its jobs without submitit
     from launch.slurm.executor import Submitter

@@ -16,14 +16,15 @@ from diffuse.config.validation import Layer
 from diffuse.rundir.directory import RunDir
 from diffuse.runtime import files
 from diffuse.runtime.errors import EnvironmentFailed, UserError
-from launch.jobs import probe, snapshot
-from launch.jobs.cluster import ClusterFile
-from launch.jobs.estimate import estimate
-from launch.jobs.grid import Grid
-from launch.jobs.ledger import Ledger, Submission, known_configs, submissions
+from launch.grids import probe
+from launch.grids.cluster import ClusterFile
+from launch.grids.estimate import estimate
+from launch.grids.grid import Grid
+from launch.grids.ledger import Ledger, Submission, known_configs, submissions
+from launch.grids.plan import Planned, plan, summary
+from launch.grids.selection import Where
+from launch.jobs import snapshot
 from launch.jobs.logs import cancellation
-from launch.jobs.plan import Planned, plan, summary
-from launch.jobs.selection import Where
 from launch.slurm import commands, nodes, pipeline
 from launch.slurm.executor import Submitter, require_readable
 from launch.slurm.live_jobs import live_jobs

@@ -14,7 +14,7 @@ from rich.console import Console
 from diffuse.rundir.directory import RunDir
 from diffuse.runtime import files
 from launch.comparison import costs, export, page, series, table
-from launch.jobs.grid import load_grid
+from launch.grids.grid import load_grid
 from launch.results import results
 from launch.results.grouping import groups
 from launch.results.labels import labels, lines

@@ -15,7 +15,7 @@ from diffuse.rundir.directory import RunDir
 from diffuse.rundir.evaluations import Figure
 from diffuse.runtime import hdf5
 from launch.comparison import export, latex
-from launch.jobs.grid import Overrides, load_grid
+from launch.grids.grid import Overrides, load_grid
 from launch.results.results import Cell, Result
 
 GRID = """

@@ -13,8 +13,8 @@ import diffuse
 from diffuse.config.presets import load_config
 from diffuse.runtime import options
 from diffuse.runtime.errors import UserError
-from launch.jobs.cluster import choose
-from launch.jobs.grid import load_grid
+from launch.grids.cluster import choose
+from launch.grids.grid import load_grid
 from tests import programs
 from tests.programs import ROOT
 

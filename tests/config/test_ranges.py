@@ -10,7 +10,7 @@ import pytest
 from diffuse.config import ranges
 from diffuse.config.presets import load_config, parse_set
 from diffuse.runtime.errors import UserError
-from launch.jobs.grid import load_grid
+from launch.grids.grid import load_grid
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,8 @@ import pytest
 
 from diffuse.config.presets import load_config, parse_set, parse_yaml, read_config
 from diffuse.runtime.errors import UserError
-from launch.jobs.cluster import choose
-from launch.jobs.grid import load_grid
+from launch.grids.cluster import choose
+from launch.grids.grid import load_grid
 
 READERS = {
     "preset": lambda path: load_config(str(path)),

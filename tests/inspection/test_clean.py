@@ -16,7 +16,7 @@ import pytest
 from diffuse.config.presets import load_config
 from diffuse.rundir.directory import RunDir
 from diffuse.runtime import files
-from launch.jobs.ledger import Ledger, Submission
+from launch.grids.ledger import Ledger, Submission
 from tests.cluster.cluster import Cluster
 from tests.programs import ROOT, environment
 

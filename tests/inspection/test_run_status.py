@@ -22,9 +22,9 @@ import pytest
 from diffuse.rundir.attempt import Attempt
 from diffuse.rundir.directory import RunDir
 from diffuse.runtime import files
+from launch.grids.ledger import Ledger, Submission
 from launch.inspection.run_status import run_statuses
 from launch.inspection.status_table import GOING_ON
-from launch.jobs.ledger import Ledger, Submission
 from launch.slurm.commands import Job
 from launch.slurm.live_jobs import live_jobs
 from tests.programs import ROOT, environment

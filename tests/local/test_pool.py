@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from launch.jobs.cluster import Cluster
+from launch.grids.cluster import Cluster
+from launch.grids.grid import load_grid
 from launch.jobs.gpus import share, visible_gpus
-from launch.jobs.grid import load_grid
 from launch.local import pool, sweep
 
 UUID = "GPU-8932f937-d72c-4106-c12f-20bd9faed9f6"

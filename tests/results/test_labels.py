@@ -14,7 +14,7 @@ from diffuse.config.presets import parse_set
 from diffuse.rundir.directory import RunDir
 from diffuse.rundir.evaluations import Figure
 from launch.comparison import table
-from launch.jobs.grid import Overrides, load_grid
+from launch.grids.grid import Overrides, load_grid
 from launch.results import grouping
 from launch.results.labels import labels, titles
 from launch.results.results import Cell, Result

@@ -20,10 +20,10 @@ from diffuse.runtime import files
 from diffuse.runtime.errors import UserError
 from diffuse.sampling.trained_model import load
 from launch.comparison.thumbnails import album
+from launch.grids.grid import load_grid
+from launch.grids.plan import look_at
 from launch.inspection.removable import removable
 from launch.inspection.run_status import run_statuses
-from launch.jobs.grid import load_grid
-from launch.jobs.plan import look_at
 from launch.local.display import show_pictures
 from launch.results.results import read
 

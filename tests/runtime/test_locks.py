@@ -16,7 +16,7 @@ from filelock import FileLock, Timeout
 from diffuse.data.staging import stage_mnist
 from diffuse.rundir import evaluations
 from diffuse.runtime import files, hdf5
-from launch.jobs.ledger import Ledger
+from launch.grids.ledger import Ledger
 from tests import programs
 
 NONE = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)

@@ -10,9 +10,9 @@ import pytest
 from diffuse.config.validation import Layer
 from diffuse.rundir.directory import RunDir
 from diffuse.runtime.errors import UserError
-from launch.jobs.cluster import Cluster
-from launch.jobs.grid import Overrides, load_grid
-from launch.jobs.plan import look_at
+from launch.grids.cluster import Cluster
+from launch.grids.grid import Overrides, load_grid
+from launch.grids.plan import look_at
 from launch.slurm import commands, nodes
 from launch.slurm.commands import Partition, Site
 from launch.slurm.pipeline import Request, job_arrays

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from diffuse.runtime.errors import UserError
+from launch.grids.cluster import choose
 from launch.inspection import node_probe
 from launch.inspection.site_checks import Place
-from launch.jobs.cluster import choose
 from launch.slurm.executor import require_readable
 from tests import programs
 from tests.programs import ROOT

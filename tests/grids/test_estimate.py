@@ -16,12 +16,12 @@ from diffuse.config.validation import Layer
 from diffuse.rundir.directory import RunDir
 from diffuse.runtime import files
 from diffuse.runtime.errors import UserError
-from launch.jobs.cluster import ClusterFile
-from launch.jobs.estimate import Estimate, Queue, Task, estimate, wall
-from launch.jobs.grid import Grid, GridRun
-from launch.jobs.plan import look_at, plan
-from launch.jobs.probe import folder, probes
-from launch.jobs.speeds import Place, Speeds
+from launch.grids.cluster import ClusterFile
+from launch.grids.estimate import Estimate, Queue, Task, estimate, wall
+from launch.grids.grid import Grid, GridRun
+from launch.grids.plan import look_at, plan
+from launch.grids.probe import folder, probes
+from launch.grids.speeds import Place, Speeds
 from launch.slurm import pipeline
 from launch.slurm.pipeline import Request
 from tests import programs

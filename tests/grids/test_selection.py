@@ -10,10 +10,10 @@ from rich.console import Console
 
 from diffuse.rundir.directory import RunDir
 from diffuse.runtime.errors import UserError
+from launch.grids.grid import Grid, load_grid
+from launch.grids.ledger import Ledger
+from launch.grids.selection import Where
 from launch.inspection.run_status import run_statuses
-from launch.jobs.grid import Grid, load_grid
-from launch.jobs.ledger import Ledger
-from launch.jobs.selection import Where
 from launch.results import results
 from launch.results.results import Result
 from launch.slurm import sweep

@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 from rich.text import Text
 
-from launch.jobs.listing import Listing
+from launch.grids.listing import Listing
 
 NAMES = ("cold-unet_noiseless-col-0123abcd", "a-preset-" * 7 + "row-deadbeef", "n" * 150)
 REMARK = "an illegal memory access: /scratch/a-user/with-hyphens/in-a-path/log.txt tells more " * 3

@@ -12,7 +12,7 @@ from diffuse.config import ranges
 from diffuse.rundir import evaluations
 from diffuse.rundir.directory import RunDir
 from diffuse.runtime.errors import UserError
-from launch.jobs.grid import Grid, GridRun
+from launch.grids.grid import Grid, GridRun
 
 State = Literal["done", "running", "new", "resume", "extend"]
 

@@ -14,8 +14,8 @@ from typing import Any
 
 from diffuse.runtime.console import duration
 from diffuse.runtime.errors import UserError
-from launch.jobs.plan import Planned
-from launch.jobs.speeds import Place, Speed, Speeds
+from launch.grids.plan import Planned
+from launch.grids.speeds import Place, Speed, Speeds
 
 MARGIN = 1.25  # of a time limit over the estimate
 ROUND_MIN = 5  # to which a time limit is rounded up

@@ -8,8 +8,8 @@ import pytest
 
 from diffuse.config.presets import parse_set
 from diffuse.runtime.errors import UserError
+from launch.grids.cluster import Cluster, choose
 from launch.inspection.site_checks import sbatch_options
-from launch.jobs.cluster import Cluster, choose
 
 
 def resolved(folder: Path, text: str, *typed: str) -> Cluster:

@@ -27,7 +27,7 @@ from diffuse.config.validation import Layer, validated
 from diffuse.rundir.evaluations import Figure
 from diffuse.runtime.errors import UserError
 from diffuse.training.schedule import Schedule
-from launch.jobs.selection import Where, leaves, nested, sets, value_of, written
+from launch.grids.selection import Where, leaves, nested, sets, value_of, written
 
 # Keys that an entry has words of its own for.
 OWN_WORDS = {

@@ -27,7 +27,7 @@ from diffuse.runtime import files
 from diffuse.runtime.errors import EnvironmentFailed, UserError
 
 if TYPE_CHECKING:
-    from launch.jobs.grid import GridRun
+    from launch.grids.grid import GridRun
 
 
 @dataclass

@@ -12,10 +12,10 @@ from typing import Any
 from diffuse.config.schema import TRAIN_IMAGES, Config
 from diffuse.config.validation import Layer
 from diffuse.runtime.errors import UserError
-from launch.jobs.cluster import Cluster
-from launch.jobs.estimate import Estimate
-from launch.jobs.grid import Grid, GridRun
-from launch.jobs.speeds import Speeds
+from launch.grids.cluster import Cluster
+from launch.grids.estimate import Estimate
+from launch.grids.grid import Grid, GridRun
+from launch.grids.speeds import Speeds
 
 EPOCHS, STEPS = 5, 20  # of a probe, and of its epochs, each of which ends with a measurement
 TIME_MIN = 30  # the limit of its job

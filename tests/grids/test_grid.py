@@ -13,10 +13,10 @@ from diffuse.rundir.directory import RunDir
 from diffuse.rundir.evaluations import Figure
 from diffuse.runtime import files
 from diffuse.runtime.errors import UserError
-from launch.jobs.cluster import choose
-from launch.jobs.grid import Overrides, load_grid
-from launch.jobs.plan import look_at
-from launch.jobs.selection import point
+from launch.grids.cluster import choose
+from launch.grids.grid import Overrides, load_grid
+from launch.grids.plan import look_at
+from launch.grids.selection import point
 from launch.results import results
 
 
