@@ -33,7 +33,7 @@ MODES = {"eager": [], "compile": ["train.compile=true"], "graph": ["train.graph=
 
 @dataclass(frozen=True)
 class Place:
-    """Where it is measured, and until when."""
+    """The device of the measurements, their data, and their deadline."""
 
     name: str  # cuda or cpu
     data_dir: Path
@@ -144,7 +144,7 @@ def profiled(function: Callable[[], object], n: int) -> tuple[float, float]:
 
 
 def log_and_save(place: Place) -> str:
-    """What a training waits for when it logs, and when it saves, in a folder of this machine."""
+    """Milliseconds of one log and of one save, to a folder of this machine."""
     rows = []
     for preset in PRESETS:
         config = load_config(preset)

@@ -179,15 +179,19 @@ class RunDir:
         """The address of its W&B run; "" of one that W&B's server has not seen."""
         return str(files.read_json(self.path / "wandb" / "online.json").get("url") or "")
 
-    def lines(self) -> Iterator[dict[str, Any]]:
+    def lines(self, event: str = "") -> Iterator[dict[str, Any]]:
         """The events as they were written, all those of replayed steps.
 
         Lines that are not whole JSON objects (torn by a death) are skipped.
+
+        Args:
+            event: of this kind alone; lines of others are not parsed.
         """
+        wanted = event.encode()
         with contextlib.suppress(FileNotFoundError), self.metrics_path.open("rb") as file:
             for raw in file:
-                line = files.unsealed(raw)
-                if line is not None and "event" in line:
+                line = files.unsealed(raw) if wanted in raw else None
+                if line is not None and "event" in line and event in ("", line["event"]):
                     yield line
 
     def metrics(self, event: str | None = None) -> list[dict[str, Any]]:

@@ -53,7 +53,7 @@ class TrainLog:
 
     @property
     def is_due(self) -> bool:
-        """Whether enough steps and seconds, or many seconds, have passed since the last `flush`."""
+        """True once `log_every` steps and `log_apart_s` seconds, or WRITE_EVERY_S, have passed."""
         system, seconds = self.config.system, self.clock.since_lap
         is_full = len(self.recorder.pending) >= system.log_every
         return (is_full and seconds >= system.log_apart_s) or seconds > WRITE_EVERY_S

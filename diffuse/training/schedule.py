@@ -50,7 +50,7 @@ class Schedule:
         return step % self.steps_per_epoch == 0
 
     def saves_at(self, epoch: int, is_old: bool) -> bool:
-        """Whether the end of `epoch` is saved.
+        """True for an epoch whose end is saved.
 
         Args:
             is_old: the last checkpoint is old enough for a rolling one to take its place.

@@ -66,74 +66,86 @@ def mean_curve(seeds: Sequence[Points], tie: bool = False) -> Curve:
     return Curve(list(means.items()), band)
 
 
-def curves(
-    lines: Mapping[str, Points | Curve],
-    ylabel: str,
-    looks: Mapping[str, Look],
-    *,
-    log: bool = False,
-    floor: tuple[str, float] | None = None,
-    markers: bool = False,
-    xlabel: str = "epoch",
-) -> Markup:
-    """Lines over epochs, each with the look of its name, `floor` as a grey line; an SVG element.
-
-    Where that cannot be drawn it is a note on the page and on the screen.
+@dataclass(frozen=True)
+class Chart:
+    """Lines over epochs, or over another quantity, each with the look of its name.
 
     Args:
+        log: whether the vertical axis is logarithmic.
+        floor: the name and the height of a grey line; with it, points are marked.
         xlabel: another quantity than epochs; its axis is logarithmic where it spans a decade.
     """
-    title = f"{ylabel} over {'epochs' if xlabel == 'epoch' else xlabel}"
-    drawn = {name: c if isinstance(c, Curve) else Curve(c) for name, c in lines.items()}
-    try:
-        svg = _svg(drawn, ylabel, looks, log, floor, markers, xlabel)
-    except Exception as error:
-        console.note(f"{title}: not drawn: {reason(error)}")
-        return Markup("<p>{}: not drawn: {}</p>").format(title, reason(error))
-    label = escape(f"{title}: {', '.join(list(lines)[:MOST_NAMED])}")
-    return Markup(f'<svg role="img" aria-label="{label}"') + Markup(svg[svg.index("<svg") + 4 :])
 
+    lines: Mapping[str, Curve]
+    ylabel: str
+    looks: Mapping[str, Look]
+    log: bool = False
+    floor: tuple[str, float] | None = None
+    xlabel: str = "epoch"
 
-def draw(
-    axes: Any,
-    lines: Mapping[str, Curve],
-    ylabel: str,
-    looks: Mapping[str, Look],
-    log: bool,
-    floor: tuple[str, float] | None,
-    markers: bool,
-    xlabel: str,
-) -> None:
-    """All of a chart but its legend; see `curves`."""
-    from matplotlib.ticker import MaxNLocator
+    def svg(self) -> Markup:
+        """An SVG element. A chart that cannot be drawn is a note on the page and on the screen."""
+        title = f"{self.ylabel} over {'epochs' if self.xlabel == 'epoch' else self.xlabel}"
+        try:
+            svg = self._svg()
+        except Exception as error:
+            console.note(f"{title}: not drawn: {reason(error)}")
+            return Markup("<p>{}: not drawn: {}</p>").format(title, reason(error))
+        label = escape(f"{title}: {', '.join(list(self.lines)[:MOST_NAMED])}")
+        element = Markup(svg[svg.index("<svg") + 4 :])
+        return Markup(f'<svg role="img" aria-label="{label}"') + element
 
-    for k, (name, curve) in enumerate(lines.items()):
-        colour, dash, marker = looks[name]
-        if curve.band:
-            x, low, high = zip(*curve.band, strict=True)
-            axes.fill_between(x, low, high, color=colour, alpha=0.18, linewidth=0)
-        axes.plot(
-            *zip(*curve.points, strict=True),
-            color=colour,
-            linestyle=dash,
-            marker=marker if markers else None,
-            label=name if k < MOST_NAMED else "_unnamed",
-        )
-    if floor is not None:
-        axes.axhline(floor[1], color="0.35", linestyle=(0, (1, 2)), label=floor[0])
-    if log:
-        plain_log_axis(axes)
-    every = [x for curve in lines.values() for x, _ in curve.points]
-    if xlabel != "epoch" and min(every) > 0 and max(every) >= 10 * min(every):
-        plain_log_axis(axes, "x")
-    elif markers and xlabel == "epoch":
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.set_xlabel(xlabel)
-    axes.set_ylabel(ylabel)
-    axes.grid(True, which="major", color="0.9", linewidth=0.7)
-    axes.grid(True, which="minor", color="0.95", linewidth=0.4)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
+    def draw(self, axes: Any) -> None:
+        """All of it but the legend, on matplotlib's axes."""
+        from matplotlib.ticker import MaxNLocator
+
+        for k, (name, curve) in enumerate(self.lines.items()):
+            colour, dash, marker = self.looks[name]
+            if curve.band:
+                x, low, high = zip(*curve.band, strict=True)
+                axes.fill_between(x, low, high, color=colour, alpha=0.18, linewidth=0)
+            axes.plot(
+                *zip(*curve.points, strict=True),
+                color=colour,
+                linestyle=dash,
+                marker=marker if self.floor else None,
+                label=name if k < MOST_NAMED else "_unnamed",
+            )
+        if self.floor:
+            name, height = self.floor
+            axes.axhline(height, color="0.35", linestyle=(0, (1, 2)), label=name)
+        if self.log:
+            plain_log_axis(axes)
+        every = [x for curve in self.lines.values() for x, _ in curve.points]
+        if self.xlabel != "epoch" and min(every) > 0 and max(every) >= 10 * min(every):
+            plain_log_axis(axes, "x")
+        elif self.floor and self.xlabel == "epoch":
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.set_xlabel(self.xlabel)
+        axes.set_ylabel(self.ylabel)
+        axes.grid(True, which="major", color="0.9", linewidth=0.7)
+        axes.grid(True, which="minor", color="0.95", linewidth=0.4)
+        axes.set_axisbelow(True)
+        axes.spines[["top", "right"]].set_visible(False)
+
+    def _svg(self) -> str:
+        named = min(len(self.lines), MOST_NAMED)
+        with own_style(**STYLE):
+            from matplotlib.figure import Figure
+
+            longest = max(map(len, self.lines))
+            of_floor = len(self.floor[0]) if self.floor else 0
+            fits = longest <= LONG_NAME and longest + of_floor <= WIDE_LEGEND
+            columns = 2 if fits else 1
+            height = 3.3 + 0.2 * -(-(named + 1) // columns)
+            figure = Figure(figsize=(5.4, height), layout="constrained")
+            self.draw(figure.subplots())
+            figure.legend(loc="outside lower center", ncols=columns, fontsize=9, frameon=False)
+            text = io.StringIO()
+            figure.savefig(
+                text, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type"))
+            )
+        return text.getvalue()
 
 
 def plain_log_axis(axes: Any, which: str = "y") -> None:
@@ -145,31 +157,3 @@ def plain_log_axis(axes: Any, which: str = "y") -> None:
     axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
     axis.set_minor_formatter(NullFormatter())
-
-
-def _svg(
-    lines: Mapping[str, Curve],
-    ylabel: str,
-    looks: Mapping[str, Look],
-    log: bool,
-    floor: tuple[str, float] | None,
-    markers: bool,
-    xlabel: str,
-) -> str:
-    named = min(len(lines), MOST_NAMED)
-    with own_style(**STYLE):
-        from matplotlib.figure import Figure
-
-        longest, of_floor = max(map(len, lines)), len(floor[0]) if floor else 0
-        fits = longest <= LONG_NAME and longest + of_floor <= WIDE_LEGEND
-        columns = 2 if fits else 1
-        height = 3.3 + 0.2 * -(-(named + 1) // columns)
-        figure = Figure(figsize=(5.4, height), layout="constrained")
-        axes = figure.subplots()
-        draw(axes, lines, ylabel, looks, log, floor, markers, xlabel)
-        figure.legend(loc="outside lower center", ncols=columns, fontsize=9, frameon=False)
-        text = io.StringIO()
-        figure.savefig(
-            text, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type"))
-        )
-    return text.getvalue()

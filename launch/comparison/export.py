@@ -33,7 +33,7 @@ from PIL import Image
 from diffuse.rundir.plots import Images, look, own_style, spread, tile
 from diffuse.runtime import console, files, hdf5
 from launch.comparison import costs, latex, series
-from launch.comparison.charts import draw
+from launch.comparison.charts import Chart
 from launch.comparison.page import LOSSES
 from launch.comparison.thumbnails import drawn, read_images
 from launch.comparison.wording import CALLS, HEADINGS, SOURCES
@@ -202,18 +202,19 @@ class Export:
         floor: float | None = None,
         xlabel: str = "epoch",
     ) -> Callable[[], Figure]:
-        """A chart with a legend; with the `floor` of real images, its points are marked."""
+        """Draws a chart with a legend, and with the `floor` of real images."""
         known = dict.fromkeys(self.line_of.values())  # a run looks the same in all charts
         looks = {name: look(k) for k, name in enumerate([*known, *(drawn.keys() - known.keys())])}
         real = None if floor is None else ("real test images", floor)
+        chart = Chart(drawn, ylabel, looks, log, real, xlabel)
 
-        def chart() -> Figure:
+        def draw() -> Figure:
             figure = _new(5.5, 3.2 + 0.17 * len(drawn))
-            draw(figure.subplots(), drawn, ylabel, looks, log, real, real is not None, xlabel)
+            chart.draw(figure.subplots())
             figure.legend(loc="outside lower center", ncols=1, fontsize=8, frameon=False)
             return figure
 
-        return chart
+        return draw
 
     def _figure(self, name: str, draw: Callable[[], Figure], caption: str) -> None:
         name = self._unique(name)

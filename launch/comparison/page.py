@@ -13,7 +13,7 @@ from markupsafe import Markup
 from diffuse.rundir.plots import Look, look
 from diffuse.runtime import files
 from launch.comparison import costs, published_figures, series
-from launch.comparison.charts import curves
+from launch.comparison.charts import Chart
 from launch.comparison.thumbnails import album
 from launch.comparison.wording import CALLS, HEADINGS, SOURCES, count, few, heading, score
 from launch.results.axes import Axis, axes, overall
@@ -66,7 +66,7 @@ def render(results: Sequence[Result], runs_dir: Path, title: str) -> str:
     named = dict.fromkeys(line_of.values())
     looks = {name: look(k) for k, name in enumerate(named)}  # one for the whole page
     losses = {
-        title: curves(drawn, "loss", looks, log=True)
+        title: Chart(drawn, "loss", looks, log=True).svg()
         for kind, title in LOSSES.items()
         if (drawn := series.losses(results, kind, line_of))
     }
@@ -132,9 +132,8 @@ def _charts(
     for key, caption in CAPTIONS.items():
         if drawn := series.over_epochs(column, key, line_of):
             floor = _floor(column, key)
-            is_log = key == "fid"
-            chart = curves(drawn, HEADINGS[key], looks, log=is_log, floor=floor, markers=True)
-            charts.append((caption, chart))
+            chart = Chart(drawn, HEADINGS[key], looks, log=key == "fid", floor=floor)
+            charts.append((caption, chart.svg()))
     for k, (unit, drawn) in enumerate(series.over_hours(column, line_of).items(), start=1):
         caption = f"FID over {unit}, logarithmic, lower is better."
         charts.insert(k, (caption, _fid(drawn, looks, column, unit)))  # beside FID over epochs
@@ -164,7 +163,7 @@ def _axis_chart(axis: Axis, column: Column) -> Markup | None:
 
 def _fid(drawn: series.Lines, looks: Mapping[str, Look], column: Column, xlabel: str) -> Markup:
     floor = _floor(column, "fid")
-    return curves(drawn, "FID", looks, log=True, floor=floor, markers=True, xlabel=xlabel)
+    return Chart(drawn, "FID", looks, log=True, floor=floor, xlabel=xlabel).svg()
 
 
 def _floor(column: Column, key: str) -> tuple[str, float]:

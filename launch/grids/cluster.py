@@ -115,21 +115,24 @@ class Cluster(Section):
         return self
 
     @property
+    def slots(self) -> int:
+        """Runs that the GPUs of a job have room for at the same time."""
+        return max(1, self.gpus_per_node) * self.runs_per_gpu
+
+    @property
     def pack_size(self) -> int:
         """Runs in a job, at most."""
-        slots = max(1, self.gpus_per_node) * self.runs_per_gpu
-        return self.runs_per_job or (slots if self.runs_per_gpu > 1 else 1)
+        return self.runs_per_job or (self.slots if self.runs_per_gpu > 1 else 1)
 
     @property
     def is_packed(self) -> bool:
-        """Whether a job has several runs, and so each of them one rank."""
+        """True for a job of several runs; each of them has one rank."""
         return self.pack_size > 1
 
     @property
     def at_once(self) -> int:
         """Runs of a job that are trained at the same time."""
-        slots = max(1, self.gpus_per_node) * self.runs_per_gpu
-        return min(self.pack_size, slots) if self.is_packed else 1
+        return min(self.pack_size, self.slots) if self.is_packed else 1
 
     @property
     def pack_words(self) -> str:
@@ -157,8 +160,12 @@ class Cluster(Section):
     def without_gpus(self) -> Cluster:
         """The same for a job on one node's CPU."""
         extra = {key: value for key, value in self.extra.items() if key not in GPU_OPTIONS}
+        return self.unpacked().model_copy(update={"nodes": 1, "gpus_per_node": 0, "extra": extra})
+
+    def unpacked(self) -> Cluster:
+        """The same for jobs of one run each."""
         alone = {"runs_per_gpu": 1, "runs_per_job": 1, "mps": False}
-        return self.model_copy(update={"nodes": 1, "gpus_per_node": 0, "extra": extra, **alone})
+        return self.model_copy(update=alone)
 
 
 @dataclass(frozen=True)

@@ -153,7 +153,7 @@ class Estimate:
             )
 
     def remarks(self, is_submitted: bool = False) -> Iterator[str]:
-        """Where the time limit of jobs and the time that they need differ.
+        """Differences between the time limit of jobs and the time that they need.
 
         Args:
             is_submitted: leaves out the limits that are long enough.

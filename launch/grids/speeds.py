@@ -69,12 +69,10 @@ class Trained:
         """The median of its seconds a step; each attempt's first measurement is its warm-up."""
         first: dict[int, float] = {}
         later = []
-        with contextlib.suppress(OSError), self.run.metrics_path.open("rb") as file:
-            for raw in file:
-                event = files.unsealed(raw) if b'"speed"' in raw else None
-                if event and event.get("event") == "speed" and event.get("images_per_s"):
-                    seconds = self.global_batch / event["images_per_s"]
-                    attempt = event.get("attempt", 0)
+        with contextlib.suppress(OSError):
+            for line in self.run.lines("speed"):
+                if rate := line.get("images_per_s"):
+                    seconds, attempt = self.global_batch / rate, line.get("attempt", 0)
                     if attempt in first:
                         later.append(seconds)
                     first.setdefault(attempt, seconds)

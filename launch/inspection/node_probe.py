@@ -45,8 +45,8 @@ def _submit(place: Place, folder: Path, answer: Path) -> str:
     """The job's id; EnvironmentFailed where Slurm refuses it."""
     minutes = min(place.settings.time or 5, 5)
     extra = {**place.settings.extra, "no-requeue": True}
-    alone = {"runs_per_gpu": 1, "runs_per_job": 1}  # ranks as of a run with a job of its own
-    settings = place.settings.model_copy(update={"time": minutes, "extra": extra, **alone})
+    changes = {"time": minutes, "extra": extra}
+    settings = place.settings.unpacked().model_copy(update=changes)
     gpus = settings.gpus_per_node
     is_shared = resources(settings, LEAST_RANKS)["ntasks_per_node"] > gpus
     options = [f"--gpus={gpus}", *(["--shared-gpu"] if is_shared else [])]

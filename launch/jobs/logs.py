@@ -12,14 +12,8 @@ from diffuse.rundir.directory import RunDir
 from diffuse.runtime import files
 from launch.jobs.program import INTERRUPTED
 
-RESUMABLE = (
-    INTERRUPTED,
-    130,
-    -2,
-    -10,
-    -12,
-    -15,
-)  # interrupted, or killed by a signal that asks to end
+# Interrupted, or killed by a signal that asks to end.
+RESUMABLE = (INTERRUPTED, 130, -2, -10, -12, -15)
 # The usual cause of an end by a signal. NCCL aborts a program whose collective lasts too long.
 CAUSES = {
     "SIGKILL": "out of memory?",

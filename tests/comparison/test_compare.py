@@ -170,9 +170,9 @@ def test_every_cell_of_a_grid_is_a_row_and_the_best_is_over_all(runs: Path) -> N
 
 def test_a_run_looks_the_same_in_every_chart_of_a_page() -> None:
     """By its name, whoever else is in the chart; 28 are told apart without their markers."""
-    points = [(1.0, 2.0), (2.0, 1.0)]
+    curve = charts.Curve([(1.0, 2.0), (2.0, 1.0)])
     looks = {"a": look(0), "b": look(1)}
-    alone = charts.curves({"b": points}, "loss", looks)
+    alone = charts.Chart({"b": curve}, "loss", looks).svg()
     assert looks["b"].colour.lower() in alone.lower()
     assert looks["a"].colour.lower() not in alone.lower()
     assert len({look(k)[:2] for k in range(28)}) == 28

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import random
 import shutil
 import signal
 import subprocess
@@ -126,16 +127,32 @@ def _assert_survived(lab: Lab, twin: RunDir) -> None:
     ), "an older attempt wrote after a newer one had begun"
 
 
+def _preempt(lab: Lab, rng: random.Random, times: int) -> None:
+    """Take the nodes from the training, each time at some moment after a step."""
+    for _ in range(times):
+        lab.wait_training()
+        time.sleep(rng.uniform(0, 2))
+        urgent = lab.cluster.slurm(*URGENT, "--wrap=sleep 300").strip()
+        lab.cluster.wait_for(urgent, "RUNNING")
+        lab.cluster.slurm("scancel", urgent)
+
+
+def _lose_node(lab: Lab, rng: random.Random) -> None:
+    """Kill node1, on which the jobs run, and bring it back once Slurm has noticed."""
+    lab.wait_training(rng.randint(1, 40))
+    lab.cluster.kill_node("node1")
+    try:
+        states = lambda: lab.cluster.slurm("squeue", "-h", "-o%T")  # noqa: E731
+        wait_until(lambda: "RUNNING" not in states(), 300, "NODE_FAIL")
+    finally:
+        lab.cluster.start_slurmd("node1")
+
+
 def _preemption_storm(drill: Drill, cluster: Cluster, twin: RunDir, k: int) -> None:
     rng = drill.rng("storm", k)
     with _lab(drill, cluster, "preemption, again and again", DDPM % EPOCHS, 3) as lab:
         lab.sweep("--no-evaluate", "--cluster-set=partition=preempt")
-        for _ in range(3):
-            lab.wait_training()
-            time.sleep(rng.uniform(0, 2))
-            urgent = cluster.slurm(*URGENT, "--wrap=sleep 300").strip()
-            cluster.wait_for(urgent, "RUNNING")
-            cluster.slurm("scancel", urgent)
+        _preempt(lab, rng, times=3)
         _assert_survived(lab, twin)
 
 
@@ -171,13 +188,7 @@ def _node_dies(drill: Drill, cluster: Cluster, twin: RunDir, k: int) -> None:
     rng = drill.rng("node", k)
     with _lab(drill, cluster, "node death", DDPM % EPOCHS) as lab:
         lab.sweep("--no-evaluate", "--cluster-set=extra={nodelist: node1}")
-        lab.wait_training(rng.randint(1, 40))
-        cluster.kill_node("node1")
-        try:
-            states = lambda: cluster.slurm("squeue", "-h", "-o%T")  # noqa: E731
-            wait_until(lambda: "RUNNING" not in states(), 300, "NODE_FAIL")
-        finally:
-            cluster.start_slurmd("node1")
+        _lose_node(lab, rng)
         _assert_survived(lab, twin)
 
 
@@ -185,12 +196,7 @@ def _pack_is_preempted(drill: Drill, cluster: Cluster, twin: RunDir, k: int) -> 
     rng = drill.rng("pack", k)
     with _lab(drill, cluster, "preemption of a job of two runs", PAIR, 2) as lab:
         lab.sweep("--no-evaluate", "--cluster-set=partition=preempt")
-        for _ in range(2):
-            lab.wait_training()
-            time.sleep(rng.uniform(0, 2))
-            urgent = cluster.slurm(*URGENT, "--wrap=sleep 300").strip()
-            cluster.wait_for(urgent, "RUNNING")
-            cluster.slurm("scancel", urgent)
+        _preempt(lab, rng, times=2)
         _assert_survived(lab, twin)
 
 
@@ -198,13 +204,7 @@ def _pack_loses_its_node(drill: Drill, cluster: Cluster, twin: RunDir, k: int) -
     rng = drill.rng("pack's node", k)
     with _lab(drill, cluster, "node death under a job of two runs", PAIR) as lab:
         lab.sweep("--no-evaluate", "--cluster-set=extra={nodelist: node1}")
-        lab.wait_training(rng.randint(1, 40))
-        cluster.kill_node("node1")
-        try:
-            states = lambda: cluster.slurm("squeue", "-h", "-o%T")  # noqa: E731
-            wait_until(lambda: "RUNNING" not in states(), 300, "NODE_FAIL")
-        finally:
-            cluster.start_slurmd("node1")
+        _lose_node(lab, rng)
         _assert_survived(lab, twin)
 
 

@@ -36,8 +36,9 @@ plots.image_panels(folder / "panels.png", [("a $ b", grid)], title="run")
 plots.strip(folder / "strip.png", grid[None], "abcd", title="run")
 plots.loss_curve(folder / "loss.png", steps, title="run")
 plots.epoch_curves(folder / "fid.png", curves, {"real": 1.0}, "FID", title="run")
-chart = charts.curves(curves, "FID", {"ddim-50": plots.look(0)}, log=True)
-(folder / "chart.svg").write_text(chart)
+lines = {"ddim-50": charts.Curve(curves["ddim-50"])}
+chart = charts.Chart(lines, "FID", {"ddim-50": plots.look(0)}, log=True)
+(folder / "chart.svg").write_text(chart.svg())
 """
 WIDE = "--set=model.channels=8,8"
 NAMES = {"panels.png", "strip.png", "loss.png", "fid.png", "chart.svg"}
@@ -113,8 +114,8 @@ def test_a_picture_that_cannot_be_drawn_is_one_note(
     path = tmp_path / "loss.png"
     assert not plots.loss_curve(path, [{"event": "step", "step": 1, "loss": 1.0}])
     assert not path.exists()
-    chart = charts.curves({"<a>": [(1, 2.0)]}, "FID", {"<a>": plots.look(0)})
-    assert chart == "<p>FID over epochs: not drawn: RuntimeError: no font</p>"
+    chart = charts.Chart({"<a>": charts.Curve([(1, 2.0)])}, "FID", {"<a>": plots.look(0)})
+    assert chart.svg() == "<p>FID over epochs: not drawn: RuntimeError: no font</p>"
     said = capsys.readouterr().err.splitlines()
     assert said == [
         f"{path}: not drawn: RuntimeError: no font",
