@@ -35,13 +35,13 @@ GROUPS = {file: group for group, files in SHARED.items() for file in files}
 # The groups that take longest: they begin first.
 LONGEST = (
     *("slurm-0", "slurm-1", "test_drill", "test_training", "test_evaluate", "test_fuzz"),
-    *("test_tracking", "test_compare", "test_sweep", "test_sample"),
+    *("test_tracking", "test_uploads", "test_compare", "test_sweep", "test_sample"),
 )
 
 # What `make test-fast` leaves out, beside what runs on Slurm.
 SLOW = {
     *("test_drill", "test_cluster", "test_fuzz", "test_image", "test_notebook", "test_compare"),
-    *("test_evaluate", "test_reference_features", "test_tracking", "test_secrets"),
+    *("test_evaluate", "test_reference_features", "test_tracking", "test_uploads", "test_secrets"),
     *("test_distributed", "test_lowest_versions", "test_nameless"),
     *("test_gpu_runs", "test_gpu_steps"),
 }

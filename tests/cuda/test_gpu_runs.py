@@ -116,25 +116,24 @@ def test_a_deterministic_training_repeats_bit_for_bit(
     record_property("seen", weights(again))
 
 
-def test_a_killed_training_goes_on_bit_for_bit(
-    undisturbed: RunDir, preset: str, options: Options, tmp_path: Path, record_property: Seen
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [(signal.SIGKILL, -signal.SIGKILL), (signal.SIGTERM, 75)],
+    ids=["killed", "preempted"],
+)
+def test_a_disturbed_training_goes_on_bit_for_bit(
+    number: int,
+    code: int,
+    undisturbed: RunDir,
+    preset: str,
+    options: Options,
+    tmp_path: Path,
+    record_property: Seen,
 ) -> None:
     line = options(preset, tmp_path)
     with past_first_checkpoint(line, tmp_path) as (training,):
-        training.kill()
-        assert training.wait() == -signal.SIGKILL, "it was done before the kill"
-    resumed = finished(line)
-    assert_same_training(resumed, undisturbed, EPOCHS)
-    record_property("seen", weights(resumed))
-
-
-def test_a_preempted_training_saves_and_goes_on_bit_for_bit(
-    undisturbed: RunDir, preset: str, options: Options, tmp_path: Path, record_property: Seen
-) -> None:
-    line = options(preset, tmp_path)
-    with past_first_checkpoint(line, tmp_path) as (training,):
-        training.send_signal(signal.SIGTERM)
-        assert training.wait() == 75, "it was done before the signal"
+        training.send_signal(number)
+        assert training.wait() == code, "it was done before the signal"
     resumed = finished(line)
     assert_same_training(resumed, undisturbed, EPOCHS)
     record_property("seen", weights(resumed))

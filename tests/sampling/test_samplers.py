@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import itertools
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from diffuse import models
 from diffuse.config.processes import AveragingConfig, DdpmConfig, ProcessConfig
@@ -19,12 +18,14 @@ from diffuse.models.averaging import Averaging
 from diffuse.models.ddpm import Ddpm, timesteps
 from diffuse.models.process import Network, Process, Sampling
 from diffuse.runtime.errors import UserError
-from diffuse.sampling.generate import CHUNK, ImageNoise, from_images, from_noise, generate
-from diffuse.sampling.labels import conditioned, drawn
+from diffuse.sampling.generate import CHUNK, ImageNoise, from_noise, generate
 
 T = 40
+
 CPU = torch.device("cpu")
+
 DDPM = DdpmConfig(kind="ddpm", timesteps=T, beta_1=1e-3, beta_2=0.2)
+
 COLD = AveragingConfig(kind="averaging", orientation="row")
 
 
@@ -367,138 +368,3 @@ def test_a_sampler_is_read_as_it_is_written(text: str) -> None:
     assert str(SamplerSpec.parse(text, DDPM)) == text
     tiny = SamplerSpec.parse("ddim-5", DDPM, eta=1e-5)
     assert SamplerSpec.parse(str(tiny), DDPM) == tiny
-
-
-def test_the_mixture_finds_components_and_each_draw_belongs_to_its_index(data_dir: Path) -> None:
-    from diffuse.data.tensors import load_split
-    from diffuse.sampling import prior
-
-    process = Averaging.from_config(
-        AveragingConfig(kind="averaging", orientation="row", group=7), seed=0, amplitude=0.5
-    )
-    images = load_split(data_dir, "train", 3000).images
-    fitted = prior.fit(images, process, seed=0)
-    assert len(fitted.weights) == max(fitted.held_out, key=lambda k: fitted.held_out[k]) > 1
-    drawn = fitted.sample(0, range(2000), 0.5)  # [2000, 1, 4]
-    assert torch.equal(fitted.sample(0, [7], 0.5), drawn[7:8])
-    assert drawn.min() >= -0.5
-    assert drawn.max() <= 0.5
-    real = process.summary(images[:, None].float() / 255 - 0.5)[:, 0]
-    assert (drawn[:, 0].mean(0) - real.mean(0)).abs().max() < 0.02
-    assert (torch.corrcoef(drawn[:, 0].T) - torch.corrcoef(real.T)).abs().max() < 0.1
-
-
-def test_too_few_images_have_no_distribution(data_dir: Path) -> None:
-    from diffuse.data.tensors import load_split
-    from diffuse.sampling import prior
-
-    process = Averaging.from_config(COLD, seed=0, amplitude=0.5)
-    fewest = load_split(data_dir, "train", prior.FEWEST_IMAGES).images
-    assert torch.isfinite(prior.fit(fewest, process, seed=0).sample(0, [0], 0.5)).all()
-    with pytest.raises(UserError, match=r"12 training images or more; this run has 11"):
-        prior.fit(fewest[1:], process, seed=0)
-
-
-class Labelled(nn.Module):
-    """Its prediction is the label, of which 10 stands for none."""
-
-    classes = 10
-
-    def forward(self, x: Tensor, time: Tensor, label: Tensor) -> Tensor:
-        return label[:, None, None, None].float().expand_as(x).clone()
-
-
-@pytest.mark.parametrize("guidance", [0.0, 0.5, 3.0])
-def test_guidance_is_the_papers_formula(guidance: float) -> None:
-    x, time = torch.randn(3, 1, 28, 28), torch.ones(3)
-    labels = torch.tensor([1, 7, 9])
-    found = conditioned(Labelled(), labels, guidance)(x, time)
-    wanted = (1 + guidance) * labels - guidance * 10
-    torch.testing.assert_close(found, wanted[:, None, None, None].float().expand_as(x))
-
-
-def test_the_label_of_an_image_depends_on_its_number_alone_and_all_digits_come() -> None:
-    labels = drawn(10, 0, range(2000))
-    assert torch.equal(drawn(10, 0, [1999]), labels[1999:])
-    counts = torch.bincount(labels, minlength=10)
-    assert len(counts) == 10 and (counts - 200).abs().max() < 5 * 180**0.5
-
-
-def test_images_of_a_digit_are_told_that_digit_in_every_batch() -> None:
-    ddpm = Ddpm.from_config(DDPM.model_copy(update={"prediction": "x0"}))
-    spec = SamplerSpec.parse("ddim-2", DDPM)
-    more = {"seed": 0, "amplitude": 10.0, "device": CPU}
-
-    def means(labels: list[int] | None, batch: int) -> list[int]:
-        x = generate(
-            Labelled(),
-            ddpm,
-            spec,
-            from_noise(ddpm),
-            indices=range(5),
-            labels=labels,
-            batch=batch,
-            **more,
-        )
-        return [round(float(image.mean())) for image in x]
-
-    assert means([7, 3, 9, 1, 5], 2) == [7, 3, 9, 1, 5]
-    assert means(None, 2) == means(None, 5) == drawn(10, 0, range(5)).tolist()
-
-
-def test_a_kept_prior_is_the_fitted_one_and_a_damaged_one_is_fitted_anew(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    from diffuse.sampling import prior
-
-    covariance = torch.eye(3, dtype=torch.float64)[None] / 7
-    one = prior.Prior(torch.ones(1).double(), torch.rand(1, 3).double(), covariance, {1: 0.1})
-    fits = []
-
-    def fitted() -> prior.Prior:
-        fits.append(1)
-        return one
-
-    path = tmp_path / "prior.h5"
-    for key, n in (("a", 1), ("a", 1), ("b", 2), ("b", 2)):
-        found = prior.kept(path, key, fitted)
-        assert len(fits) == n, "fitted once for each key"
-        assert torch.equal(found.sample(0, range(4), 0.5), one.sample(0, range(4), 0.5))
-        assert found.held_out == {1: 0.1}
-    assert not capsys.readouterr().err
-    path.write_bytes(b"torn")
-    assert torch.equal(prior.kept(path, "b", fitted).means, one.means)
-    assert len(fits) == 3
-    assert "fitted anew" in capsys.readouterr().err
-    prior.kept(path, "b", fitted)
-    assert len(fits) == 3
-    prior.kept(tmp_path / "file" / "x", "b", fitted)
-
-
-@pytest.mark.parametrize("name", [*DDPM.samplers, "ddim-3-w1", "ancestral-w2", *COLD.samplers])
-def test_a_sampler_calls_the_network_for_each_image_as_often_as_it_says(name: str) -> None:
-    settings: ProcessConfig = COLD if name in COLD.samplers else DDPM
-    if isinstance(settings, DdpmConfig):
-        process: Process = Ddpm.from_config(settings)
-    else:
-        process = Averaging.from_config(settings, 0, 0.5)
-    spec = SamplerSpec.parse(name, settings)
-    network, images = Labelled(), 0
-
-    def count(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        nonlocal images
-        images += len(inputs[0])
-
-    network.register_forward_pre_hook(count)
-    generate(
-        network,
-        process,
-        spec,
-        from_images(process, torch.zeros(3, 1, 28, 28)),
-        seed=0,
-        indices=range(3),
-        amplitude=0.5,
-        device=CPU,
-        batch=2,
-    )
-    assert images == 3 * spec.network_calls

@@ -13,7 +13,7 @@ from diffuse.config.presets import load_config, parse_set
 from diffuse.rundir.cost import Spent
 from diffuse.tracking.rows import cost_row, figure_row, summary
 from tests import programs
-from tests.tracking.test_tracking import EVALUATION
+from tests.tracking.runs import EVALUATION
 from tests.wandb_server import KEY, server
 
 
