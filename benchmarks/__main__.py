@@ -53,7 +53,7 @@ def main(
     precision = resolve_precision("auto", torch.device("cpu"))
     threads = torch.get_num_threads()
     table = Table(title=f"CPU, {threads} threads, {precision}, batch {BATCH}")
-    for heading in ("what", "this project", "the other", "ratio", "limit"):
+    for heading in ("subject", "this project", "the other", "ratio", "limit"):
         table.add_column(heading, overflow="fold")
     benches = (
         training_step,

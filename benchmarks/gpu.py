@@ -1,4 +1,4 @@
-"""A GPU held against what the README and docs/gpu.md claim, and its speeds: `make gpu`.
+"""A GPU held against the claims of the README and docs/gpu.md, and its speeds: `make gpu`.
 
 Claims are the tests marked `cuda`, each with its verdict; speeds are measured beside them. One page
 of Markdown goes to a file and to the terminal, within eight minutes.
@@ -43,7 +43,7 @@ def main(
         str, typer.Option("--device", help="cuda; cpu tries the command where there is no GPU.")
     ] = "cuda",
     minutes: Annotated[
-        float, typer.Option(min=0.1, help="What has not begun by then is left out.")
+        float, typer.Option(min=0.1, help="A part that has not begun by then is left out.")
     ] = 8.0,
     only: Annotated[
         list[str] | None, typer.Option(help="A part, such as claims or steps; repeatable.")
@@ -105,7 +105,7 @@ def environment(place: torch.device) -> str:
 
 
 def claims(place: Place) -> str:
-    """Each test's claim, its verdict, and what it has seen."""
+    """Each test's claim, its verdict, and its findings."""
     with tempfile.TemporaryDirectory() as folder:
         results = Path(folder) / "results.xml"
         limit = CLAIMS_SHARE * place.seconds_left

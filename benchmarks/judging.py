@@ -1,4 +1,4 @@
-"""What judging images costs: the real side kept or made again; features beside torch-fidelity's.
+"""The cost of judging images: the real side kept or made again; features beside torch-fidelity's.
 
 No weights of Inception are needed: where none are staged, random ones of its layout are used, with
 which every layer does the same work.
@@ -40,7 +40,7 @@ def cached_fid(config: Config, data_dir: Path, precision: str, rounds: int) -> t
     Both begin with the images and end with the number; the kept file is read anew each time.
     """
     extractor, seen = counted(load_extractor("classifier", data_dir, CPU))
-    images = load_split(data_dir, "test", N).images  # what they show costs nothing
+    images = load_split(data_dir, "test", N).images  # their content costs nothing
 
     def score(real: Moments) -> float:
         return fid(real, extractor(images)[0])
@@ -91,8 +91,8 @@ def inception_features(
             feature_extractor_weights_path=str(weights / INCEPTION),
         )
     kind = "staged" if staged else "random"
-    what = f"features of {INCEPTION_N} images by Inception ({kind} weights)"
-    return extraction(what, extractor, theirs, images, 3, INCEPTION_BATCH, rounds)
+    subject = f"features of {INCEPTION_N} images by Inception ({kind} weights)"
+    return extraction(subject, extractor, theirs, images, 3, INCEPTION_BATCH, rounds)
 
 
 def classifier_features(
@@ -101,13 +101,13 @@ def classifier_features(
     """Images per second through the classifier, here and put into torch-fidelity's loop."""
     images = load_split(data_dir, "test", CLASSIFIER_N).images
     extractor = load_extractor("classifier", data_dir, CPU)
-    what = f"features of {CLASSIFIER_N:,} images by the classifier"
+    subject = f"features of {CLASSIFIER_N:,} images by the classifier"
     theirs = FidelityClassifier()
-    return extraction(what, extractor, theirs, images, 1, CLASSIFIER_BATCH, rounds)
+    return extraction(subject, extractor, theirs, images, 1, CLASSIFIER_BATCH, rounds)
 
 
 def extraction(
-    what: str,
+    subject: str,
     extractor: Extractor,
     theirs: FeatureExtractorBase,
     images: Tensor,
@@ -148,7 +148,7 @@ def extraction(
     ratios = sorted(b / a for a, b in took)
     low, high = ratios[len(ratios) // 4], ratios[-1 - len(ratios) // 4]
     return (
-        f"{what}, fp32, batch {batch}, against torch-fidelity's",
+        f"{subject}, fp32, batch {batch}, against torch-fidelity's",
         f"{mine:.3g} images/s",
         f"{their:.3g} images/s",
         f"{statistics.median(ratios):.3f} (quartiles {low:.3f}, {high:.3f});"

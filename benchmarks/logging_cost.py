@@ -1,4 +1,4 @@
-"""What logging costs the training loop: blocks of steps with it and without, in turn."""
+"""The cost of logging to the training loop: blocks of steps with it and without, in turn."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from diffuse.training.log import TrainLog
 from diffuse.training.schedule import Schedule
 from diffuse.training.state import TrainState
 
-BLOCK = 10  # steps; the default writes every 50, so what is measured is more than it costs
+BLOCK = 10  # steps; the default writes every 50, so the measured cost is an upper bound
 WARM_UP_S = 8.0  # W&B's client starts in this time, once a run
 
 

@@ -32,7 +32,7 @@ class Steps:
     ) -> None:
         """
         Args:
-            attempt: publishes what `log.flush` brings to disk; default: nothing is published.
+            attempt: publishes the rows of `log.flush`; default: nothing is published.
         """
         world = World(rank=0, local_rank=0, size=1, device=device)
         self.state = TrainState.fresh(config, device, precision)

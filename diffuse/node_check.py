@@ -1,4 +1,4 @@
-"""What only a compute node can tell: GPUs, the way between ranks, the files that jobs read.
+"""Checks that only a compute node can make: GPUs, the way between ranks, the files that jobs read.
 
 Run by `python launch/doctor.py --job`, on every rank: `python -m diffuse.node_check ANSWER.json`.
 """

@@ -66,7 +66,7 @@ def _show_log(runs_dir: Path, name: str) -> None:
 
     run = RunDir(runs_dir / name)
     jobs = [job for s in submissions(runs_dir) for job in s.jobs if job["run"] == name]
-    # What the last job printed where its program could not start, and so has no log
+    # The last job's output, where its program could not start and so has no log
     begun = [job for job in jobs if job["job_id"]]
     path = (startup_output(run, begun[-1]) if begun else None) or newest_log(run)
     if path is None:

@@ -240,7 +240,7 @@ def _estimate(
 def _show_plan(
     title: str, planned: list[Planned], jobs: DryRun | None, as_json: bool, scripts: bool
 ) -> None:
-    """Print a dry run: what is there and what is missing; on a cluster, the jobs for that."""
+    """Print a dry run: the cells done and missing; on a cluster, the jobs for the latter."""
     from diffuse.runtime.console import screen
     from launch.grids.plan import as_plain, summary
 

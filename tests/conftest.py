@@ -38,7 +38,7 @@ LONGEST = (
     *("test_tracking", "test_uploads", "test_compare", "test_sweep", "test_sample"),
 )
 
-# What `make test-fast` leaves out, beside what runs on Slurm.
+# Tests that `make test-fast` leaves out, beside those on Slurm.
 SLOW = {
     *("test_drill", "test_cluster", "test_fuzz", "test_image", "test_notebook", "test_compare"),
     *("test_evaluate", "test_reference_features", "test_tracking", "test_uploads", "test_secrets"),
@@ -106,7 +106,7 @@ def slurm_without_accounting() -> Iterator[Cluster]:
 
 @pytest.fixture(scope="session")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory, data_dir: Path) -> RunDir:
-    """What the disturbed trainings must equal, trained here without Slurm."""
+    """The run that disturbed trainings must equal, trained here without Slurm."""
     folder = tmp_path_factory.mktemp("undisturbed")
     done = programs.run(
         "diffuse.train",

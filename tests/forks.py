@@ -2,8 +2,8 @@
 
 A fork is the program's own process, with its arguments, environment, folder and streams. The
 libraries are loaded already; the project's own code is imported afresh, from where `python -m`
-would take it. Two things differ. What a library reads of the environment while it is imported
-(OMP_NUM_THREADS) is as for `tests.programs.environment`. And a fork ends when its threads and its
+would take it. Two things differ. Variables that a library reads while it is imported
+(OMP_NUM_THREADS) are as for `tests.programs.environment`. And a fork ends when its threads and its
 exit handlers have: that Python then takes itself apart costs more than most starts.
 """
 
@@ -31,7 +31,7 @@ from typing import NoReturn
 
 ROOT = Path(__file__).resolve().parent.parent
 
-# What the programs import, early or late.
+# Imported by the programs, early or late.
 LIBRARIES = (
     *("torch", "torch._dynamo", "torch.distributed.run", "torchmetrics.image", "torchvision"),
     *("sklearn.mixture", "scipy.linalg", "matplotlib.figure", "matplotlib.pyplot", "h5py"),
@@ -71,7 +71,7 @@ class Fork:
         return self.returncode
 
     def communicate(self, timeout: float | None = None) -> tuple[str, str]:
-        """What it has printed when it ends."""
+        """Its output, when it has ended."""
         self.wait(timeout)
         with self._out as out, self._err as err:
             for file in (out, err):

@@ -1,4 +1,4 @@
-"""Running the project's programs as a user does, and comparing what they leave behind."""
+"""Running the project's programs as a user does, and comparing the files that they leave."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def run(
     afresh: bool = False,
     **env: str,
 ) -> subprocess.CompletedProcess[str]:
-    """Run a program to its end and return what it printed.
+    """Run a program to its end and return its output.
 
     Args:
         afresh: by a new interpreter, and torchrun for several ranks, not as forks.
@@ -101,7 +101,7 @@ def run(
 
 
 def place(rank: int, ranks: int, port: int) -> dict[str, str]:
-    """What torchrun puts into the environment of a rank; nothing where it is the only one."""
+    """The variables that torchrun gives to a rank; nothing where it is the only one."""
     if ranks == 1:
         return {}
     numbers = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks}
@@ -162,7 +162,7 @@ def assert_same(a: Any, b: Any, place: str) -> None:
 
 
 def strip(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Events without what may differ between attempts."""
+    """Events without the fields that may differ between attempts."""
     return [{k: v for k, v in e.items() if k not in ("attempt",)} for e in events]
 
 

@@ -63,7 +63,7 @@ ENV = {  # nothing is fetched, and nothing is found that the test has not put th
     "DIFFUSE_DATA": "no data",
     "SLURM_CONF": os.devnull,
 }
-RUNS_IT = "touch ran"  # what must never be run
+RUNS_IT = "touch ran"  # the command that must never run
 NASTY = st.sampled_from(
     [
         *("", " ", "0", "1", "-1", "2", "nan", "inf", "-inf", "1e999", "0x10", "1_0", str(2**63)),
@@ -96,7 +96,7 @@ slow = settings(
 
 @pytest.fixture(scope="module", autouse=True)
 def loaded() -> None:
-    """What the forks need not load."""
+    """Loaded here, so that the forks need not."""
     torch.set_num_threads(1)  # a pool of threads would not live through a fork
     for name in (*PROGRAMS, *LATE):
         importlib.import_module(name)
@@ -120,7 +120,7 @@ def folder(tmp_path: Path, trained: Path) -> Path:
 
 
 def run(module: str, arguments: list[str], folder: Path) -> str:
-    """Run it in `folder`; what it said. Where it is refused the folder is as before."""
+    """Run it in `folder`; its output. Where it is refused the folder is as before."""
     log = folder.parent / "log"
     log.unlink(missing_ok=True)
     before = files_in(folder)

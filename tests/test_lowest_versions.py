@@ -1,6 +1,6 @@
 """The launcher as a login node may have it: installed without a checkout, of the lowest versions.
 
-`pip install .` builds what is installed here; what runs knows nothing of the checkout.
+`pip install .` builds the installed package, which knows nothing of the checkout.
 """
 
 from __future__ import annotations

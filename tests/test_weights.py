@@ -1,4 +1,4 @@
-"""docs/weights.md says of the shipped weights what their files say."""
+"""docs/weights.md agrees with the files of the shipped weights."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """A W&B server on the loopback: as much of its protocol as runs need, or bad manners.
 
-It keeps what the client sends: the runs, and each run's history rows as they arrive.
+It keeps all that the client sends: the runs, and each run's history rows as they arrive.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Server(ThreadingHTTPServer):
         return f"http://127.0.0.1:{self.server_address[1]}"
 
     def environment(self) -> dict[str, str]:
-        """What makes the client talk to this server."""
+        """The variables that make the client talk to this server."""
         return {"WANDB_BASE_URL": self.url, "WANDB_API_KEY": KEY}
 
     def handle_error(self, request: Any, client_address: Any) -> None:
@@ -103,7 +103,7 @@ class Handler(BaseHTTPRequestHandler):
             chunk = content.get("files", {}).get("wandb-history.jsonl")
             if chunk:
                 rows = self.server.rows.setdefault(run, [])
-                del rows[chunk["offset"] :]  # as lines of a file: what is sent again replaces
+                del rows[chunk["offset"] :]  # as lines of a file: rows sent again replace
                 rows += [json.loads(line) for line in chunk["content"]]
             self.reply({"exitcode": None, "limits": {}})
         elif self.path == "/graphql":

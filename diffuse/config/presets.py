@@ -92,7 +92,7 @@ def load_config(preset: str, layers: Iterable[Layer] = ()) -> Config:
 
 
 def preset_layer(preset: str) -> Layer:
-    """What a preset's file sets; UserError where there is no such preset."""
+    """The settings of a preset's file; UserError where there is no such preset."""
     path = find_yaml(preset, kind="preset", folders=("ddpm", "cold"))
     ours = path.is_relative_to(CONFIGS)  # named by its path or not, it is the same preset
     name = str(path.relative_to(CONFIGS).with_suffix("")) if ours else path.stem

@@ -1,4 +1,4 @@
-"""What a run is: frozen, validated settings, and the signature of all that its weights depend on.
+"""Settings of a run, frozen and validated, and the signature of those that its weights depend on.
 
 presets.py reads them from YAML files and the command line.
 """
@@ -216,7 +216,7 @@ class TrackingConfig(Section):
 
 
 class SystemConfig(Section):
-    """Where and how the run is carried out; never part of what it is."""
+    """Where and how the run is carried out; never part of its signature."""
 
     device: Literal["auto", "cpu", "cuda"] = Field(
         "auto", description="auto: CUDA where there is a GPU"

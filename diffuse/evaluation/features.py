@@ -1,4 +1,4 @@
-"""What images look like to a network: features for FID and KID, class logits for IS.
+"""Images as a network sees them: features for FID and KID, class logits for IS.
 
 Both networks take uint8 images. `classifier` is the project's own and always there; `inception` is
 the network that the literature's figures use, whose weights `python -m diffuse.prepare --inception`

@@ -1,7 +1,7 @@
 """FID, KID and IS from features and logits, computed by torchmetrics.
 
 Features are extracted once and kept; torchmetrics is given them through a network that changes
-nothing. Moments are float64. What torchmetrics draws at random (KID's subsets, IS's splits) comes
+nothing. Moments are float64. The random choices of torchmetrics (KID's subsets, IS's splits) come
 from a fixed seed. Each rank is given all images, so torchmetrics must not gather them once more.
 """
 

@@ -172,7 +172,7 @@ def _write(path: Path, tensors: dict[str, Tensor], made_of: dict[str, str]) -> N
 
 
 def _read(path: Path, names: tuple[str, ...]) -> tuple[dict[str, Tensor], dict[str, str]] | None:
-    """Tensors and what they are made of; None where HDF5 finds a chunk's sum or more is wrong."""
+    """Tensors and their sources; None where HDF5 finds a chunk's sum or more is wrong."""
     try:
         arrays, attributes = hdf5.read(path, names)
         made_of = {n: str(attributes[n]) for n in ("extractor_sha256", "data_sha256")}

@@ -213,7 +213,7 @@ class RunDir:
     def running_process(self) -> int | None:
         """The process on this machine that trains this run now, other than the caller's own.
 
-        What Slurm started again (after a node was lost, say) does not count as another: the old
+        An attempt started again by Slurm (a node was lost, say) does not count as another: the old
         attempt is fenced off, not waited for.
         """
         number = self.attempt_number()

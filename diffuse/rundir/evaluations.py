@@ -63,7 +63,7 @@ class Protocol(_Object):
         return self.extractor + (f", {self.convention}" if self.convention else "")
 
     def without_sampler(self) -> dict[str, Any]:
-        """What samplers that are shown side by side have in common."""
+        """The protocol's part that samplers shown side by side have in common."""
         return {name: value for name, value in self.plain().items() if name not in OF_SAMPLER}
 
 

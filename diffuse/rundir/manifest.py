@@ -1,4 +1,4 @@
-"""Where a run came from: code, versions, machine, data. What a reader needs to trust a figure."""
+"""Where a run came from: code, versions, machine, data. A reader needs them to trust a figure."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PACKAGES = ("diffuse", "torch", "torchvision", "torchmetrics", "numpy", "h5py", 
 
 
 def environment(world: World, precision: str) -> dict[str, Any]:
-    """What bitwise equality of two runs depends on beside their config."""
+    """The facts on which bitwise equality of two runs depends beside their config."""
     return {
         "world_size": world.size,
         "threads": torch.get_num_threads() if world.device.type == "cpu" else None,
@@ -87,7 +87,7 @@ def _version(package: str) -> str | None:
 def start_events(
     environment: dict[str, Any], content: dict[str, Any] | None
 ) -> list[dict[str, Any]]:
-    """What metrics.jsonl is told of an attempt's start, resumed from a checkpoint's `content`.
+    """The events of an attempt's start for metrics.jsonl, resumed from a checkpoint's `content`.
 
     A resume under another environment is no longer bit for bit: that is noted on the screen too.
     """

@@ -278,7 +278,7 @@ def epoch_curves(
     *,
     title: str,
 ) -> Figure:
-    """A figure of each sampler over epochs, and what real images get (by which), in grey."""
+    """A figure of each sampler over epochs, and the figures of real images, in grey."""
     figure = _figure(6, 4)
     axes = figure.subplots()
     for k, (name, points) in enumerate(curves.items()):

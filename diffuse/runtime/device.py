@@ -102,7 +102,7 @@ def software(device: torch.device) -> dict[str, str | None]:
 
 @contextlib.contextmanager
 def explained(device: torch.device) -> Iterator[None]:
-    """Errors of the device within the block as EnvironmentFailed, with what to do."""
+    """Errors of the device within the block as EnvironmentFailed, with the remedy."""
     try:
         yield
     except torch.OutOfMemoryError as error:

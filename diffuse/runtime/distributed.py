@@ -36,7 +36,7 @@ from diffuse.runtime.errors import (
 )
 from diffuse.runtime.preemption import StopRequest
 
-# What gloo raises is told by its text alone: it names a file of gloo's source, save in a collective
+# An error of gloo is told by its text alone: it names a file of gloo's source, save in a collective
 # that ends because another one, under way beside it, timed out.
 GLOO = re.compile("gloo|Application timeout caused pair closure")
 T = TypeVar("T")

@@ -21,7 +21,7 @@ def is_checkout(root: Path) -> bool:
 
 
 def ask(root: Path, *arguments: str) -> str:
-    """What `git ARGUMENTS` prints in `root`. Raises GitFailed.
+    """The output of `git ARGUMENTS` in `root`. Raises GitFailed.
 
     Git refuses the checkout of another user, as one of a group is, unless that is called safe: it
     may configure programs that git would run. Whoever runs this code runs that user's anyway.

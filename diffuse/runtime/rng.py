@@ -17,7 +17,7 @@ CUDA_CALL = 32 * 28 * 28
 
 
 class Stream(IntEnum):
-    """What a generator is for. The numbers are part of every result: only append."""
+    """The purpose of a generator. The numbers are part of every result: only append."""
 
     INIT = 0  # the network's initial weights
     DATA_ORDER = 1  # the permutation of one epoch, index: epoch

@@ -3,7 +3,7 @@
     ddpm_mnist_{epoch}_{preset}.pth     gt.* and the schedule as beta_t, alpha_t [T + 1]
     custom_mnist_{epoch}_{row|col}_{preset}.pth     gt.* and the order as rows_t or cols_t
 
-What the tensors do not tell (the activation) is taken from the preset in the file's name; another
+The activation, which tensors do not tell, is taken from the preset in the file's name; another
 name is taken for GELU's, as `activation_is_guessed` tells.
 """
 

@@ -26,7 +26,7 @@ MODES = {
 
 
 class ClientSettings(NamedTuple):
-    """What W&B's client takes from its variables, settings files and netrc."""
+    """The settings that W&B's client takes from its variables, settings files and netrc."""
 
     mode: str  # online, offline or disabled
     server: str

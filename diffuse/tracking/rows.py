@@ -101,7 +101,7 @@ def usual_protocol(config: Config, found: Sequence[Evaluation]) -> dict[str, Any
     """The protocol, without its sampler, by which the run's settings have it evaluated.
 
     Args:
-        found: the run's evaluations, by epoch. What the settings leave open is as in the first.
+        found: the run's evaluations, by epoch. A setting that is left open is as in the first.
     """
     settings = config.eval
     for figure in itertools.chain.from_iterable(evaluation.figures for evaluation in found):

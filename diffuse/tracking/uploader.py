@@ -50,7 +50,7 @@ def main(path: str, job: str, mode: str, limit_s: float, strict: bool) -> int:
     """Mirror the run at `path` until standard input ends and all lines are handed on."""
     ended = watch_parent(limit_s)
     os.nice(10)  # training comes first
-    # What Slurm or a terminal sends is for the trainer; we end with it.
+    # A signal of Slurm or a terminal is for the trainer; the uploader ends with it.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)
     run = RunDir(Path(path))

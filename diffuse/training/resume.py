@@ -1,4 +1,4 @@
-"""What remains to be done of a run, and from which checkpoint."""
+"""The epochs of a run that remain to be done, and from which checkpoint."""
 
 from __future__ import annotations
 

@@ -166,18 +166,18 @@ class Export:
                 at = epoch
         about = f"{label}; sampler {sampler}, seed {result.seed}, nothing selected."
         if series:
-            what = f"The first {len(series[-1][1])} images at each epoch. {about}"
-            self._figure(f"epochs_{slug(result.name)}", lambda: _panels(series), what)
+            caption = f"The first {len(series[-1][1])} images at each epoch. {about}"
+            self._figure(f"epochs_{slug(result.name)}", lambda: _panels(series), caption)
         if panels:
-            what = (
+            caption = (
                 f"Test images, the same fully degraded (contrast stretched), predicted directly,"
                 f" and restored step by step, at epoch {at}. {about}"
             )
-            self._figure(f"panels_{slug(result.name)}", lambda: _panels(panels), what)
+            self._figure(f"panels_{slug(result.name)}", lambda: _panels(panels), caption)
         path = result.dir.plots / "degradation.png"
         if path.is_file():
-            what = f"How the process degrades four test images, from t = 0 to T. {label}."
-            self._figure(f"degradation_{slug(result.name)}", lambda: _picture(path), what)
+            caption = f"How the process degrades four test images, from t = 0 to T. {label}."
+            self._figure(f"degradation_{slug(result.name)}", lambda: _picture(path), caption)
 
     def _runs(self, runs: Iterable[str]) -> str:
         """The runs of a figure, for its caption."""

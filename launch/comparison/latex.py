@@ -27,7 +27,7 @@ def escaped(text: str) -> str:
 
 
 def results(column: Column, names: Mapping[str, str]) -> str:
-    """A line for each cell, the best of each column in bold, and what real images get."""
+    """A line for each cell, the best of each column in bold, and a line for real images."""
     rows = []
     has_calls = any(cell.network_calls for cell in column.cells)
     for cell in column.cells:

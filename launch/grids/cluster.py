@@ -23,7 +23,7 @@ from diffuse.runtime.errors import UserError
 from diffuse.runtime.options import typed_path
 
 GPU_OPTIONS = {"gpus", "gpus-per-node", "gpus-per-task", "gres"}
-# What the launcher sets itself, and chains and finds its jobs by.
+# Options that the launcher sets itself, to chain its jobs and to find them.
 OURS = {"array", "chdir", "dependency", "error", "job-name", "kill-on-invalid-dep", "ntasks"}
 OURS |= {"ntasks-per-node", "open-mode", "output", "parsable", "signal", "wrap"}
 KEYS = {"account", "constraint", "cpus-per-task", "mem", "nodes", "partition", "qos", "time"}

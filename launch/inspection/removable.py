@@ -49,7 +49,7 @@ def removable(runs_dir: Path) -> list[Item]:
 
 @contextlib.contextmanager
 def submissions_held(runs_dir: Path) -> Iterator[None]:
-    """Nothing is submitted inside the block, which would need what is found removable now."""
+    """Nothing that needs files found removable is submitted inside the block."""
     with contextlib.ExitStack() as stack:
         for root in roots(runs_dir):
             if (root / ".launch").is_dir():

@@ -17,7 +17,7 @@ INTRODUCTION = """\
 Written by `python launch/settings.py`. A preset is a YAML file with these keys;
 `--set train.lr=4e-4` sets one on the command line.
 """
-# The title of a table, what stands before its keys on a command line, and their class.
+# The title of a table, the prefix of its keys on a command line, and their class.
 TABLES: tuple[tuple[str, str, type[Section]], ...] = (
     ("A run", "", schema.Config),
     ("DDPM", "process.", processes.DdpmConfig),

@@ -81,7 +81,7 @@ def _files(root: Path) -> dict[str, bytes]:
     except git.GitFailed as error:
         names = {name for name in names if any(map(PurePath(name).match, SURELY_OURS))}
         console.note(
-            f"{root}: {error}; so jobs get only what is surely the project's code"
+            f"{root}: {error}; so jobs get only files that are surely the project's"
             f" ({', '.join(SURELY_OURS)}), and no commit is recorded"
         )
     return {name: (root / name).read_bytes() for name in sorted(names)}

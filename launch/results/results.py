@@ -69,7 +69,7 @@ class Cell:
 
 @dataclass
 class Result:
-    """One run: its config, its state, its losses and figures. Of a weight file: what is known."""
+    """One run: its config, its state, its losses and figures. Of a weight file: the known part."""
 
     name: str
     dir: RunDir

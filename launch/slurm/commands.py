@@ -198,7 +198,7 @@ def outside_any_job(settings: Cluster | None = None) -> Iterator[None]:
 
     SBATCH_* go, too, since they win over a batch script's options; but SBATCH_ACCOUNT, which many
     a site has its users set, stays where the cluster file names no account. Without settings, for
-    what is started on this machine: it ends with the enclosing job, whose name stays therefore,
+    a program started on this machine: it ends with the enclosing job, whose name stays therefore,
     but is no task of its step.
     """
     kept = JOB_NAMES

@@ -33,8 +33,8 @@ job=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}
 job=${job:-$SLURM_JOB_ID}
 export DIFFUSE_INTERRUPTED=%s/interrupted-$job-r${SLURM_RESTART_COUNT:-0}"""
 
-# Where the work was interrupted and Slurm has not ended the job (scancel, say), do it again. What
-# outlived a dead node must not requeue the attempt that has taken its place under the same id.
+# Where the work was interrupted and Slurm has not ended the job (scancel, say), do it again. A job
+# that outlived a dead node must not requeue the attempt that has its place under the same id.
 REQUEUE = """\
 code=$?
 rm "$DIFFUSE_INTERRUPTED" 2>/dev/null && code=75
@@ -176,7 +176,7 @@ class Submitter:
             variables["DIFFUSE_IMAGE"] = str(path)
             variables["DIFFUSE_IMAGE_SHA256"] = image_sha256(path, keep)
         lines = [f"export {name}={shlex.quote(value)}" for name, value in variables.items()]
-        # What a module has put on the path stays behind, torch perhaps; an image has its own.
+        # A module's folders on the path stay behind, torch perhaps; an image has its own.
         rest = "" if settings.image else "${PYTHONPATH:+:$PYTHONPATH}"
         lines.append(f"export PYTHONPATH={shlex.quote(str(self.snapshot.path))}{rest}")
         if settings.image:
@@ -255,7 +255,7 @@ class _Executor(submitit.SlurmExecutor):  # type: ignore[misc] # it has no types
 
 
 class _Sbatch:
-    """What submitit runs sbatch by; its own waits for ever, and takes a banner's words as they are.
+    """Runs sbatch for submitit, whose own function waits for ever and reads a banner as a job's id.
 
     A site's sbatch may be a wrapper that prints more than the job's id, in any encoding.
     """

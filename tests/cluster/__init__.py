@@ -1,6 +1,6 @@
 """A real Slurm cluster on this machine for the tests: two nodes, four pretended GPUs each.
 
-    install.py        what it needs, by apt           configuration.py  slurm.conf and the like
+    install.py        its packages, by apt           configuration.py  slurm.conf and the like
     cluster.py        start, stop, break              daemons.py        processes, waiting
     leftovers.py      undo what a cluster left        __main__.py       a cluster for a person
 

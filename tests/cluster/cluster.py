@@ -57,11 +57,11 @@ class Cluster:
 
     @property
     def env(self) -> dict[str, str]:
-        """What a process needs in its environment to use this cluster."""
+        """The variables by which a process uses this cluster."""
         return {"SLURM_CONF": str(self.folder / "etc" / "slurm.conf")}
 
     def slurm(self, *command: str | Path, timeout: float = 60) -> str:
-        """What a Slurm command prints; RuntimeError with its message where it fails."""
+        """The output of a Slurm command; RuntimeError with its message where it fails."""
         done = subprocess.run(
             list(map(str, command)),
             env={**os.environ, **self.env},
@@ -142,7 +142,7 @@ class Cluster:
         wait_until(lambda: not self.slurm("squeue", "-h"), seconds, "an empty queue", PAUSE_S)
 
     def restore(self) -> None:
-        """Start what was stopped or killed, and end every job."""
+        """Start daemons that were stopped or killed, and end every job."""
         self.start_slurmctld()
         for node in NODES:
             self.start_slurmd(node)

@@ -1,6 +1,6 @@
 """The configuration files of the tests' cluster.
 
-What is unusual here, and why:
+Unusual settings, and the reasons:
 - several slurmd on one host: a port each, %n in paths;
 - no cgroups and no pinning, more CPUs, memory and GPUs than the machine has: works in containers;
 - timers shrunk for tests. cred_expire is also how long a requeued job waits before it may start.

@@ -12,8 +12,8 @@ from typing import TypeVar
 T = TypeVar("T")
 
 
-def wait_until(condition: Callable[[], T], seconds: float, what: str, pause: float = 0.1) -> T:
-    """The first true value of `condition`; RuntimeError names `what` after `seconds`.
+def wait_until(condition: Callable[[], T], seconds: float, event: str, pause: float = 0.1) -> T:
+    """The first true value of `condition`; RuntimeError names `event` after `seconds`.
 
     Args:
         pause: between two looks, in seconds; longer where a look starts a command.
@@ -23,7 +23,7 @@ def wait_until(condition: Callable[[], T], seconds: float, what: str, pause: flo
         if value := condition():
             return value
         if time.monotonic() > end:
-            raise RuntimeError(f"waited {seconds:.0f} s in vain for {what}")
+            raise RuntimeError(f"waited {seconds:.0f} s in vain for {event}")
         time.sleep(pause)
 
 

@@ -1,6 +1,6 @@
-"""Install what the tests' cluster needs: `python -m tests.cluster.install`.
+"""Install the packages of the tests' cluster: `python -m tests.cluster.install`.
 
-As root on Debian or Ubuntu it says what it installs and installs it; elsewhere it names the tests
+As root on Debian or Ubuntu it names the packages and installs them; elsewhere it names the tests
 that are left out. Under CI=true a machine without Slurm is a failure.
 """
 

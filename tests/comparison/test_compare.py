@@ -64,7 +64,7 @@ def runs(swept: Path, tmp_path: Path) -> Path:
 
 
 class Page(html.parser.HTMLParser):
-    """What a page loads, says, and whether its tags close."""
+    """The files that a page loads, its text, and whether its tags close."""
 
     VOID = frozenset({"meta", "img", "br", "link", "input", "hr"})
 

@@ -1,4 +1,4 @@
-"""Settings: precedence, signatures, and messages that name place, key and what is allowed."""
+"""Settings: precedence, signatures, and messages that name place, key and allowed values."""
 
 from __future__ import annotations
 

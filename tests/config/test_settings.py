@@ -1,4 +1,4 @@
-"""docs/settings.md has every setting, and each says what it means."""
+"""docs/settings.md has every setting, and the meaning of each."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """The drill's command: `python -m tests.drill [--seed N] [PART ...]`, or `make drill`.
 
-It prints what was tried, what survived and what was lost, and ends with 1 where anything was.
+It prints the faults that were tried, survived and lost something, and ends with 1 after a loss.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from tests.drill import cluster, damage, endurance, kills, signals, storage, tra
 from tests.drill.drill import Drill
 from tests.drill.tally import Tally
 
-# What the programs import late, so that their forks need not.
+# Imported late by the programs: loaded here, so that their forks need not.
 LOADED = (
     *("torch._dynamo", "torchmetrics.image", "matplotlib.pyplot", "diffuse.evaluation.evaluator"),
     *(

@@ -50,7 +50,7 @@ SBATCH = {
 
 
 def run_jobs(drill: Drill) -> None:
-    """What befalls jobs that wait or run."""
+    """Faults of jobs that wait or run."""
     with _cluster(drill) as cluster:
         if cluster is None:
             return
@@ -67,7 +67,7 @@ def run_jobs(drill: Drill) -> None:
 
 
 def run_submission(drill: Drill) -> None:
-    """What befalls the launcher while it submits."""
+    """Faults of the launcher while it submits."""
     with _cluster(drill) as cluster:
         if cluster is None:
             return
@@ -231,7 +231,7 @@ def _orphan_writes(drill: Drill, cluster: Cluster, twin: RunDir, k: int) -> None
 
 
 def _queue_lags(drill: Drill, cluster: Cluster, twin: RunDir) -> None:
-    """squeue does not know yet of what waits: it is submitted twice, and trained as once.
+    """squeue does not know waiting jobs yet: one is submitted twice, and trained as once.
 
     On two nodes, where the second job cannot see the first one's process.
     """
@@ -250,7 +250,7 @@ def _queue_lags(drill: Drill, cluster: Cluster, twin: RunDir) -> None:
 
 
 def _sbatch(drill: Drill, cluster: Cluster, how: str, fault: str, k: int) -> None:
-    """Of five calls one goes wrong; the next sweep submits what is missing, and only that."""
+    """Of five calls one goes wrong; the next sweep submits the missing jobs, and only those."""
     number = drill.rng(how, k).randint(1, 5)
     with _lab(drill, cluster, f"sbatch {how}", FIVE_CALLS) as lab:
         with _in_path(lab, "sbatch", number, fault) as env:

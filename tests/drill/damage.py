@@ -116,7 +116,7 @@ def _assert_unreadable(path: Path, whole: Path) -> None:
 
 
 def _train_and_evaluate(specimen: Specimen, folder: Path, path: Path) -> None:
-    """The same commands again. What they refuse by name is deleted, as they ask for, once each."""
+    """The same commands again. A file that they refuse by name is deleted, as they ask, once."""
     for module, arguments in (
         ("diffuse.train", specimen.arguments(folder)),
         ("diffuse.evaluate", specimen.evaluation(folder)),
@@ -134,7 +134,7 @@ def _train_and_evaluate(specimen: Specimen, folder: Path, path: Path) -> None:
 
 
 def _assert_looked_at(folder: Path) -> None:
-    """Status and compare say what they can of a damaged run."""
+    """Status and compare show the readable part of a damaged run."""
     runs = f"--runs-dir={folder / 'runs'}"
     for module, more in (("launch.status", ()), ("launch.compare", (f"--output={folder}/r.html",))):
         child = program.start(module, runs, *more, log=folder / f"{module}.log")
@@ -172,7 +172,7 @@ def _damaged_data(drill: Drill, specimen: Specimen) -> None:
 
 
 def _damaged_settings(drill: Drill) -> None:
-    """What people write carries no checksum: it is refused by name, or read as what it now says."""
+    """Files that people write have no checksum: refused by name, or read with new content."""
     for file, option in (
         ("ddpm/default.yaml", "--grid=grid.yaml"),
         ("grids/part2.yaml", "--grid=part2.yaml"),

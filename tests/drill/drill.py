@@ -1,4 +1,4 @@
-"""What each part of the drill is given."""
+"""The means of each part of the drill."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Drill:
     numbers: Iterator[int] = field(default_factory=lambda: itertools.count(1))
 
     def rng(self, *about: object) -> random.Random:
-        """Random numbers that follow from the seed and from what they are for."""
+        """Random numbers that follow from the seed and from their purpose."""
         return random.Random(f"{self.seed} {self.part} {about}")
 
     def times(self, usual: int) -> range:

@@ -22,7 +22,7 @@ IMAGE_BYTES = 28 * 28
 
 @dataclass(frozen=True)
 class Sample:
-    """What a process holds at a moment."""
+    """The resources of a process at a moment."""
 
     step: int
     rss: int  # bytes
@@ -62,14 +62,14 @@ def run(drill: Drill) -> None:
         third = len(warm) // 3
         assert third >= 3, f"{len(samples)} samples are too few"
         early, late = warm[:third], warm[-third:]
-        # What libraries keep for themselves varies by a few percent; a leak of the loop does not.
-        for what, usual, slack in (
+        # The memory that libraries keep varies by a few percent; a leak of the loop does not.
+        for resource, usual, slack in (
             ("rss", statistics.median, early[0].rss // 20),
             ("files", min, 0),  # between two writes
             ("threads", min, 0),
         ):
-            before, after = (usual(getattr(s, what) for s in part) for part in (early, late))
-            assert after <= before + slack, f"{what} grew from {before} to {after}"
+            before, after = (usual(getattr(s, resource) for s in part) for part in (early, late))
+            assert after <= before + slack, f"{resource} grew from {before} to {after}"
         _assert_bounded(run, epochs, kept)
         mib = statistics.median(s.rss for s in late) / 2**20
         files, threads = max(s.files for s in late), max(s.threads for s in late)
@@ -80,7 +80,7 @@ def run(drill: Drill) -> None:
 
 
 def _watch(child: Child, runs: Path) -> list[Sample]:
-    """What the process holds, five times a second until it ends."""
+    """The resources of the process, five times a second until it ends."""
     process = psutil.Process(child.pid)
     samples = []
     while child.poll() is None:
@@ -98,7 +98,7 @@ def _watch(child: Child, runs: Path) -> list[Sample]:
 
 
 def _assert_bounded(run: RunDir, epochs: int, kept: list[int]) -> None:
-    """Only what was asked for is kept, and the directory is no larger than that takes."""
+    """Only the epochs asked for are kept, and the directory is no larger than they are."""
     names = {path.name for path in run.checkpoints.iterdir()}
     asked = {f"epoch_{epoch:04d}.pt" for epoch in (*kept, epochs)}
     assert asked <= names

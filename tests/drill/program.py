@@ -63,7 +63,7 @@ class Child:
         return code
 
     def said(self) -> str:
-        """What it printed."""
+        """Its output."""
         return self.log.read_text(errors="replace")
 
 
@@ -110,14 +110,14 @@ def signal_at_event(number: int, folder: Path, sent: int = signal.SIGKILL) -> Ca
 
 
 def fail_in_write(size: int) -> Callable[[], None]:
-    """Any write that takes a file past `size` bytes fails. What fits is written."""
+    """Any write that takes a file past `size` bytes fails. The part that fits is written."""
     return lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
 
 
 def die_in_write(size: int) -> Callable[[], None]:
     """Let the kernel kill the child in the write that takes any file past `size` bytes.
 
-    What fits is written: the file is torn at that byte.
+    The part that fits is written: the file is torn at that byte.
     """
 
     def limit() -> None:

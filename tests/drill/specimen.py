@@ -1,4 +1,4 @@
-"""Small real trainings, and what of a run must be the same bit for bit whatever befell it."""
+"""Small real trainings, and the part of a run that no fault may change by a bit."""
 
 from __future__ import annotations
 
@@ -183,6 +183,6 @@ def what_was_judged(run: RunDir) -> dict[str, Any]:
 
 
 def datasets(path: Path) -> dict[str, Any]:
-    """What an HDF5 file holds."""
+    """The content of an HDF5 file."""
     with h5py.File(path) as file:
         return {name: file[name][()].tolist() for name in file}

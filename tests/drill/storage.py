@@ -111,7 +111,7 @@ def _can_mount(folder: Path) -> bool:
 
 @contextlib.contextmanager
 def _mounted(folder: Path, megabytes: int) -> Iterator[Callable[[str], None]]:
-    """A file system of its own in memory, mounted on `folder`; yields what remounts it."""
+    """A file system of its own in memory, mounted on `folder`; yields its remounting."""
     folder.mkdir(parents=True, exist_ok=True)
     options = ["-t", "tmpfs", "-o", f"size={megabytes}m", "diffuse-drill", str(folder)]
     subprocess.run(["mount", *options], check=True, capture_output=True)

@@ -1,4 +1,4 @@
-"""What was tried, and what came of it."""
+"""The trials and their outcomes."""
 
 from __future__ import annotations
 

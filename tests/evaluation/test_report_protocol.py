@@ -17,7 +17,7 @@ from tests.programs import TINY
 
 
 def test_the_cast_wraps_as_torchmetrics_does() -> None:
-    """Against what torchmetrics does with `normalize=True`: (images * 255).byte()."""
+    """Against torchmetrics with `normalize=True`: (images * 255).byte()."""
     x = torch.tensor([-0.5, -0.25, 0.0, 0.25, 0.5, 0.7, -0.7])[:, None, None, None]
     assert wrapped(x).flatten().tolist() == [129, 193, 0, 63, 127, 178, 78]
     grid = torch.linspace(-0.9, 0.9, 1001)[:, None, None, None]

@@ -1,4 +1,4 @@
-"""The settings of a cluster: what they are in sbatch's words, how they add up, what is refused."""
+"""The settings of a cluster: their options of sbatch, their precedence, those refused."""
 
 from __future__ import annotations
 

@@ -158,7 +158,7 @@ def test_bad_axes_are_refused_in_one_line_with_place_and_remedy(
         load_grid(write(tmp_path, text))
     text = str(caught.value)
     assert message in text and "\n" not in text
-    assert text.count("grid.yaml") == 1  # the mistake alone, not what follows from it
+    assert text.count("grid.yaml") == 1  # the mistake alone, not its consequences
 
 
 def test_entries_of_the_same_run_share_one_training(tmp_path: Path) -> None:

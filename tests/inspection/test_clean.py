@@ -1,4 +1,4 @@
-"""`launch/clean.py`: what goes, and above all what stays."""
+"""`launch/clean.py`: the files that go, and above all those that stay."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ def test_old_code_goes_and_that_of_a_job_in_the_queue_stays(run: RunDir, slurm: 
     assert ".launch/code/aaa" in kept
 
     files.write_json(run.status_path, {"state": "done", "steps_per_epoch": 400})
-    job = slurm.slurm("sbatch", "--parsable", "--hold", "--wrap=true").strip()
+    job = slurm.slurm("sbatch", "--parsable", "--hold", "--output=/dev/null", "--wrap=true").strip()
     submitted(run, "ccc", job)
     assert names(clean(runs, env=slurm.env), runs) == {".launch/code/aaa", ".launch/code/bbb"}
     slurm.slurm("scancel", job)

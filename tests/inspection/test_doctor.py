@@ -66,7 +66,7 @@ def test_a_job_checks_the_node_itself(slurm: Cluster, tmp_path: Path, data_dir: 
     (script,) = (tmp_path / ".launch" / "doctor").glob("*_submission.sh")
     assert "submitit.core._submit" in script.read_text()
     assert f"PYTHONPATH={tmp_path}/.launch/doctor/code/" in script.read_text()
-    # the pretended GPUs are no GPUs, and that is what it says
+    # the pretended GPUs are no GPUs, and the doctor says so
     pretended = doctor(tmp_path, *options, code=1, env=slurm.env)
     assert [name for name, state in states(pretended).items() if state == "failed"] == ["GPU"]
     assert "--nv" in pretended["GPU"]["remedy"]
@@ -87,7 +87,8 @@ def test_a_job_that_fails_before_its_program_says_why(
 def test_a_job_that_cannot_start_is_cancelled_and_reported(
     slurm: Cluster, tmp_path: Path, data_dir: Path
 ) -> None:
-    busy = slurm.slurm("sbatch", "--parsable", "-N2", "--exclusive", "--wrap=sleep 60").strip()
+    all_nodes = ("-N2", "--exclusive", "--output=/dev/null", "--wrap=sleep 60")
+    busy = slurm.slurm("sbatch", "--parsable", *all_nodes).strip()
     slurm.wait_for(busy, "RUNNING")
     options = (f"--data-dir={data_dir}", "--cluster=slurm", "--job", "--wait=2")
     checks = doctor(tmp_path, *options, code=1, env=slurm.env)

@@ -1,4 +1,4 @@
-"""How runs stand, from their directories alone: or a squeue that says what it is told."""
+"""How runs stand, from their directories alone: or with a stand-in for squeue."""
 
 from __future__ import annotations
 
@@ -150,7 +150,7 @@ def test_5000_runs_are_looked_at_within_five_seconds(tmp_path: Path) -> None:
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     # The processor's time: this machine may have others to serve.
     assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 5
-    assert "run-4321" in done.stdout, "what went wrong comes first"
+    assert "run-4321" in done.stdout, "the failed run comes first"
     assert "and 4500 more" in done.stdout
     assert "4999 done, 1 failed" in done.stdout
 
@@ -268,7 +268,7 @@ def test_a_job_that_ended_before_its_program_tells_why(
         [*status, "--log=run-7_0"], capture_output=True, text=True, env=environment()
     )
     assert "no apptainer on node1" in done.stdout
-    # what was trained after it, outside Slurm, say, tells more
+    # a later training, outside Slurm, say, tells more
     time.sleep(0.01)
     ended(a_run(runs, "failed", "run-7_0", reason="the loss became nan"), "train", 1, "error: nan")
     assert run_statuses(runs)[0].reason == "the loss became nan"

@@ -14,7 +14,7 @@ from diffuse.rundir.directory import RunDir
 from tests import programs
 from tests.programs import ROOT, TINY
 
-# What Python has on Linux and not on macOS (and what a program might have taken from there).
+# Names that Python has on Linux and not on macOS, and that a program might have used.
 MACOS = """
 import fcntl, multiprocessing, os, signal, time
 
@@ -69,7 +69,7 @@ QUOTAS = {
 def test_a_quota_below_the_number_of_cores_counts(
     tmp_path: Path, data_dir: Path, kind: str
 ) -> None:
-    """What `docker run --cpus=1` gives; each training has its share as threads."""
+    """The quota of `docker run --cpus=1`; each training has its share as threads."""
     ours = "mount -t tmpfs none /sys/fs/cgroup"
     if os.geteuid() or subprocess.run(["unshare", "--mount", "sh", "-c", ours]).returncode:
         programs.leave_out("needs a mount namespace of its own")

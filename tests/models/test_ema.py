@@ -1,4 +1,4 @@
-"""The moving average against its formula, and what it asks of the device."""
+"""The moving average against its formula, and its calls to the device."""
 
 from __future__ import annotations
 

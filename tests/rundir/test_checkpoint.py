@@ -1,4 +1,4 @@
-"""Checkpoints: what was written is read, and nothing else is."""
+"""Checkpoints: complete ones are read, and nothing else is."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The cost of a training: what all attempts held, whatever ended them and wherever they ran."""
+"""The cost of a training: the hours of all attempts, whatever ended them and wherever they ran."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`evaluations/epoch_0020.json`: what is written, and what of older and damaged files is read."""
+"""`evaluations/epoch_0020.json`: as written, and as read from older and damaged files."""
 
 from __future__ import annotations
 

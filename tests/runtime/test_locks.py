@@ -1,4 +1,4 @@
-"""Filesystems without locks: programs go on, and say once what may be lost."""
+"""Filesystems without locks: programs go on, and name once the possible loss."""
 
 from __future__ import annotations
 

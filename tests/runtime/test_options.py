@@ -1,4 +1,4 @@
-"""Options of programs: every path is read in one place, and help says what each option is."""
+"""Options of programs: every path is read in one place, and help explains each option."""
 
 from __future__ import annotations
 

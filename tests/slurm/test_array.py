@@ -1,4 +1,4 @@
-"""An array of two trainings on a real Slurm cluster: what befalls one of them leaves the other."""
+"""An array of two trainings on a real Slurm cluster: a fault of one leaves the other alone."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The tests' own Slurm cluster: what other tests rely on, and that nothing of it stays."""
+"""The tests' own Slurm cluster: the behaviour that tests rely on, and its complete removal."""
 
 from __future__ import annotations
 

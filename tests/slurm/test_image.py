@@ -23,7 +23,7 @@ from tests.programs import ROOT, TINY, read_json
 
 UNCOMPRESSED = "--mksquashfs-args=-noI -noD -noF -noX"  # 5 s instead of 30
 SMALL = (*TINY, "--device=cpu", "--set=samples.images=4")
-# The local base has no network to install from; what the project needs is bound when it runs.
+# The local base has no network to install from; the project's libraries are bound when it runs.
 PROJECT_ONLY = "--no-index --no-deps --no-build-isolation -e /opt/diffuse"
 
 
@@ -85,7 +85,7 @@ def inside(program: str, image: Path, *command: str | Path) -> subprocess.Comple
 
 
 def environment(program: str, image: Path, slurm: Cluster) -> dict[str, str]:
-    """What a user has on a login node who works with the image."""
+    """The environment of a user on a login node who works with the image."""
     env = programs.environment(**slurm.env)
     path = f"{Path(program).parent}:{Path(sys.executable).parent}:{env['PATH']}"
     return env | {"PATH": path, "DIFFUSE_IMAGE": str(image), "DIFFUSE_BINDS": base_image.BIND}
@@ -230,4 +230,4 @@ def test_a_sweep_runs_its_own_code_over_the_images_on_two_nodes(
     manifest = read_json(run.manifest_path)
     assert manifest["environment"]["world_size"] == 2
     assert manifest["image_sha256"] == files.sha256(image)
-    assert "newer" in logs.split(), "the snapshot, not what the image has in /opt/diffuse"
+    assert "newer" in logs.split(), "the snapshot, not the code in the image's /opt/diffuse"

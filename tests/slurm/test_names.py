@@ -13,7 +13,7 @@ from tests.cluster.cluster import Cluster
 from tests.lab import Lab
 from tests.programs import ROOT
 
-RUNS_IT = "touch ran"  # what must never be run
+RUNS_IT = "touch ran"  # the command that must never run
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Several runs in one job on a real Slurm cluster: what befalls one of them leaves the others."""
+"""Several runs in one job on a real Slurm cluster: a fault of one leaves the others alone."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ runs:
     assert set(states.values()) == {("done", 1)} and len(states) == 3
     assert "the loss became nan" in rows[failed.name]["reason"]
     attempts = [rows[run.name]["attempts"] for run in (disturbed, failed, done)]
-    assert attempts == [2, 1, 1], "what had ended does not start again"
+    assert attempts == [2, 1, 1], "a run that had ended does not start again"
     assert_same_training(disturbed, undisturbed, EPOCHS)
     logs = sorted(path.name for path in disturbed.logs.glob("train-*.log"))
     assert logs == [f"train-{rows[disturbed.name]['job']}-r0{k}.log" for k in (0, 1)]

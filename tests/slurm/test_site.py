@@ -1,4 +1,4 @@
-"""Sites with habits of their own, on a real Slurm: what its commands print, hide and pass on."""
+"""Sites with habits of their own, on a real Slurm: banners, hidden partitions, variables."""
 
 from __future__ import annotations
 
@@ -155,7 +155,7 @@ def test_packages_of_a_module_are_found_by_every_job_behind_the_code_it_is_to_ru
 
 
 def in_a_shell(lab: Lab, commands: list[str], folder: Path) -> str:
-    """What a person sees who types these commands into `srun -n4 --pty bash`."""
+    """The output for a person who types these commands into `srun -n4 --pty bash`."""
     leader, follower = pty.openpty()
     shell = subprocess.Popen(
         ["srun", "-n4", "--pty", "bash", "--norc"],

@@ -22,7 +22,7 @@ def test_part2_comes_through_with_its_chain_then_nothing_is_submitted_then_more(
     queue = lab.cluster.slurm("squeue", "-h", "-r", "-o%j")
     assert (queue.count("train-part2"), queue.count("evaluate-part2")) == (6, 6)
     again = lab.sweep("--epochs=1,2", grid="part2")
-    assert "nothing to submit" in again, "what waits or runs is not submitted twice"
+    assert "nothing to submit" in again, "a job that waits or runs is not submitted twice"
     lab.cluster.slurm("scontrol", "release", *lab.cluster.slurm("squeue", "-h", "-o%A").split())
     lab.wait_empty()
     rows = lab.status()

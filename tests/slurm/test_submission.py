@@ -1,4 +1,4 @@
-"""What a sweep hands to a real Slurm, and what it leaves out. Jobs are held: none runs."""
+"""The jobs that a sweep gives to a real Slurm, and those left out. All are held: none runs."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.conftest import require_slurm
 from tests.lab import DDPM, HOLD, Lab
 from tests.programs import ROOT
 
-# What a base install lacks cannot be found.
+# Packages that a base install lacks cannot be found.
 LIGHT_INSTALL = """
 import sys
 from importlib.machinery import PathFinder
@@ -62,7 +62,7 @@ def test_100_cells_are_three_sbatch_calls_and_little_work(lab: Lab) -> None:
     assert sorted(arrays(lab).values()) == [1, 100, 100]
     for line in ("train: job ", "evaluate: job ", "report: job "):
         assert line in said
-    # What waiting there is for sbatch depends on the machine; the work is ours.
+    # The time that sbatch takes depends on the machine; the processor time is the project's.
     assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 2
 
 

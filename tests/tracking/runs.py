@@ -1,4 +1,4 @@
-"""Runs that W&B mirrors, and what its client has written of them, as the tests read it."""
+"""Runs that W&B mirrors, and its client's records of them, as the tests read these."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def left_behind(run: RunDir) -> list[psutil.Process]:
 
 
 def records(log: Path) -> list[dict[str, Any]]:
-    """What W&B's own reader finds in a log."""
+    """The records that W&B's own reader finds in a log."""
     read = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(log)]
     done = subprocess.run(read, capture_output=True, text=True, env=programs.environment())
     assert done.returncode == 0, done.stderr

@@ -1,4 +1,4 @@
-"""What must not leak: W&B's key, ignored files. And who may read what is written."""
+"""W&B's key and ignored files do not leak; who may read the files that are written."""
 
 from __future__ import annotations
 

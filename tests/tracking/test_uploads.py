@@ -40,7 +40,7 @@ def test_no_key_delays_nothing_and_costs_one_line(untracked: RunDir, tmp_path: P
     auto = config.tracking.model_copy(update={"mode": "auto"})
     start = time.monotonic()
     started = mirror.Mirror(run, config.model_copy(update={"tracking": auto}))
-    assert time.monotonic() - start < 2  # what training waits for at its start
+    assert time.monotonic() - start < 2  # training waits for it at its start
     started.close()
     (said,) = mirror.notes(run)
     assert said.startswith("W&B offline: no API key")
@@ -126,7 +126,7 @@ def test_a_rerun_is_a_run_of_its_own_and_sync_counts_the_rows(
             done = sync(place.parent, **it.environment())
             assert done.returncode == 0, done.stdout + done.stderr
             assert f"{untracked.name}: {len(rows)} rows sent" in done.stdout
-            (place / "wandb" / "online.json").unlink()  # W&B says what it has
+            (place / "wandb" / "online.json").unlink()  # W&B names its rows
             done = sync(place.parent, **it.environment())
             assert f"{untracked.name}: 0 rows sent" in done.stdout
         sent = {name: [row["_step"] for row in found] for name, found in it.rows.items()}

@@ -32,7 +32,7 @@ def alone(tmp_path: Path, data_dir: Path, epochs: int, ranks: int = 1) -> RunDir
 
 
 def job_output(lab: Lab) -> str:
-    """What the batch scripts and submitit said, before and around the programs' own logs."""
+    """The output of batch scripts and submitit, before and around the programs' own logs."""
     return "".join(path.read_text() for path in lab.runs.glob(".launch/grid/jobs-*/*/*.out"))
 
 

@@ -1,4 +1,4 @@
-"""The record of a training: what is published, by whom, and how an end is told from another."""
+"""The record of a training: its rows, their writer, and how one end is told from another."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What training promises, tried with the real program on the first images of the real MNIST."""
+"""The promises of training, tried with the real program on the first images of the real MNIST."""
 
 from __future__ import annotations
 
@@ -189,7 +189,7 @@ def test_more_epochs_extend_a_run_and_a_lost_epoch_is_made_again(
     assert train(tmp_path, data_dir, *DDPM).returncode == 0
     extended = programs.only_run(tmp_path)
     programs.assert_same_training(extended, whole, EPOCHS)
-    # what was asked for first is kept; what was not is made again when asked for
+    # an epoch asked for first is kept; another is made again when asked for
     assert extended.has_epoch(2)
     assert not extended.has_epoch(1)
     again = train(tmp_path, data_dir, *DDPM, "--set=eval.at_epochs=1")
@@ -209,7 +209,7 @@ def test_a_call_trains_to_the_epochs_that_it_asks_for_and_no_further(
     mine = programs.only_run(tmp_path)
     assert mine.attempt_number() == 1
     assert [e["epoch"] for e in mine.metrics("epoch")] == [1, 2]
-    # One that is on its way to more, and dies, keeps what was asked of it.
+    # One that is on its way to more, and dies, keeps the epochs asked of it.
     place = (f"--runs-dir={tmp_path}", f"--data-dir={data_dir}")
     process = programs.start("diffuse.train", *DDPM, "--epochs=100000", *place)
     deadline = time.monotonic() + 60

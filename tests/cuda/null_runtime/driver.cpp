@@ -1,4 +1,4 @@
-// libcuda.so.1 without a GPU: what torch's libraries are linked to. Nothing of it is called.
+// libcuda.so.1 without a GPU: the library to which torch's are linked. Nothing of it is called.
 extern "C" {
 #define NOTHING(name) int name() { return 0; }
 NOTHING(cuCtxGetCurrent) NOTHING(cuCtxSetCurrent) NOTHING(cuDeviceGet) NOTHING(cuDeviceGetAttribute) NOTHING(cuDevicePrimaryCtxRetain)
