@@ -219,7 +219,7 @@ def _estimate(
     device: str | None,
     evaluate: bool,
 ) -> Estimate:
-    """The cost of the trainings that a sweep would do, by the runs and probes in `known_dir`."""
+    """The cost of the work that a sweep would do, by the runs and probes in `known_dir`."""
     from launch.grids import estimate, probe
     from launch.grids.plan import plan
 
@@ -227,7 +227,9 @@ def _estimate(
     if settings.kind == "local":
         from launch.local import sweep as local_sweep
 
-        queues = local_sweep.queues(planned, *local_sweep.slots(settings, device or "auto"))
+        queues = local_sweep.queues(
+            planned, evaluate, *local_sweep.slots(settings, device or "auto")
+        )
     else:
         from launch.slurm import pipeline
         from launch.slurm.dry_run import dry_run

@@ -68,6 +68,8 @@ def evaluate_checkpoint(
         kept = str(samples.relative_to(run.path if run else output))
         relative = kept if scorer.keeps_images else None
         figure = scorer.figure(images, spec, seed=seed, samples=relative, classes=classes)
+        if sample_set.drawing:
+            figure = figure.model_copy(update={"drawing": sample_set.drawing})
         if is_main:
             evaluation = Evaluation(
                 epoch=model.epoch,

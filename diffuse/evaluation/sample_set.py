@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import shutil
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,9 @@ from torch import Tensor
 from diffuse.config.sampler_spec import SamplerSpec
 from diffuse.config.section import IMAGE_SIZE
 from diffuse.data.tensors import to_uint8
+from diffuse.rundir.evaluations import Drawing
 from diffuse.runtime import hdf5
+from diffuse.runtime.device import device_name
 from diffuse.runtime.distributed import World
 from diffuse.runtime.errors import UserError
 from diffuse.runtime.files import write_bytes
@@ -32,7 +35,7 @@ PART = 250
 OnStep = Callable[[int, int], None]
 
 
-@dataclass(frozen=True)
+@dataclass
 class SampleSet:
     """A set of images of one model, sampler and seed, kept in `path`."""
 
@@ -41,6 +44,7 @@ class SampleSet:
     spec: SamplerSpec
     seed: int
     path: Path
+    drawing: Drawing | None = None  # of the images that `images` has drawn on this rank
 
     def images(
         self, n: int, data_dir: Path, world: World, on_step: OnStep = lambda done, total: None
@@ -57,6 +61,7 @@ class SampleSet:
         mine = [s for k, s in enumerate(starts) if k % world.size == world.rank]
         mine = [start for start in mine if self._part(start, n) is None]
         x_T = self.model.start(self.spec, self.seed, range(n), data_dir) if mine else None
+        started, drawn = time.monotonic(), 0
         for k, start in enumerate(mine):
             assert x_T is not None
 
@@ -64,9 +69,13 @@ class SampleSet:
                 on_step(before * steps + done, len(mine) * steps)
 
             images = self._draw(x_T, range(start, min(start + PART, n)), report)
+            drawn += len(images)
             buffer = io.BytesIO()
             np.savez(buffer, images=images.numpy())  # a zip file has checksums
             write_bytes(self._part_path(start, n), buffer.getbuffer())
+        if drawn:
+            seconds, name = time.monotonic() - started, device_name(self.model.device)
+            self.drawing = Drawing(images=drawn, seconds=round(seconds, 3), device=name)
         world.highest(0)  # all parts are there
         if world.is_main:
             parts = [self._part(start, n) for start in starts]

@@ -91,6 +91,14 @@ class Scores(_Object):
         }
 
 
+class Drawing(_Object):
+    """The time that one rank took to draw its share of a set of images."""
+
+    images: int
+    seconds: float
+    device: str  # as in the run's environment
+
+
 class Figure(Scores, _WithProtocol):
     """The scores of a set of images, with their protocol and those of as many real images."""
 
@@ -98,7 +106,8 @@ class Figure(Scores, _WithProtocol):
     reconstruction: dict[str, float] | None = None  # mse, psnr, ssim of restored images
     labels: list[str] = []  # remarks without which the scores mislead
     samples: str | None = None  # where the images are, relative to the run directory
-    seconds: float | None = None
+    seconds: float | None = None  # of the judgement alone
+    drawing: Drawing | None = None  # not where all images were there already
 
     def values(self) -> dict[str, float]:
         return super().values() | (self.reconstruction or {})

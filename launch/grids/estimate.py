@@ -1,14 +1,13 @@
 """The cost of a grid before it is spent: steps, hours, disk and time, by the speed of runs like it.
 
-Only trainings count, and of these what is left. How long the images of an evaluation take is
-recorded nowhere.
+Trainings and evaluations count, and of both only the part that is left.
 """
 
 from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -25,7 +24,7 @@ ROLLING = 2  # checkpoints beside those that are kept
 
 @dataclass(frozen=True)
 class Task:
-    """Runs that are trained in one job, `at_once` of them at a time; on this machine, one run.
+    """Runs of one job, `at_once` of them at a time; on this machine, one run.
 
     Args:
         units: GPUs, or, without any, cores that it holds from its start to its end.
@@ -38,11 +37,12 @@ class Task:
 
 @dataclass(frozen=True)
 class Queue:
-    """Tasks of which `slots` run at a time.
+    """Tasks of which `slots` run at a time, each once those of the same runs before it have ended.
 
     Args:
         name: of an array of jobs; "" on this machine.
         time: the limit of each job in minutes.
+        trains, evaluates: the programs of a task; here both, one after the other.
     """
 
     name: str
@@ -50,6 +50,8 @@ class Queue:
     slots: int
     has_gpus: bool
     time: int | None = None
+    trains: bool = True
+    evaluates: bool = False
 
 
 @dataclass(frozen=True)
@@ -59,21 +61,36 @@ class Row:
     Args:
         steps: that are left.
         speed: None: there is no run like it yet, and all that follows from it is 0.
-        hours: of GPUs or cores, its share of those of its job.
-        time: minutes that its job needs, with a margin; None on this machine.
+        seconds, evaluation_s: of its training and of its evaluation, alone.
+        training_hours, evaluation_hours: of GPUs or cores, its share of those of its jobs.
+        time: minutes that its training's job needs, with a margin; None on this machine.
     """
 
     planned: Planned
     steps: int
     speed: Speed | None
     has_gpus: bool
-    hours: float = 0.0
+    seconds: float = 0.0
+    evaluation_s: float = 0.0
+    training_hours: float = 0.0
+    evaluation_hours: float = 0.0
     time: int | None = None
 
+    def __add__(self, other: Row) -> Row:
+        """The cost of two jobs of the run."""
+        return replace(
+            self,
+            steps=self.steps + other.steps,
+            seconds=self.seconds + other.seconds,
+            evaluation_s=self.evaluation_s + other.evaluation_s,
+            training_hours=self.training_hours + other.training_hours,
+            evaluation_hours=self.evaluation_hours + other.evaluation_hours,
+        )
+
     @property
-    def seconds(self) -> float:
-        """Of its training alone."""
-        return self.steps * self.speed.step_s if self.speed else 0.0
+    def hours(self) -> float:
+        """Of both programs."""
+        return self.training_hours + self.evaluation_hours
 
     @property
     def saved_steps(self) -> int:
@@ -109,6 +126,7 @@ class Row:
             "unit": unit(self.has_gpus),
             "hours": self.hours if speed else None,
             "seconds": self.seconds if speed else None,
+            "evaluation_s": self.evaluation_s if speed else None,
             "time": self.time if speed else None,
             "disk": self.disk if speed else None,
             "device": speed and speed.device,
@@ -122,6 +140,7 @@ class Estimate:
     rows: tuple[Row, ...]
     queues: tuple[Queue, ...]
     wall_s: float  # with all the tasks at a time that the queues allow
+    needs: Mapping[str, int]  # of each array: the minutes of its longest job, as far as known
 
     @property
     def unit(self) -> str:
@@ -160,16 +179,15 @@ class Estimate:
         """
         rows = {row.planned.name: row for row in self.rows if row.speed}
         for queue in self.queues:
-            names = [planned.name for task in queue.tasks for planned, _ in task.runs]
-            known = [rows[name] for name in names if name in rows]
-            need = max((row.time or 0 for row in known), default=0)
+            need = self.needs[queue.name]
             is_enough = queue.time is None or queue.time >= need
             if not need or queue.time == need or (is_submitted and is_enough):
                 continue
-            first_s = max(row.checkpoint_s for row in known)
+            names = [planned.name for task in queue.tasks for planned, _ in task.runs]
+            first_s = max(row.checkpoint_s for name, row in rows.items() if name in names)
             if queue.time is None:
                 text = f"no time limit; time={need} would do"
-            elif 60 * queue.time < first_s:
+            elif queue.trains and 60 * queue.time < first_s:
                 text = (
                     f"time={queue.time} minutes end before the first checkpoint, after about"
                     f" {duration(first_s)}: only Slurm's notice before the limit saves anything;"
@@ -182,12 +200,12 @@ class Estimate:
             yield f"{queue.name}: {text}"
 
     def of_whole_runs(self) -> dict[str, dict[str, Any]]:
-        """The cost of each run from its beginning to its end, where its speed is known."""
+        """The cost of each training from its beginning to its end, where its speed is known."""
         return {
             row.planned.name: {
                 "steps": (steps := row.planned.run.schedule.final_step),
                 "seconds": row.seconds * steps / row.steps,
-                "hours": row.hours * steps / row.steps,
+                "hours": row.training_hours * steps / row.steps,
                 "unit": unit(row.has_gpus),
             }
             for row in self.rows
@@ -197,12 +215,13 @@ class Estimate:
     def summary(self) -> str:
         """`20,000 steps, 3.1 GPU hours in 1h02m with 16 jobs at a time, 120 MB of checkpoints`."""
         if not self.rows:
-            return "nothing to train"
+            return "nothing to train or to evaluate"
         steps = f"{sum(row.steps for row in self.rows):,} steps"
         unknown, runs = len(self.unknown), len(self.rows)
         if unknown == runs:
             return f"{steps}; the speed of no run is known yet"
-        slots = " + ".join(str(min(queue.slots, len(queue.tasks))) for queue in self.queues)
+        most = [queue for queue in self.queues if queue.trains] or self.queues
+        slots = " + ".join(str(min(queue.slots, len(queue.tasks))) for queue in most)
         least = "at least " if unknown else ""
         return (
             f"{steps}, {least}{in_short(self.hours)} {self.unit} hours in {duration(self.wall_s)}"
@@ -224,40 +243,80 @@ class Estimate:
 
 
 def estimate(queues: Sequence[Queue], speeds: Speeds) -> Estimate:
-    """The cost of the trainings in these queues, which work side by side."""
-    rows: list[Row] = []
-    walls = []
+    """The cost of the work in these queues, which go on side by side."""
+    rows: dict[str, Row] = {}
+    done_s: dict[str, float] = {}  # when the last task of a run so far ends
+    needs = {}
     for queue in queues:
         tasks = [_rows(queue, task, speeds) for task in queue.tasks]
-        rows += [row for task in tasks for row in task]
-        seconds = [
-            wall((row.seconds for row in some), task.at_once)
-            for some, task in zip(tasks, queue.tasks, strict=True)
-        ]
-        walls.append(wall(seconds, queue.slots))
-    return Estimate(tuple(rows), tuple(queues), max(walls, default=0.0))
+        lengths = [_length(some, task) for some, task in zip(tasks, queue.tasks, strict=True)]
+        starts = [max(done_s.get(row.planned.name, 0.0) for row in some) for some in tasks]
+        for some, end in zip(tasks, ends(lengths, queue.slots, starts), strict=True):
+            for row in some:
+                name = row.planned.name
+                done_s[name] = end
+                rows[name] = rows[name] + row if name in rows else row
+        needs[queue.name] = limit(max(lengths)) if queue.name and any(lengths) else 0
+    return Estimate(tuple(rows.values()), tuple(queues), max(done_s.values(), default=0.0), needs)
 
 
 def _rows(queue: Queue, task: Task, speeds: Speeds) -> list[Row]:
-    rows = [
-        Row(planned, planned.steps_left, speeds.of(planned.run.config, place), queue.has_gpus)
-        for planned, place in task.runs
-    ]
-    job_s = wall((row.seconds for row in rows), task.at_once)
-    total_s = sum(row.seconds for row in rows)
+    """The part of each run's cost that this task is."""
+    rows = [_alone(queue, planned, place, speeds) for planned, place in task.runs]
+    job_s = _length(rows, task)
+    total_s = sum(row.seconds + row.evaluation_s for row in rows)
     # A GPU that idles at the end of a pack is paid for, too.
     price = job_s * task.units / 3600 / total_s if total_s else 0.0
-    need = ROUND_MIN * math.ceil((START_S + MARGIN * job_s) / 60 / ROUND_MIN)
-    time = need if queue.name else None
-    return [replace(row, hours=row.seconds * price, time=time) for row in rows]
+    time = limit(job_s) if queue.name and queue.trains else None
+    return [
+        replace(
+            row,
+            training_hours=row.seconds * price,
+            evaluation_hours=row.evaluation_s * price,
+            time=time,
+        )
+        for row in rows
+    ]
 
 
-def wall(seconds: Iterable[float], slots: int) -> float:
+def _alone(queue: Queue, planned: Planned, place: Place, speeds: Speeds) -> Row:
+    """The steps and seconds of a run in this queue."""
+    speed = speeds.of(planned.run.config, place)
+    steps = planned.steps_left if queue.trains else 0
+    row = Row(planned, steps, speed, queue.has_gpus)
+    if speed is None:
+        return row
+    evaluation_s = 0.0
+    if queue.evaluates:
+        run, epochs = planned.run, planned.unevaluated
+        evaluation_s += run.network_calls(epochs) / place.ranks * speed.call_s
+        evaluation_s += run.judged_images(epochs) * speed.judge_s
+    return replace(row, seconds=steps * speed.step_s, evaluation_s=evaluation_s)
+
+
+def _length(rows: Sequence[Row], task: Task) -> float:
+    """Seconds of the task."""
+    return wall([row.seconds + row.evaluation_s for row in rows], task.at_once)
+
+
+def limit(seconds: float) -> int:
+    """The time limit in minutes of a job that computes for so long."""
+    return ROUND_MIN * math.ceil((START_S + MARGIN * seconds) / 60 / ROUND_MIN)
+
+
+def wall(seconds: Sequence[float], slots: int) -> float:
     """Seconds until all have ended where `slots` run at a time, the next when one ends."""
-    ends = [0.0] * slots
-    for task_s in seconds:
-        heapq.heapreplace(ends, ends[0] + task_s)
-    return max(ends)
+    return max(ends(seconds, slots, [0.0] * len(seconds)), default=0.0)
+
+
+def ends(seconds: Sequence[float], slots: int, starts: Sequence[float]) -> list[float]:
+    """The end of each task where `slots` run at a time, each from its earliest start on."""
+    free = [0.0] * slots
+    found = [0.0] * len(seconds)
+    for k in sorted(range(len(seconds)), key=lambda k: starts[k]):
+        found[k] = max(free[0], starts[k]) + seconds[k]
+        heapq.heapreplace(free, found[k])
+    return found
 
 
 def unit(has_gpus: bool) -> str:

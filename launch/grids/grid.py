@@ -132,6 +132,23 @@ class GridRun:
             options += ["--final-images", str(settings.final_images)]
         return options + (["--samplers", ",".join(settings.samplers)] if settings.samplers else [])
 
+    def image_counts(self, epoch: int) -> set[int]:
+        """The numbers of images of the figures of an epoch; the smaller are parts of the larger."""
+        settings = self.config.eval
+        final = settings.final_images if epoch == self.epochs[-1] else None
+        return {settings.images, final or settings.images}
+
+    def network_calls(self, epochs: Sequence[int]) -> int:
+        """The network evaluations of one image each by which those of `epochs` are drawn."""
+        samplers = self.config.sampler_specs(self.config.eval.samplers)
+        calls = sum(spec.network_calls for spec in samplers)
+        return sum(max(self.image_counts(epoch)) * calls for epoch in epochs)
+
+    def judged_images(self, epochs: Sequence[int]) -> int:
+        """The images of all figures of `epochs`."""
+        n = len(self.config.sampler_specs(self.config.eval.samplers))
+        return sum(sum(self.image_counts(epoch)) * n for epoch in epochs)
+
     def is_evaluated(self, epoch: int, figures: Sequence[Figure]) -> bool:
         """True where these figures are all that the grid wants of the epoch."""
         settings = self.config.eval
@@ -140,11 +157,8 @@ class GridRun:
             for f in figures
             if f.protocol.extractor == settings.extractor
         }
-        counts = {settings.images}
-        if settings.final_images is not None and epoch == self.epochs[-1]:
-            counts.add(settings.final_images)
         samplers = [str(spec) for spec in self.config.sampler_specs(settings.samplers)]
-        return made >= {(name, n) for name in samplers for n in counts}
+        return made >= {(name, n) for name in samplers for n in self.image_counts(epoch)}
 
     def merged(self, other: GridRun) -> GridRun:
         """The same run with the cells of both."""

@@ -38,7 +38,8 @@ STYLES = {
     "left": "dim",
 }
 LINE_EVERY_S = 30.0
-NOT_COUNTED = "evaluations are not counted: how long their images take is recorded nowhere"
+NOT_COUNTED = "pictures in training and the start of jobs are not counted"
+NOT_DRAWN = "; no such run was evaluated yet: its evaluation follows from its training steps"
 UNKNOWN = "no run like it yet: --probe measures it"
 COLUMNS = ("run", "state", "epoch", "loss", "ETA", "images/s")
 
@@ -63,11 +64,11 @@ def plan_listing(planned: Sequence[Planned]) -> Listing:
 
 
 def show_estimate(found: Estimate, title: str, as_json: bool, out: Console) -> None:
-    """Print it: an entry for each run that is trained, their sum, and remarks."""
+    """Print it: an entry for each run with work left, their sum, and remarks."""
     if as_json:
         print(json.dumps(found.as_plain(), indent=2))
         return
-    columns = ("run", "steps", "s/step", "hours", "training", "time", "disk", "speed by")
+    columns = ("run", "steps", "s/step", "hours", "training", "evaluation", "time", "disk", "by")
     listing = Listing(columns, columns[4:])
     for row in found.rows:
         cells = {"run": row.planned.name, "steps": f"{row.steps:,}"}
@@ -76,15 +77,18 @@ def show_estimate(found: Estimate, title: str, as_json: bool, out: Console) -> N
                 "s/step": f"{row.speed.step_s:.2g}",
                 "hours": f"{in_short(row.hours)} {unit(row.has_gpus)}",
                 "training": console.duration(row.seconds),
+                "evaluation": console.duration(row.evaluation_s) if row.evaluation_s else "",
                 "time": f"{row.time} min" if row.time else "",
                 "disk": megabytes(row.disk),
-                "speed by": str(row.speed),
+                "by": str(row.speed),
             }
         listing.add(cells, remark="" if row.speed else UNKNOWN)
     out.print(title, soft_wrap=True)
     if found.rows:
         listing.show(out)
-    for line in (found.summary(), NOT_COUNTED, *found.remarks()):
+    is_drawn = all(row.speed.is_drawn for row in found.rows if row.speed and row.evaluation_s)
+    not_counted = NOT_COUNTED + ("" if is_drawn else NOT_DRAWN)
+    for line in (found.summary(), not_counted, *found.remarks()):
         out.print(line, soft_wrap=True)
 
 

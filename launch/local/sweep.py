@@ -53,7 +53,7 @@ def run(
         outcomes = []
         if todo := [p for p in planned if p.lacks(evaluate)]:
             gpus, parallel = slots(settings, device)
-            costs = estimate(queues(todo, gpus, parallel), probe.speeds(ledger.runs_dir))
+            costs = estimate(queues(todo, evaluate, gpus, parallel), probe.speeds(ledger.runs_dir))
             ledger.note_costs(costs.of_whole_runs())
             with (
                 display.SweepDisplay(out, title).shown() as watch,
@@ -92,14 +92,17 @@ def slots(settings: Cluster, device: str) -> tuple[list[str], int]:
     return gpus, settings.array_parallelism or max(1, len(gpus)) * settings.runs_per_gpu
 
 
-def queues(planned: Sequence[Planned], gpus: Sequence[str], parallel: int) -> list[Queue]:
-    """The trainings that a sweep does here, for an estimate of their cost."""
+def queues(
+    planned: Sequence[Planned], evaluate: bool, gpus: Sequence[str], parallel: int
+) -> list[Queue]:
+    """The chains of training and evaluation of a sweep here, for an estimate of their cost."""
     shares = math.ceil(parallel / len(gpus)) if gpus else 1
     tasks = []
     for p in planned:
         system = p.run.config.system
         threads = system.threads or pool.threads_of(parallel)
         place = Place(bool(gpus) and system.device != "cpu", 1, threads, shares)
-        if p.is_todo:
+        if p.lacks(evaluate):
             tasks.append(Task(((p, place),), 1 / shares if gpus else threads))
-    return [Queue("", tuple(tasks), parallel, bool(gpus))] if tasks else []
+    queue = Queue("", tuple(tasks), parallel, bool(gpus), trains=True, evaluates=evaluate)
+    return [queue] if tasks else []

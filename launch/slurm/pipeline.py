@@ -107,18 +107,21 @@ def job_arrays(
 
 
 def queues(arrays: Sequence[JobArray]) -> list[Queue]:
-    """The trainings of these arrays, for an estimate of their cost."""
+    """The trainings and evaluations of these arrays, for an estimate of their cost."""
     found = []
     for array in arrays:
-        settings = array.settings
+        if array.program == "report":
+            continue
+        settings, trains = array.settings, array.program == "train"
         units = settings.nodes * (settings.gpus_per_node or settings.cpus)
         tasks = tuple(
             Task(tuple((one.planned, _place(one)) for one in runs), units, settings.at_once)
             for runs in array.packs
         )
         has_gpus = settings.gpus_per_node > 0
-        if array.program == "train":
-            found.append(Queue(array.name, tasks, array.throttle, has_gpus, settings.time))
+        found.append(
+            Queue(array.name, tasks, array.throttle, has_gpus, settings.time, trains, not trains)
+        )
     return found
 
 

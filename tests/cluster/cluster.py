@@ -13,7 +13,7 @@ import os
 import socket
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import psutil
@@ -105,7 +105,9 @@ class Cluster:
         while new := set(leftovers.processes(self.folder, node)) - found:
             found |= new
             _act(psutil.Process.suspend, new)
-        _act(psutil.Process.kill, found)
+        # The newest first: the kernel wakes a stopped process whose parent dies, by SIGHUP, and
+        # srun would ask the controller to end the step, the next one of that id.
+        _act(psutil.Process.kill, sorted(found, key=_age))
         psutil.wait_procs(list(found), timeout=5)
 
     def stop_slurmd(self, node: str) -> None:
@@ -263,7 +265,12 @@ class Cluster:
         self.slurm("sacctmgr", "-i", "add", "cluster", f"diffuse{self.ports.number}")
 
 
-def _act(act: Callable[[psutil.Process], None], processes: set[psutil.Process]) -> None:
+def _age(process: psutil.Process) -> tuple[float, int]:
+    """Less for a process that began later."""
+    return -process.create_time(), -process.pid
+
+
+def _act(act: Callable[[psutil.Process], None], processes: Iterable[psutil.Process]) -> None:
     """Do `act` to each process that is still there."""
     for process in processes:
         with contextlib.suppress(psutil.Error):

@@ -45,7 +45,7 @@ def trained(
     precision: str = "bf16",
     runs_per_gpu: int = 1,
 ) -> RunDir:
-    """A run with the record of two attempts, each of which began slowly."""
+    """A run with the record of two attempts, each of which began slowly; it was not evaluated."""
     run = RunDir(runs_dir / of.run_name)
     run.checkpoints.mkdir(parents=True)
     run.checkpoint_path(1).write_bytes(bytes(1000))
@@ -68,11 +68,33 @@ def trained(
     return run
 
 
-def on_slurm(runs_dir: Path, configs: list[Config], **settings: Any) -> Estimate:
+def evaluated(run: RunDir, images: int, calls: int, call_s: float, judge_s: float) -> None:
+    """Of which images were drawn on the run's device; all else of a figure is of no matter."""
+    scores = {"fid": 9.0, "kid": 0.0, "kid_std": 0.0, "is": 9.0, "is_std": 0.1}
+    device = programs.read_json(run.manifest_path)["environment"]["device"]
+    figure = {
+        "protocol": {
+            "extractor": "classifier",
+            "real_images": 60_000,
+            "images": images,
+            "sampler": f"ddim-{calls}-clip",
+            "source": "noise",
+        },
+        **scores,
+        "floor": scores,
+        "seconds": judge_s * images,
+        "drawing": {"images": images, "seconds": call_s * calls * images, "device": device},
+    }
+    files.write_json(run.evaluation_path(1), {"epoch": 1, "figures": [figure]})
+
+
+def on_slurm(
+    runs_dir: Path, configs: list[Config], evaluate: bool = False, **settings: Any
+) -> Estimate:
     """The estimate of a sweep of these runs on a cluster."""
     cluster = ClusterFile("slurm", "slurm", {"kind": "slurm"}).resolve([Layer("test", settings)])
     planned = [look_at(GridRun(c), RunDir(runs_dir / c.run_name)) for c in configs]
-    arrays = pipeline.job_arrays([Request(p, cluster) for p in planned], 1000, None)
+    arrays = pipeline.job_arrays([Request(p, cluster, evaluate) for p in planned], 1000, None)
     return estimate(pipeline.queues(arrays), Speeds(runs_dir))
 
 
@@ -185,6 +207,50 @@ def test_only_the_work_that_is_left_counts(tmp_path: Path) -> None:
     assert left(run, 2) == 0
 
 
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_evaluations_cost_the_network_calls_of_their_images(ranks: int, tmp_path: Path) -> None:
+    batch = f"train.global_batch={128 * ranks}"
+    run = trained(tmp_path, config("seed=1", batch), 0.03, ranks=ranks)
+    more = ("train.epochs=4", "eval.at_epochs=2,4", "eval.samplers=ddim-10,ddim-40")
+    asked = config(batch, *more, "eval.images=500", "eval.final_images=2000")
+    calls, judged = (500 + 2000) * 50, 500 * 2 * 2 + 2000 * 2
+    (row,) = on_slurm(tmp_path, [asked], evaluate=True, gpus_per_node=ranks).rows
+    assert row.speed and not row.speed.is_drawn
+    assert row.evaluation_s == pytest.approx(calls / ranks * 0.03 / 128 / 3), "a third of a step"
+    assert on_slurm(tmp_path, [asked], gpus_per_node=ranks).rows[0].evaluation_s == 0
+    evaluated(run, 300, 20, 0.001, 0.01)
+    found = on_slurm(tmp_path, [asked], evaluate=True, gpus_per_node=ranks)
+    (row,) = found.rows
+    assert row.speed and row.speed.is_drawn
+    assert row.evaluation_s == pytest.approx(calls / ranks * 0.001 + judged * 0.01)
+    assert found.wall_s == pytest.approx(row.seconds + row.evaluation_s)
+    assert found.hours == pytest.approx(found.wall_s * ranks / 3600)
+    assert found.of_whole_runs()[row.planned.name]["hours"] == pytest.approx(row.training_hours)
+
+
+def test_figures_that_were_made_on_another_device_tell_no_speed(tmp_path: Path) -> None:
+    run = trained(tmp_path, config("seed=1"), 0.03)
+    evaluated(run, 300, 20, 0.001, 0.01)
+    text = run.evaluation_path(1).read_text()
+    files.write_json(run.evaluation_path(1), json.loads(text.replace("A100", "H100")))
+    speed = Speeds(tmp_path).of(config(), Place(on_gpu=True))
+    assert speed is not None and not speed.is_drawn
+    run.evaluation_path(1).write_text("{")
+    assert Speeds(tmp_path).of(config(), Place(on_gpu=True)) is not None
+
+
+def test_each_evaluation_begins_when_its_training_has_ended(tmp_path: Path) -> None:
+    evaluated(trained(tmp_path, config("seed=1"), 1.0), 1000, 50, 1e-3, 0.0)
+    configs = [config(f"seed={seed}", f"train.epochs={seed}") for seed in (2, 3, 4)]
+    found = on_slurm(tmp_path, configs, evaluate=True, array_parallelism=2)
+    trained_s = [2 * 468, 3 * 468, (2 + 4) * 468]  # the third begins when the first has ended
+    assert found.wall_s == pytest.approx(trained_s[2] + 50)
+    assert [row.evaluation_s for row in found.rows] == pytest.approx([50, 50, 50])
+    assert found.needs == {"01-train": 40, "02-evaluate": 5}
+    short = on_slurm(tmp_path, configs, evaluate=True, time=5)
+    assert "02-evaluate" not in " ".join(short.remarks())
+
+
 def test_a_gpu_that_idles_at_the_end_of_a_pack_is_paid_for(tmp_path: Path) -> None:
     trained(tmp_path, config("seed=1"), 1.0)
     configs = [config(f"seed={seed}", f"train.epochs={seed}") for seed in (2, 3, 5)]
@@ -263,6 +329,6 @@ def test_an_empty_sweep_costs_nothing(tmp_path: Path) -> None:
     grid = Grid("mine", (), Layer("", {}))
     assert not plan(grid, tmp_path)
     found = estimate([Queue("", (), 1, False)], Speeds(tmp_path))
-    assert found.hours == 0 and found.summary() == "nothing to train"
+    assert found.hours == 0 and found.summary().startswith("nothing to train")
     assert estimate([], Speeds(tmp_path / "none")).wall_s == 0
     assert Task((), 1).at_once == 1
