@@ -18,10 +18,11 @@ def test_probes_are_jobs_of_their_own_after_which_a_sweep_knows_its_cost(lab: La
     found = json.loads(lab.sweep(seeds, packed, "--estimate", "--json"))
     assert not found["is_lower_bound"] and found["unit"] == "GPU"
     assert [row["steps"] for row in found["runs"]] == [480] * 4
-    seconds = [row["seconds"] for row in found["runs"]]
+    seconds = [row["seconds"] + row["evaluation_s"] for row in found["runs"]]
     assert found["wall_s"] <= sum(seconds) / 2 * 1.001, "two jobs side by side, two runs in each"
     assert found["remarks"] == [
-        f"01-train: no time limit; time={found['runs'][0]['time']} would do"
+        f"01-train: no time limit; time={found['runs'][0]['time']} would do",
+        "02-evaluate: no time limit; time=5 would do",
     ]
     refused = lab.program("sweep.py", *lab.command(seeds, packed, "--budget=0"))
     assert refused.returncode == 2 and "more than --budget 0; " in refused.stderr
