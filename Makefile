@@ -24,6 +24,7 @@ help: ## List the targets
 
 play: $(VENV)/.train ## Draw pictures with the trained models that come along (two minutes, no training)
 	$(BIN)/python -m diffuse.sample ddpm/unet -n 64 --output play
+	$(BIN)/python -m diffuse.sample ddpm/unet_labels --digit 7 -n 16 --output play
 	$(BIN)/python -m diffuse.sample cold/unet-row -n 64 --sampler unconditional --output play
 	$(BIN)/python -m diffuse.sample cold/unet-col -n 64 --sampler unconditional --output play
 
