@@ -3,7 +3,7 @@
     python -m benchmarks.packing
 
 It starts the tests' Slurm cluster (its GPUs are pretended, so all trains on this machine's cores):
-the difference is the cost of jobs, not the gain of sharing a GPU brings.
+the difference is the cost of jobs, not the gain of sharing a GPU.
 """
 
 from __future__ import annotations

@@ -216,7 +216,7 @@ class TrackingConfig(Section):
 
 
 class SystemConfig(Section):
-    """Where and how the run is carried out; never part of its signature."""
+    """The machine and its use; never part of the run's signature."""
 
     device: Literal["auto", "cpu", "cuda"] = Field(
         "auto", description="auto: CUDA where there is a GPU"

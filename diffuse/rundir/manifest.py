@@ -1,4 +1,4 @@
-"""Where a run came from: code, versions, machine, data. A reader needs them to trust a figure."""
+"""The origin of a run: its code, versions, machine and data, by which a figure can be trusted."""
 
 from __future__ import annotations
 

@@ -101,10 +101,12 @@ class Row:
     @property
     def disk(self) -> int:
         """Bytes of the checkpoints that it will have more, at most."""
+        if self.speed is None or not self.steps:
+            return 0
         kept = len(self.planned.missing)
         if self.planned.run.config.checkpoint.keep == "all":
             kept += self.steps // self.saved_steps
-        return (kept + ROLLING) * self.speed.checkpoint if self.speed else 0
+        return (kept + ROLLING) * self.speed.checkpoint
 
     @property
     def checkpoint_s(self) -> float:

@@ -33,8 +33,8 @@ job=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}
 job=${job:-$SLURM_JOB_ID}
 export DIFFUSE_INTERRUPTED=%s/interrupted-$job-r${SLURM_RESTART_COUNT:-0}"""
 
-# Where the work was interrupted and Slurm has not ended the job (scancel, say), do it again. A job
-# that outlived a dead node must not requeue the attempt that has its place under the same id.
+# A job whose work was interrupted is requeued, unless Slurm has ended it (scancel, say). A job that
+# outlived a dead node must not requeue the attempt that has its place under the same id.
 REQUEUE = """\
 code=$?
 rm "$DIFFUSE_INTERRUPTED" 2>/dev/null && code=75

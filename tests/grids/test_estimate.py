@@ -206,6 +206,12 @@ def test_only_the_work_that_is_left_counts(tmp_path: Path) -> None:
     files.write_json(run.status_path, {"state": "done", "epoch": 2})
     assert left(run, 2) == 0
 
+    seen = trained(tmp_path, config("seed=1"), 1.0)
+    files.write_json(seen.status_path, {"state": "done", "epoch": 1})
+    done = config("seed=1", "train.epochs=1", "eval.at_epochs=1")
+    (row,) = on_slurm(tmp_path, [done], evaluate=True).rows
+    assert row.steps == row.disk == row.seconds == 0 and row.evaluation_s > 0
+
 
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_evaluations_cost_the_network_calls_of_their_images(ranks: int, tmp_path: Path) -> None:
