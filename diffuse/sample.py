@@ -6,6 +6,7 @@ The image of a seed and index does not depend on the batch size.
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -24,8 +25,9 @@ def main(
         typer.Option(
             help="Sampler. DDPM: ancestral, ddim or dpm, also as dpm-50-eta3-clip (50 steps, fresh"
             " noise, each x0 kept in range) or dpm-50-w1 (guided by labels). Cold diffusion:"
-            " algorithm2, algorithm1, renoise, direct, unconditional or uniform. Default: the"
-            " model's usual one."
+            " algorithm2, algorithm1, renoise, direct, unconditional or uniform. With -bf16 at the"
+            " end the network computes in bfloat16, about twice as fast. Default: the model's"
+            " usual one."
         ),
     ] = None,
     steps: Annotated[
@@ -75,10 +77,9 @@ def main(
     model = diffuse.load(source, epoch=epoch, device=device)
     usual = model.sampler
     if sampler is None:
-        guided = f"-w{usual.guidance:g}" if usual.guidance else ""
-        sampler = f"{usual.name}{guided}-clip" if usual.clip else f"{usual.name}{guided}"
         steps = usual.steps if steps is None else steps
         eta = usual.eta if eta is None else eta
+        sampler = replace(usual, eta=0.0).family
     spec = model.spec(sampler, steps=steps, eta=eta)
     amplitude = model.config.data.amplitude
 

@@ -12,7 +12,8 @@ def test_an_unknown_benchmark_is_refused_with_all_names(data_dir: Path) -> None:
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1
     names = (
-        *("training_step", "logging_cost", "averaging", "sampling", "cached_fid"),
-        *("classifier_features", "inception_features", "ranks", "dry_run"),
+        *("training_step", "training_precision", "logging_cost", "averaging", "sampling"),
+        *("sampling_precision", "cached_fid", "classifier_features", "inception_features"),
+        *("ranks", "dry_run"),
     )
     assert ", ".join(names) in done.stderr

@@ -75,6 +75,16 @@ def from_images(process: Process, x0: Tensor, first_index: int = 0) -> Start:
     return start
 
 
+def in_bf16(network: Network, device: torch.device) -> Network:
+    """`network` computing in bfloat16; its inputs and outputs are float32."""
+
+    def rounded(x: Tensor, time: Tensor) -> Tensor:
+        with torch.autocast(device.type, torch.bfloat16):
+            return network(x, time).float()
+
+    return rounded
+
+
 def generate(
     network: nn.Module,
     process: Process,
@@ -117,6 +127,8 @@ def generate(
         if labels is not None:
             of_part = torch.tensor(labels[number * batch :][: len(part)], device=device)
             told = conditioned(network, of_part, spec.guidance)
+        if spec.bf16:
+            told = in_bf16(told, device)
         sampling = Sampling(noise, spec.steps, spec.eta, limit, report, observe)
         with torch.inference_mode():
             x = process.sample(spec.name, told, start(part, noise()), sampling)

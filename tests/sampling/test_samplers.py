@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from diffuse import models
 from diffuse.config.processes import AveragingConfig, DdpmConfig, ProcessConfig
@@ -331,6 +331,33 @@ def test_an_image_is_the_same_in_any_batch_and_bits_repeat(
     assert net.training, "generate left the network as it found it"
 
 
+def test_in_bf16_the_network_alone_computes_in_bfloat16(ddpm: Ddpm) -> None:
+    torch.manual_seed(0)
+    net, inputs, outputs = build(CnnConfig(kind="cnn", channels=(4, 4))), set(), set()
+    for layer in net.modules():
+        if isinstance(layer, nn.Conv2d):
+            layer.register_forward_hook(lambda layer, x, y: outputs.add(y.dtype))
+    net.register_forward_pre_hook(lambda net, x: inputs.add(x[0].dtype))
+
+    def images(sampler: str) -> Tensor:
+        return generate(
+            net,
+            ddpm,
+            SamplerSpec.parse(sampler, DDPM),
+            from_noise(ddpm),
+            seed=7,
+            indices=range(4),
+            amplitude=0.5,
+            device=CPU,
+        )
+
+    rounded = images("ddim-5-clip-bf16")
+    assert (inputs, outputs, rounded.dtype) == ({torch.float32}, {torch.bfloat16}, torch.float32)
+    exact = images("ddim-5-clip")
+    assert outputs == {torch.bfloat16, torch.float32}
+    assert 0 < (rounded - exact).abs().max() < 0.05
+
+
 def test_every_name_has_a_sampler_and_every_sampler_a_name() -> None:
     assert list(DdpmConfig.samplers) == list(models.ddpm.SAMPLERS)
     assert list(AveragingConfig.samplers) == list(models.averaging.SAMPLERS)
@@ -363,7 +390,9 @@ def test_a_sampler_that_does_not_fit_is_refused(
         SamplerSpec.parse(text, DDPM, steps=steps, eta=eta)
 
 
-@pytest.mark.parametrize("text", ["ancestral", "ddim-7", "dpm-3-clip", "ddim-5-eta0.25-clip"])
+@pytest.mark.parametrize(
+    "text", ["ancestral", "ancestral-bf16", "ddim-7", "dpm-3-clip", "ddim-5-eta0.25-clip-bf16"]
+)
 def test_a_sampler_is_read_as_it_is_written(text: str) -> None:
     assert str(SamplerSpec.parse(text, DDPM)) == text
     tiny = SamplerSpec.parse("ddim-5", DDPM, eta=1e-5)
