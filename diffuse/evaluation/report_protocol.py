@@ -97,6 +97,9 @@ class ReportScorer(Scorer):
     def floor_images(self, n: int, spec: SamplerSpec) -> tuple[str, Tensor]:
         return f"test images {n + 1} to {2 * n}, wrapped too", torch.arange(n)
 
+    def _digits(self, *of_images: object) -> None:
+        return None  # its real images are few
+
     def _remarks(self, n: int) -> list[str]:
         return [WARNING]
 

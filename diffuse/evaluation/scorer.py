@@ -22,14 +22,16 @@ from diffuse.config.sampler_spec import SamplerSpec
 from diffuse.config.schema import IS_SPLITS
 from diffuse.data.tensors import load_split
 from diffuse.evaluation import metrics
+from diffuse.evaluation.by_digit import by_digit
 from diffuse.evaluation.features import Extractor, load_extractor
 from diffuse.evaluation.reference_features import RealFeatures, real_features
 from diffuse.evaluation.sample_set import OnStep, SampleSet
-from diffuse.rundir.evaluations import Figure, Protocol, Scores
+from diffuse.rundir.evaluations import DigitScores, Figure, Protocol, Scores
 from diffuse.runtime.distributed import World
 from diffuse.runtime.errors import UserError
 from diffuse.runtime.preemption import StopRequest
 from diffuse.runtime.rng import Stream, generator
+from diffuse.sampling.labels import drawn
 
 
 @dataclass
@@ -100,6 +102,7 @@ class Scorer:
             **self._scores(features, logits).plain(),
             floor=self.floor(n, spec),
             reconstruction=self._reconstruction(images) if spec.is_conditional else None,
+            digits=self._digits(features, logits, seed, classes),
             labels=self._remarks(n),
             samples=samples,
             seconds=round(time.monotonic() - started, 2),
@@ -166,6 +169,17 @@ class Scorer:
         if len(images[mine]):
             features[mine], logits[mine] = self.extractor(images[mine])
         return self.world.sum(features), self.world.sum(logits)
+
+    def _digits(
+        self, features: Tensor, logits: Tensor, seed: int, classes: int
+    ) -> list[DigitScores] | None:
+        """By the digit told; None where the network was told none, or the judge knows none."""
+        if not classes or logits.shape[1] != classes:
+            return None
+        told = drawn(classes, seed, range(len(features)))
+        train = self.train.features, load_split(self.data_dir, "train").labels
+        test = self.test.features, load_split(self.data_dir, "test").labels
+        return by_digit(features, logits, told, train, test)
 
     def _remarks(self, n: int) -> list[str]:
         return labels(n, self.extractor.size, len(self.test.features))

@@ -91,6 +91,16 @@ class Scores(_Object):
         }
 
 
+class DigitScores(_Object):
+    """The images of one digit that the network was told, against the real ones of that digit."""
+
+    digit: int
+    images: int
+    fid: float
+    floor: float  # the FID of as many real test images of the digit
+    recognised: float  # the share of images in which the classifier sees the digit
+
+
 class Drawing(_Object):
     """The time that one rank took to draw its share of a set of images."""
 
@@ -104,6 +114,7 @@ class Figure(Scores, _WithProtocol):
 
     floor: Scores
     reconstruction: dict[str, float] | None = None  # mse, psnr, ssim of restored images
+    digits: list[DigitScores] | None = None  # of a network that was told labels
     labels: list[str] = []  # remarks without which the scores mislead
     samples: str | None = None  # where the images are, relative to the run directory
     seconds: float | None = None  # of the judgement alone
@@ -115,12 +126,20 @@ class Figure(Scores, _WithProtocol):
     def summary(self) -> str:
         """One line for people."""
         protocol, floor = self.protocol, self.floor
+        told = f", {self.recognised:.1%} show the digit told" if self.digits else ""
         return (
             f"{protocol.sampler}, {protocol.images} images by {protocol.judge}:"
             f" FID {self.fid:.1f} (floor {floor.fid:.1f}),"
             f" KID {self.kid:.3g} +- {self.kid_std:.3g},"
-            f" IS {self.is_:.2f} +- {self.is_std:.2f} (real {floor.is_:.2f})"
+            f" IS {self.is_:.2f} +- {self.is_std:.2f} (real {floor.is_:.2f}){told}"
         )
+
+    @property
+    def recognised(self) -> float | None:
+        """The share of images in which the classifier sees the digit that the network was told."""
+        digits = self.digits or []
+        n = sum(digit.images for digit in digits)
+        return sum(digit.images * digit.recognised for digit in digits) / n if n else None
 
 
 class Evaluation(_Object):
