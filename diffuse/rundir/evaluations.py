@@ -19,7 +19,8 @@ from diffuse.runtime import files
 from diffuse.runtime.errors import UserError
 
 REPORT = "the report's own protocol"
-OF_SAMPLER = ("sampler", "source", "floor")  # the parts of a protocol that follow from the sampler
+OF_MODEL = "labels"  # the part of a protocol that follows from the network
+OF_SAMPLER = ("sampler", "source", "floor")  # the parts that follow from the sampler
 
 
 class _Object(BaseModel):
@@ -58,13 +59,18 @@ class Protocol(_Object):
         return json.dumps(self.plain(), sort_keys=True)
 
     @property
+    def of_any_model(self) -> str:
+        """One text for the protocols whose figures can be compared, with labels or without."""
+        return json.dumps({k: v for k, v in self.plain().items() if k != OF_MODEL}, sort_keys=True)
+
+    @property
     def judge(self) -> str:
         """The extractor, and the convention where it is none of this project's."""
         return self.extractor + (f", {self.convention}" if self.convention else "")
 
     def without_sampler(self) -> dict[str, Any]:
-        """The protocol's part that samplers shown side by side have in common."""
-        return {name: value for name, value in self.plain().items() if name not in OF_SAMPLER}
+        """The protocol's part that samplers and models shown side by side have in common."""
+        return {k: v for k, v in self.plain().items() if k not in (OF_MODEL, *OF_SAMPLER)}
 
 
 class _WithProtocol(_Object):

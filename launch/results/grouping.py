@@ -75,13 +75,15 @@ class Group:
 
     @property
     def labels(self) -> list[str]:
-        return sorted({label for cell in self.cells for label in cell.figure.labels})
+        told = {cell.figure.protocol.labels for cell in self.cells} - {None}
+        remarks = {f"labels that a network is told are {how}" for how in told}
+        return sorted(remarks.union(*(cell.figure.labels for cell in self.cells)))
 
     def columns(self) -> list[Column]:
         """The group by whole protocols."""
         by_protocol: dict[str, list[Cell]] = {}
         for cell in self.cells:
-            by_protocol.setdefault(cell.figure.protocol.key, []).append(cell)
+            by_protocol.setdefault(cell.figure.protocol.of_any_model, []).append(cell)
         columns = [Column(_ranked(cells)) for cells in by_protocol.values()]
         return sorted(columns, key=lambda c: (c.source == "test images", c.source, c.sampler))
 
