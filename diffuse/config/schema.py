@@ -60,6 +60,9 @@ class UNetConfig(Section):
         1, description="fold p x p pixels into channels at the entrance"
     )
     attention: bool = Field(False, description="self-attention at the lowest resolution")
+    after_attention: int = Field(
+        0, ge=0, le=16, description="residual blocks after it, there; Ho et al. have one"
+    )
     dropout: float = Field(0.0, ge=0, lt=1, description="in the residual blocks")
     classes: Literal[0, 10] = Field(0, description="labels that the network is told; 0: none")
 

@@ -77,7 +77,8 @@ class Attention(nn.Module):
 class UNet(nn.Module):
     """x_t [B, 1, 28, 28], time t / T [B], perhaps labels [B] -> prediction [B, 1, 28, 28].
 
-    One skip connection per resolution; `blocks` residual blocks on each side of it.
+    One skip connection per resolution; `blocks` residual blocks on each side of it. At the lowest
+    one, attention sees the whole image, and `after_attention` blocks make use of it.
     """
 
     def __init__(self, config: UNetConfig) -> None:
@@ -90,8 +91,10 @@ class UNet(nn.Module):
             nn.Linear(self.features, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU()
         )
 
-        def level(in_channels: int, out_channels: int) -> nn.ModuleList:
-            ins = [in_channels] + [out_channels] * (config.blocks - 1)
+        def level(
+            in_channels: int, out_channels: int, blocks: int = config.blocks
+        ) -> nn.ModuleList:
+            ins = [in_channels, *[out_channels] * blocks][:blocks]
             return nn.ModuleList(ResBlock(i, out_channels, width, config.dropout) for i in ins)
 
         pairs = list(itertools.pairwise(channels))  # (finer, coarser) resolutions
@@ -100,6 +103,7 @@ class UNet(nn.Module):
         self.shrink = nn.ModuleList(nn.Conv2d(f, c, 3, stride=2, padding=1) for f, c in pairs)
         self.middle = level(lowest, lowest)
         self.attention: nn.Module = Attention(lowest) if config.attention else nn.Identity()
+        self.after = level(lowest, lowest, config.after_attention)
         self.grow = nn.ModuleList(nn.Conv2d(c, f, 3, padding=1) for f, c in reversed(pairs))
         self.up = nn.ModuleList(level(2 * fine, fine) for fine, _ in reversed(pairs))
         self.norm = nn.GroupNorm(GROUPS, channels[0])
@@ -132,7 +136,7 @@ class UNet(nn.Module):
             x = _through(blocks, x, emb)
             skips.append(x)
             x = shrink(x)
-        x = self.attention(_through(self.middle, x, emb))
+        x = _through(self.after, self.attention(_through(self.middle, x, emb)), emb)
         for grow, blocks in zip(self.grow, self.up, strict=True):
             x = grow(F.interpolate(x, scale_factor=2.0, mode="nearest"))
             x = _through(blocks, torch.cat([x, skips.pop()], dim=1), emb)

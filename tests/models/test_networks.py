@@ -148,6 +148,21 @@ def test_a_unet_keeps_the_shape_and_begins_by_predicting_nothing(patch: int) -> 
     assert not y.any()
 
 
+def test_blocks_after_attention_take_its_output_and_are_all_that_they_add() -> None:
+    plain = {"kind": "unet", "channels": (8, 16), "patch": 2, "attention": True}
+    without = build(UNetConfig.model_validate(plain))
+    network = build(UNetConfig.model_validate({**plain, "after_attention": 2}))
+    passed: list[tuple[Tensor, Tensor]] = []
+    for layer in (network.attention, *network.after):
+        layer.register_forward_hook(lambda layer, x, y: passed.append((x[0], y)))
+    network(torch.randn(2, 1, 28, 28), torch.rand(2))
+    assert len(passed) == 3
+    for (_, y), (x, _) in itertools.pairwise(passed):
+        assert y is x and x.shape == (2, 16, 7, 7)
+    added = network.state_dict().keys() - without.state_dict().keys()
+    assert added == {name for name in network.state_dict() if name.startswith("after.")}
+
+
 def test_damaged_foreign_and_hostile_weight_files_are_refused_and_nothing_runs(
     tmp_path: Path,
 ) -> None:
