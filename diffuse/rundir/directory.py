@@ -12,6 +12,7 @@ names are a person's own: no program reads, counts or removes them.
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 import os
 import re
@@ -47,55 +48,31 @@ class CheckpointFile:
         return self.step if self.step is not None else (self.epoch or 0) * steps_per_epoch
 
 
+def _below(name: str) -> functools.cached_property[Path]:
+    """The path of a run directory's file or folder, an attribute of RunDir."""
+    return functools.cached_property(lambda run: run.path / name)
+
+
 @dataclass(frozen=True)
 class RunDir:
     """The paths of one run directory, and readers of its files."""
 
     path: Path
 
+    config_path = _below("config.yaml")
+    manifest_path = _below("manifest.json")
+    metrics_path = _below("metrics.jsonl")
+    status_path = _below("status.json")
+    attempts = _below("attempts")
+    checkpoints = _below("checkpoints")
+    samples = _below("samples")
+    plots = _below("plots")
+    evaluations = _below("evaluations")
+    logs = _below("logs")
+
     @property
     def name(self) -> str:
         return self.path.name
-
-    @property
-    def config_path(self) -> Path:
-        return self.path / "config.yaml"
-
-    @property
-    def manifest_path(self) -> Path:
-        return self.path / "manifest.json"
-
-    @property
-    def metrics_path(self) -> Path:
-        return self.path / "metrics.jsonl"
-
-    @property
-    def status_path(self) -> Path:
-        return self.path / "status.json"
-
-    @property
-    def attempts(self) -> Path:
-        return self.path / "attempts"
-
-    @property
-    def checkpoints(self) -> Path:
-        return self.path / "checkpoints"
-
-    @property
-    def samples(self) -> Path:
-        return self.path / "samples"
-
-    @property
-    def plots(self) -> Path:
-        return self.path / "plots"
-
-    @property
-    def evaluations(self) -> Path:
-        return self.path / "evaluations"
-
-    @property
-    def logs(self) -> Path:
-        return self.path / "logs"
 
     def checkpoint_path(self, epoch: int) -> Path:
         """The checkpoint at the end of `epoch` (1-based)."""
@@ -123,10 +100,10 @@ class RunDir:
 
     def checkpoint_files(self) -> list[CheckpointFile]:
         """All checkpoints: those of epochs in order, then those of steps in order."""
-        epochs = _numbered(self.checkpoints, "epoch_", 4, ".pt")
         steps = _numbered(self.checkpoints, "step_", 8, ".pt")
-        return [CheckpointFile(self.checkpoint_path(epoch), epoch=epoch) for epoch in epochs] + [
-            CheckpointFile(self.step_checkpoint_path(step), step=step) for step in steps
+        return [
+            *(CheckpointFile(self.checkpoint_path(n), epoch=n) for n in self.trained_epochs()),
+            *(CheckpointFile(self.step_checkpoint_path(n), step=n) for n in steps),
         ]
 
     def trained_epochs(self) -> list[int]:
