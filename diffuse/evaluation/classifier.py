@@ -6,7 +6,6 @@ repository. To make them again: `python -m diffuse.evaluation.classifier --outpu
 
 from __future__ import annotations
 
-import io
 from pathlib import Path
 from typing import Annotated
 
@@ -144,9 +143,8 @@ def main(
 ) -> None:
     """Train the classifier and write its weights."""
     network = train_classifier(data_dir, epochs, seed)
-    buffer = io.BytesIO()
-    torch.save(network.state_dict(), buffer)
-    files.write_bytes(output, buffer.getbuffer())
+    with files.buffered(output) as buffer:
+        torch.save(network.state_dict(), buffer)
     test = load_split(data_dir, "test")
     print(f"{output}: test accuracy {accuracy(network, test.images, test.labels):.2%}")
     print(f"SHA-256 {files.sha256(output)}")

@@ -6,7 +6,6 @@ is a file of its own until all are there.
 
 from __future__ import annotations
 
-import io
 import shutil
 import time
 from collections.abc import Callable
@@ -26,7 +25,7 @@ from diffuse.runtime import hdf5
 from diffuse.runtime.device import device_name
 from diffuse.runtime.distributed import World
 from diffuse.runtime.errors import UserError
-from diffuse.runtime.files import write_bytes
+from diffuse.runtime.files import buffered
 from diffuse.sampling.generate import Start, generate
 from diffuse.sampling.trained_model import Trained
 
@@ -70,9 +69,8 @@ class SampleSet:
 
             images = self._draw(x_T, range(start, min(start + PART, n)), report)
             drawn += len(images)
-            buffer = io.BytesIO()
-            np.savez(buffer, images=images.numpy())  # a zip file has checksums
-            write_bytes(self._part_path(start, n), buffer.getbuffer())
+            with buffered(self._part_path(start, n)) as buffer:
+                np.savez(buffer, images=images.numpy())  # a zip file has checksums
         if drawn:
             seconds, name = time.monotonic() - started, device_name(self.model.device)
             self.drawing = Drawing(images=drawn, seconds=round(seconds, 3), device=name)

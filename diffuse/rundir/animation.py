@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -24,17 +23,16 @@ def write(path: Path, frames: Sequence[Panels]) -> None:
     """Write the frames as an endless GIF, whose last one stays for a while."""
     pictures = [_frame(panels) for panels in frames]
     durations = [FRAME_MS] * (len(pictures) - 1) + [LAST_MS]
-    buffer = io.BytesIO()
-    pictures[0].save(
-        buffer,
-        format="gif",
-        save_all=True,
-        append_images=pictures[1:],
-        duration=durations,
-        loop=0,
-        optimize=False,
-    )
-    files.write_bytes(path, buffer.getbuffer())
+    with files.buffered(path) as buffer:
+        pictures[0].save(
+            buffer,
+            format="gif",
+            save_all=True,
+            append_images=pictures[1:],
+            duration=durations,
+            loop=0,
+            optimize=False,
+        )
 
 
 def _frame(panels: Panels) -> Image.Image:

@@ -7,7 +7,6 @@ every tensor and value travels inside. A damaged file is refused by name.
 from __future__ import annotations
 
 import hashlib
-import io
 import time
 import warnings
 from collections.abc import Callable
@@ -111,9 +110,8 @@ def write(path: Path, payload: dict[str, Any]) -> None:
     """Write `payload` (tensors on any device, plain values, dicts and lists of them) to `path`."""
     content = plain({"format": FORMAT, **payload})
     content["checksum"] = checksum(content)
-    buffer = io.BytesIO()
-    torch.save(content, buffer)
-    files.write_bytes(path, buffer.getbuffer())
+    with files.buffered(path) as buffer:
+        torch.save(content, buffer)
 
 
 def read(path: Path) -> dict[str, Any]:

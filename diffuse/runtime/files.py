@@ -6,6 +6,7 @@ import contextlib
 import datetime
 import fcntl
 import hashlib
+import io
 import json
 import os
 import socket
@@ -58,13 +59,21 @@ def remove_leftovers(folder: Path, *, others_write: bool) -> None:
 
 
 def write_bytes(path: Path, content: bytes | memoryview) -> None:
-    """Write `content` to `path` atomically.
-
-    Libraries write their formats into memory first: on a full disk each of them fails in its own
-    way, and this in one.
-    """
+    """Write `content` to `path` atomically."""
     with atomic(path) as temporary:
         temporary.write_bytes(content)
+
+
+@contextlib.contextmanager
+def buffered(path: Path) -> Iterator[io.BytesIO]:
+    """Yield a file in memory; on success its content is written to `path` atomically.
+
+    For libraries that write a format: on a full disk each of them fails in its own way, and this
+    in one.
+    """
+    buffer = io.BytesIO()
+    yield buffer
+    write_bytes(path, buffer.getbuffer())
 
 
 def write_text(path: Path, text: str) -> None:
@@ -111,9 +120,10 @@ def append_lines(path: Path, lines: list[str]) -> None:
     A last line torn by an earlier death is closed first and stays as a line that is no JSON.
     """
     with _naming(path), path.open("ab+") as file:
-        size = file.seek(0, os.SEEK_END)
-        if size and not _ends_with_newline(path, size):
-            lines = ["", *lines]
+        if file.seek(0, os.SEEK_END):
+            file.seek(-1, os.SEEK_END)
+            if file.read() != b"\n":
+                lines = ["", *lines]
         file.write("".join(f"{line}\n" for line in lines).encode())
         file.flush()
         os.fsync(file.fileno())
@@ -192,12 +202,6 @@ def _naming(path: Path) -> Iterator[None]:
 
 def _crc32(value: dict[str, Any]) -> str:
     return f"{zlib.crc32(json.dumps(value).encode()):08x}"
-
-
-def _ends_with_newline(path: Path, size: int) -> bool:
-    with path.open("rb") as file:
-        file.seek(size - 1)
-        return file.read(1) == b"\n"
 
 
 def _sync_folder(folder: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -34,13 +33,11 @@ def write(
     array_attributes: Mapping[str, Mapping[str, Any]] = MappingProxyType({}),
 ) -> None:
     """Write arrays by their names atomically, with attributes of the file and of single arrays."""
-    buffer = io.BytesIO()
-    with h5py.File(buffer, "w") as file:
+    with files.buffered(path) as buffer, h5py.File(buffer, "w") as file:
         for name, array in arrays.items():
             file.create_dataset(name, data=array, **storage)
             file[name].attrs.update(array_attributes.get(name, {}))
         file.attrs.update(attributes)
-    files.write_bytes(path, buffer.getbuffer())
 
 
 def read(
