@@ -8,13 +8,13 @@ print(model.evaluate(1000))
 
 from __future__ import annotations
 
-from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from PIL import Image
 
 from diffuse.config.sampler_spec import SamplerSpec
 from diffuse.data.tensors import to_uint8
@@ -26,11 +26,8 @@ from diffuse.runtime import files
 from diffuse.runtime.device import choose_device
 from diffuse.runtime.distributed import World
 from diffuse.runtime.options import default_data_dir
-from diffuse.sampling import trained_model, weight_file
+from diffuse.sampling import prior, trained_model, weight_file
 from diffuse.sampling.trained_model import Trained
-
-if TYPE_CHECKING:
-    from PIL import Image
 
 
 class Model(Trained):
@@ -46,8 +43,6 @@ class Model(Trained):
 
     def show(self, n: int = 16, *, columns: int = 8, scale: int = 2, **more: Any) -> Image.Image:
         """n images side by side: a notebook shows the picture; `.show()` or `.save(path)` it."""
-        from PIL import Image
-
         picture = Image.fromarray(plots.tile(self.images(n, **more), columns))
         size = (scale * picture.width, scale * picture.height)
         return picture.resize(size, Image.Resampling.NEAREST)
@@ -88,8 +83,7 @@ class Model(Trained):
         tensors |= {f"process.{name}": t for name, t in self.process.state_dict().items()}
         if any(m.source == "prior" for m in self.config.process.samplers.values()):
             fitted = self.fit_prior(data_dir)
-            for name in ("weights", "means", "cholesky"):
-                tensors[f"prior.{name}"] = getattr(fitted, name).float()
+            tensors |= {f"prior.{name}": getattr(fitted, name).float() for name in prior.TENSORS}
         facts = Facts(
             name=self.name,
             config=self.config.model_dump(mode="json"),
@@ -126,5 +120,4 @@ def load(path: str | Path, *, epoch: int | None = None, device: str = "auto") ->
 
     Raises UserError where it is missing, damaged or something else.
     """
-    trained = trained_model.load(path, epoch=epoch, device=choose_device(device))
-    return Model(**{field.name: getattr(trained, field.name) for field in fields(trained)})
+    return Model(**vars(trained_model.load(path, epoch=epoch, device=choose_device(device))))

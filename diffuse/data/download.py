@@ -26,7 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diffuse.runtime import files
-from diffuse.runtime.errors import EnvironmentFailed, UserError
+from diffuse.runtime.errors import EnvironmentFailed, UserError, first_line
 
 Arrays = dict[str, NDArray[np.uint8]]  # "train/images" uint8 [60000, 28, 28] and so on
 SOURCES = ("auto", "torchvision", "wheel")
@@ -86,8 +86,7 @@ def from_torchvision() -> Arrays:
                 arrays[f"{split}/labels"] = data.targets.numpy().astype(np.uint8)
             return arrays
     except (OSError, RuntimeError, HTTPException) as error:
-        reason = str(error).splitlines() or [type(error).__name__]
-        raise EnvironmentFailed(reason[0]) from None
+        raise EnvironmentFailed(first_line(error)) from None
     finally:
         socket.setdefaulttimeout(before)
 

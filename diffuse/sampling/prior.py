@@ -28,6 +28,7 @@ FIT_IMAGES = 12_000  # of which a sixth is held out; more change the fit little 
 FEWEST_IMAGES = 12
 BRIGHTEST_MEAN = 0.4  # of white; few lines of digits are brighter
 COVARIANCE_FLOOR = 1e-5  # lines at the border are black in nearly all images
+TENSORS = ("weights", "means", "cholesky")  # of a Prior, by their names in files
 
 
 @dataclass(frozen=True)
@@ -59,19 +60,18 @@ def kept(path: Path, key: str, fitted: Callable[[], Prior]) -> Prior:
 
     A damaged file is fitted anew with a note; a folder that cannot be written costs the fit only.
     """
-    names = ("weights", "means", "cholesky")
     try:
-        arrays, facts = hdf5.read(path, names)
+        arrays, facts = hdf5.read(path, TENSORS)
         if facts["key"] == key:
-            weights, means, cholesky = (torch.from_numpy(arrays[name]) for name in names)
+            tensors = {name: torch.from_numpy(arrays[name]) for name in TENSORS}
             scores = {int(k): v for k, v in json.loads(facts["held_out"]).items()}
-            return Prior(weights, means, cholesky, scores)
+            return Prior(**tensors, held_out=scores)
     except FileNotFoundError:
         pass
     except (hdf5.Damaged, OSError, LookupError, ValueError, TypeError) as error:
         console.note(f"{path}: fitted anew: {error}")
     prior = fitted()
-    arrays = {name: getattr(prior, name).numpy() for name in names}
+    arrays = {name: getattr(prior, name).numpy() for name in TENSORS}
     with contextlib.suppress(OSError):
         held_out = json.dumps(prior.held_out)
         hdf5.write(path, arrays, {"key": key, "held_out": held_out}, hdf5.CHECKSUMMED)

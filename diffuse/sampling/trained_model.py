@@ -21,7 +21,7 @@ from diffuse.models.process import Observer, Process
 from diffuse.rundir import checkpoints
 from diffuse.rundir.directory import RunDir
 from diffuse.runtime import console
-from diffuse.runtime.errors import UserError
+from diffuse.runtime.errors import UserError, first_line
 from diffuse.runtime.options import default_data_dir, typed_model
 from diffuse.sampling import prior, published_weights, weight_file
 from diffuse.sampling.generate import (
@@ -164,25 +164,20 @@ def load(
     path, device = typed_model(path), torch.device(device)
     if epoch is not None and not path.is_dir():
         raise UserError(f"an epoch is chosen of a run directory, and {path} is none")
-    run: RunDir | None
     if path.is_dir():
         run = RunDir(path)
-        content = _checkpoint_of(run, epoch)
-        name = run.name
-    elif path.suffix == ".pth":
+        return _from_checkpoint(run.name, _checkpoint_of(run, epoch), device, run)
+    if path.suffix == ".pth":
         config, process, network, at = published_weights.read(path)
         process.to(device)
         if published_weights.activation_is_guessed(path):
             console.note(f"{path}: GELU is assumed: its name is none of the report's")
         return Trained(path.stem, config, process, network.to(device).eval(), at, device)
-    elif path.suffix == ".safetensors":
+    if path.suffix == ".safetensors":
         return _from_weight_file(path, device)
-    else:
-        content = checkpoints.read(path)
-        in_run = path.parent.name == "checkpoints"
-        run = RunDir(path.parent.parent) if in_run else None
-        name = path.parent.parent.name if in_run else path.stem
-    return _from_checkpoint(name, content, device, run)
+    content = checkpoints.read(path)
+    in_run = RunDir(path.parent.parent) if path.parent.name == "checkpoints" else None
+    return _from_checkpoint(in_run.name if in_run else path.stem, content, device, in_run)
 
 
 def config_of(path: Path) -> Config:
@@ -222,8 +217,8 @@ def _from_weight_file(path: Path, device: torch.device) -> Trained:
     model = _from_checkpoint(facts.name, content, device, None)
     model.step, model.figures = facts.step, facts.figures
     if fitted := weight_file.part(tensors, "prior"):
-        weights, means, cholesky = (fitted[k].double() for k in ("weights", "means", "cholesky"))
-        model.prior = Prior(weights, means, cholesky)
+        kept = {name: fitted[name].double() for name in prior.TENSORS}
+        model.prior = Prior(**kept, held_out={})
     return model
 
 
@@ -238,8 +233,9 @@ def _from_checkpoint(
         process.load_state_dict(content["process"])
         epoch, step = int(content["epoch"]), int(content["step"])
     except (LookupError, RuntimeError, ValueError, TypeError, AttributeError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(f"{name}: its checkpoint does not fit its config: {reason}") from None
+        raise UserError(
+            f"{name}: its checkpoint does not fit its config: {first_line(error)}"
+        ) from None
     process.to(device)
     network.to(device).eval()
     return Trained(name, config, process, network, epoch, device, run, step)
