@@ -8,7 +8,7 @@ that lies there already.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -16,9 +16,6 @@ from diffuse.config import ranges
 from diffuse.rundir.directory import RunDir
 from diffuse.runtime import errors, options
 from diffuse.runtime.preemption import StopRequest
-
-if TYPE_CHECKING:
-    from diffuse.config.schema import Config
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
 
@@ -103,7 +100,8 @@ def main(
     checkpoints = _checkpoints(source, epoch)
     wanted = [(path, n) for path in checkpoints]
     given = images is not None or report_protocol
-    if final_images is None and not given and _is_final(source, checkpoints[-1], config):
+    final = RunDir(source).checkpoint_path(config.train.epochs)  # of a run alone
+    if final_images is None and not given and checkpoints[-1] == final:
         final_images = config.eval.final_images
     if final_images is not None:
         require_enough(final_images)
@@ -143,11 +141,6 @@ def _checkpoints(source: Path, typed: list[str] | None) -> list[Path]:
     if not trained:
         raise errors.UserError(f"{source}: no checkpoint of an evaluated epoch yet; train it first")
     return [run.checkpoint_path(epoch) for epoch in trained]
-
-
-def _is_final(source: Path, checkpoint: Path, config: Config) -> bool:
-    """True of the checkpoint of a run's last epoch."""
-    return source.is_dir() and checkpoint == RunDir(source).checkpoint_path(config.train.epochs)
 
 
 if __name__ == "__main__":

@@ -8,8 +8,7 @@ stages.
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -74,16 +73,20 @@ def load_inception(path: Path, device: torch.device) -> Extractor:
             f"{path}: not there; stage Inception's weights where there is a network:"
             f" python -m diffuse.prepare --inception --data-dir {path.parent}"
         )
-    with _needing("torch-fidelity"):
+    try:
         from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+    except ImportError:
+        raise EnvironmentFailed(
+            "torch-fidelity is not installed; it is part of pip install '.[train]'"
+        ) from None
     # torch-fidelity would unpickle the file freely: it gets a copy that holds plain tensors only.
     plain = io.BytesIO()
     torch.save(load_plain(path), plain)
     plain.seek(0)
-    wanted = ["2048", "logits_unbiased"]
+    outputs = ["2048", "logits_unbiased"]
     try:
         network = FeatureExtractorInceptionV3(
-            "inception-v3-compat", wanted, feature_extractor_weights_path=plain
+            "inception-v3-compat", outputs, feature_extractor_weights_path=plain
         )
     except (RuntimeError, TypeError, AttributeError):
         raise UserError(f"{path}: not the weights of torch-fidelity's Inception network") from None
@@ -94,13 +97,3 @@ def load_inception(path: Path, device: torch.device) -> Extractor:
         return features, logits
 
     return Extractor("inception", files.sha256(path), 2048, "299 x 299, bilinear", run, device)
-
-
-@contextmanager
-def _needing(package: str) -> Iterator[None]:
-    try:
-        yield
-    except ImportError:
-        raise EnvironmentFailed(
-            f"{package} is not installed; it is part of pip install '.[train]'"
-        ) from None

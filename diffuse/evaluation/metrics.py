@@ -22,15 +22,12 @@ KID_SUBSETS = 100
 SSIM_PART = 50  # images at once
 
 
-class _Given(nn.Module):
+class _Given(nn.Identity):
     """An extractor whose input is features already."""
 
     def __init__(self, num_features: int) -> None:
         super().__init__()
         self.num_features = num_features
-
-    def forward(self, features: Tensor) -> Tensor:
-        return features
 
 
 @dataclass(frozen=True)

@@ -108,9 +108,9 @@ class _Work:
         """
         if not all(self._part_path(part).exists() for part in self._parts):
             return None
-        made = [self._read_part(part) for part in self._parts]
-        sound = [tensors for tensors in made if tensors is not None]
-        if len(sound) < len(made):
+        parts = [self._read_part(part) for part in self._parts]
+        sound = [tensors for tensors in parts if tensors is not None]
+        if len(sound) < len(parts):
             return None
         features, logits = (torch.cat(tensors) for tensors in zip(*sound, strict=True))
         moments = Moments.of(features)
@@ -139,8 +139,8 @@ class _Work:
         return self.path.with_name(f".{self.path.stem}-{part.start:06d}-{part.stop:06d}.part")
 
     def _images_done(self) -> int:
-        there = sum(1 for _ in self.path.parent.glob(f".{self.path.stem}-*.part"))
-        return min(there * PART, len(self.images))
+        parts = sum(1 for _ in self.path.parent.glob(f".{self.path.stem}-*.part"))
+        return min(parts * PART, len(self.images))
 
     def _read_part(self, part: range) -> tuple[Tensor, Tensor] | None:
         """Features and logits; None where they are damaged or of something else, and removed."""

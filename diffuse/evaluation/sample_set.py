@@ -81,8 +81,7 @@ class SampleSet:
                 parts.insert(0, kept[:have])
             self._keep(np.concatenate([part for part in parts if part is not None]), data_dir)
         done = world.from_main(self._kept() if world.is_main else None)
-        assert done is not None
-        assert len(done) >= n
+        assert done is not None and len(done) >= n
         return torch.from_numpy(done[:n])
 
     def _draw(self, start: Start, indices: range, on_step: OnStep) -> Tensor:

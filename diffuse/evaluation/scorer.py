@@ -182,7 +182,15 @@ class Scorer:
         return by_digit(features, logits, told, train, test)
 
     def _remarks(self, n: int) -> list[str]:
-        return labels(n, self.extractor.size, len(self.test.features))
+        """Warnings to the reader of a figure of n images."""
+        size, n_test = self.extractor.size, len(self.test.features)
+        if n <= size:
+            return [f"{n:,} images for {size:,} features: no full covariance, FID says little"]
+        if n < 10_000:
+            return [f"{n:,} images: FID is biased upwards, compare it with the floor only"]
+        if n > n_test:
+            return [f"{n:,} images: the floor is of the {n_test:,} test images, which are fewer"]
+        return []
 
     def _reconstruction(self, images: Tensor) -> dict[str, float] | None:
         originals = load_split(self.data_dir, "test", len(images)).images
@@ -191,14 +199,3 @@ class Scorer:
                 f"samples are {list(images.shape)}, the test images {list(originals.shape)}"
             )
         return metrics.reconstruction(originals, images)
-
-
-def labels(n: int, size: int, n_test: int) -> list[str]:
-    """Warnings to the reader of a figure of n images, `size` features and n_test real ones."""
-    if n <= size:
-        return [f"{n:,} images for {size:,} features: no full covariance, FID says little"]
-    if n < 10_000:
-        return [f"{n:,} images: FID is biased upwards, compare it with the floor only"]
-    if n > n_test:
-        return [f"{n:,} images: the floor is of the {n_test:,} test images, which are fewer"]
-    return []

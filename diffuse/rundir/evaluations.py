@@ -74,6 +74,8 @@ class Protocol(_Object):
 
 
 class _WithProtocol(_Object):
+    """The field that a figure begins with: pydantic takes a class's last base first."""
+
     protocol: Protocol
 
 
@@ -88,13 +90,7 @@ class Scores(_Object):
 
     def values(self) -> dict[str, float]:
         """All numbers by the names that they have in files and tables."""
-        return {
-            "fid": self.fid,
-            "kid": self.kid,
-            "kid_std": self.kid_std,
-            "is": self.is_,
-            "is_std": self.is_std,
-        }
+        return self.model_dump(by_alias=True, include=set(Scores.model_fields))
 
 
 class DigitScores(_Object):
