@@ -79,8 +79,8 @@ class Cost:
     def images_per_s(self) -> float:
         """Images a second while training, without pictures, checkpoints and evaluations."""
         stepping = math.fsum(attempt.stepping for attempt in self._attempts)
-        made = sum(attempt.images for attempt in self._attempts)
-        return made / stepping if stepping else 0.0
+        images = sum(attempt.images for attempt in self._attempts)
+        return images / stepping if stepping else 0.0
 
     @property
     def device(self) -> str:

@@ -86,7 +86,7 @@ def screen(stderr: bool = False) -> Console:
 
 def table(*columns: str, title: str | None = None) -> Table:
     """An empty table without lines, its columns not wrapped."""
-    made = Table(title=title, title_justify="left", box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    empty = Table(title=title, title_justify="left", box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for column in columns:
-        made.add_column(column, no_wrap=True)
-    return made
+        empty.add_column(column, no_wrap=True)
+    return empty

@@ -73,14 +73,13 @@ def run(main: Callable[..., Any]) -> NoReturn:
     except KeyboardInterrupt:
         code = 130
         _say("stopped by Ctrl-C")
+    except BrokenPipeError:  # `... | head`: the reader has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 0
     except OSError as error:
-        if isinstance(error, BrokenPipeError):  # `... | head`: the reader has read enough
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            code = 0
-        else:
-            code = 1
-            where = f"{error.filename}: " if error.filename else ""
-            _say(f"{where}{error.strerror or error}")
+        code = 1
+        where = f"{error.filename}: " if error.filename else ""
+        _say(f"{where}{error.strerror or error}")
     except Exception as error:
         # click's errors are told by their interface: newer typers bring a copy of click.
         if hasattr(error, "format_message"):

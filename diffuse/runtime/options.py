@@ -31,12 +31,12 @@ def typed_model(text: str | Path) -> Path:
     Raises UserError where there is neither.
     """
     path, shipped = typed_path(text), shipped_weights()
-    if path.exists() or str(text) not in shipped:
-        if not path.exists():
-            names = ", ".join(shipped) or "none"
-            raise UserError(f"{path}: no such file or folder; the shipped models are {names}")
+    if path.exists():
         return path
-    return shipped[str(text)]
+    if str(text) in shipped:
+        return shipped[str(text)]
+    names = ", ".join(shipped) or "none"
+    raise UserError(f"{path}: no such file or folder; the shipped models are {names}")
 
 
 def shipped_weights() -> dict[str, Path]:

@@ -110,15 +110,13 @@ class TrainLog:
                 with self.meter:
                     yield mirror
                 self._end("done", loss=self._last_loss(), eta_s=0.0)
+            except Superseded:
+                raise
             except BaseException as error:
-                if not isinstance(error, Superseded):
-                    ended: State = "failed"
-                    if getattr(error, "exit_code", 1) in (75, 130):
-                        ended = "interrupted"
-                    reason = first_line(error)
-                    # the first error is the one to report, not one of reporting it
-                    with contextlib.suppress(OSError, DiffuseError):
-                        self._end(ended, reason=reason)
+                is_stopped = getattr(error, "exit_code", 1) in (75, 130)
+                # the first error is the one to report, not one of reporting it
+                with contextlib.suppress(OSError, DiffuseError):
+                    self._end("interrupted" if is_stopped else "failed", reason=first_line(error))
                 raise
 
     def _end(self, state: State, **more: Any) -> None:
