@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from diffuse.config.sampler_spec import SamplerSpec
 from diffuse.config.schema import Config
 from diffuse.evaluation.sample_set import SampleSet
 from diffuse.evaluation.scorer import Scorer
+from diffuse.models.process import OnStep
 from diffuse.rundir import evaluations, plots
 from diffuse.rundir.attempt import Attempt
 from diffuse.rundir.evaluations import Evaluation
@@ -105,7 +106,7 @@ def publish(attempt: Attempt, config: Config, results: Evaluation) -> None:
     mirror_once(run, config, "evaluate")
 
 
-def _progress(meter: Meter, stop: StopRequest) -> Callable[[int, int], None]:
+def _progress(meter: Meter, stop: StopRequest) -> OnStep:
     """Called at each network evaluation: shows the time left, and ends at a stop request."""
     started = time.monotonic()
 

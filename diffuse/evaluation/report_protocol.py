@@ -22,8 +22,9 @@ from diffuse.data.tensors import load_split, to_x0
 from diffuse.evaluation.features import load_extractor
 from diffuse.evaluation.metrics import Moments
 from diffuse.evaluation.reference_features import RealFeatures
-from diffuse.evaluation.sample_set import OnStep, SampleSet
+from diffuse.evaluation.sample_set import SampleSet
 from diffuse.evaluation.scorer import Scorer
+from diffuse.models.process import OnStep
 from diffuse.rundir.evaluations import REPORT, Protocol
 from diffuse.runtime.distributed import World
 from diffuse.runtime.errors import UserError

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from zipfile import BadZipFile
@@ -20,18 +19,18 @@ from torch import Tensor
 from diffuse.config.sampler_spec import SamplerSpec
 from diffuse.config.section import IMAGE_SIZE
 from diffuse.data.tensors import to_uint8
+from diffuse.models.process import OnStep
 from diffuse.rundir.evaluations import Drawing
 from diffuse.runtime import hdf5
 from diffuse.runtime.device import device_name
 from diffuse.runtime.distributed import World
 from diffuse.runtime.errors import UserError
 from diffuse.runtime.files import buffered
-from diffuse.sampling.generate import Start, generate
+from diffuse.sampling.generate import Start, generate, over_parts
 from diffuse.sampling.trained_model import Trained
 
 SHOWN = 64  # images whose drawn x_T is kept
 PART = 250
-OnStep = Callable[[int, int], None]
 
 
 @dataclass
@@ -63,11 +62,8 @@ class SampleSet:
         started, drawn = time.monotonic(), 0
         for k, start in enumerate(mine):
             assert x_T is not None
-
-            def report(done: int, steps: int, before: int = k) -> None:
-                on_step(before * steps + done, len(mine) * steps)
-
-            images = self._draw(x_T, range(start, min(start + PART, n)), report)
+            counted = over_parts(on_step, k, len(mine))
+            images = self._draw(x_T, range(start, min(start + PART, n)), counted)
             drawn += len(images)
             with buffered(self._part_path(start, n)) as buffer:
                 np.savez(buffer, images=images.numpy())  # a zip file has checksums

@@ -25,7 +25,8 @@ from diffuse.evaluation import metrics
 from diffuse.evaluation.by_digit import by_digit
 from diffuse.evaluation.features import Extractor, load_extractor
 from diffuse.evaluation.reference_features import RealFeatures, real_features
-from diffuse.evaluation.sample_set import OnStep, SampleSet
+from diffuse.evaluation.sample_set import SampleSet
+from diffuse.models.process import OnStep
 from diffuse.rundir.evaluations import DigitScores, Figure, Protocol, Scores
 from diffuse.runtime.distributed import World
 from diffuse.runtime.errors import UserError

@@ -18,6 +18,7 @@ from torch import Tensor
 from diffuse.config.processes import Loss
 
 Observer = Callable[[int, Tensor, Tensor], None]  # (t, x_t, x0_hat), both [B, 1, 28, 28]
+OnStep = Callable[[int, int], None]  # (steps done, steps in all), a step being a network evaluation
 Network = Callable[[Tensor, Tensor], Tensor]  # (x_t [B, 1, 28, 28], t / T [B]) -> [B, 1, 28, 28]
 
 
@@ -29,7 +30,7 @@ class Sampling:
     steps: int = 1  # network evaluations
     eta: float = 0.0  # the amount of fresh noise: 0 none, 1 DDPM's
     limit: float | None = None  # predictions of x0 are clamped to [-limit, limit]
-    on_step: Callable[[int, int], None] = lambda done, steps: None
+    on_step: OnStep = lambda done, total: None
     observe: Observer = lambda t, x, x0_hat: None  # called before each step away from x_t
 
 

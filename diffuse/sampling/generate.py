@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from diffuse.config.sampler_spec import SamplerSpec
 from diffuse.config.section import IMAGE_SIZE
-from diffuse.models.process import Network, Observer, Process, Sampling, timestep
+from diffuse.models.process import Network, Observer, OnStep, Process, Sampling, timestep
 from diffuse.runtime.rng import Stream, generator
 from diffuse.sampling.labels import conditioned, drawn
 from diffuse.sampling.prior import Prior, uniform_means
@@ -85,6 +85,11 @@ def in_bf16(network: Network, device: torch.device) -> Network:
     return rounded
 
 
+def over_parts(on_step: OnStep, part: int, parts: int) -> OnStep:
+    """`on_step` for the steps of one part (from 0), counted over all parts of as many steps."""
+    return lambda done, steps: on_step(part * steps + done, parts * steps)
+
+
 def generate(
     network: nn.Module,
     process: Process,
@@ -97,7 +102,7 @@ def generate(
     device: torch.device,
     labels: Sequence[int] | None = None,
     batch: int = 256,
-    on_step: Callable[[int, int], None] = lambda done, total: None,
+    on_step: OnStep = lambda done, total: None,
     observe: Observer = lambda t, x, x0_hat: None,
 ) -> Tensor:
     """The images numbered `indices` [n, 1, 28, 28], on the CPU.
@@ -117,10 +122,6 @@ def generate(
     batches = []
     parts = [indices[k : k + batch] for k in range(0, len(indices), batch)]
     for number, part in enumerate(parts):
-
-        def report(done: int, steps: int, before: int = number) -> None:
-            on_step(before * steps + done, len(parts) * steps)
-
         noise = ImageNoise(seed, part, device)
         limit = amplitude if spec.clip else None
         told: Network = network
@@ -129,7 +130,8 @@ def generate(
             told = conditioned(network, of_part, spec.guidance)
         if spec.bf16:
             told = in_bf16(told, device)
-        sampling = Sampling(noise, spec.steps, spec.eta, limit, report, observe)
+        counted = over_parts(on_step, number, len(parts))
+        sampling = Sampling(noise, spec.steps, spec.eta, limit, counted, observe)
         with torch.inference_mode():
             x = process.sample(spec.name, told, start(part, noise()), sampling)
             observe(0, x, x)

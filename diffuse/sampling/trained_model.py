@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from diffuse.config.schema import Config
 from diffuse.config.validation import Layer
 from diffuse.data.tensors import load_split, to_x0
 from diffuse.models import build, build_process
-from diffuse.models.process import Observer, Process
+from diffuse.models.process import Observer, OnStep, Process
 from diffuse.rundir import checkpoints
 from diffuse.rundir.directory import RunDir
 from diffuse.runtime import console
@@ -70,7 +70,7 @@ class Trained:
         digit: int | None = None,
         originals: Tensor | None = None,
         data_dir: Path | None = None,
-        on_step: Callable[[int, int], None] = lambda done, total: None,
+        on_step: OnStep = lambda done, total: None,
         observe: Observer = lambda t, x, x0_hat: None,
     ) -> Tensor:
         """Images [n, 1, 28, 28] in [-amplitude, amplitude], not clamped, on the CPU.

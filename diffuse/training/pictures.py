@@ -19,13 +19,12 @@ from diffuse.data.tensors import load_split, to_uint8, to_x0
 from diffuse.models.process import Process, timestep
 from diffuse.rundir import plots
 from diffuse.rundir.directory import RunDir
+from diffuse.rundir.plots import Images
 from diffuse.runtime import hdf5
 from diffuse.runtime.rng import Stream, generator
 from diffuse.sampling.generate import ImageNoise, from_images
 from diffuse.sampling.trained_model import Trained
 from diffuse.sampling.trajectory import SHOWN, Moment, Trajectory, animate
-
-Images = NDArray[np.uint8]
 
 
 def draw_epoch(

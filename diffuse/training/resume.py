@@ -16,6 +16,7 @@ from diffuse.runtime.errors import UserError
 
 
 def check_batch(config: Config, world: World) -> None:
+    """Raises UserError where a batch has no equal parts for ranks and micro-batches."""
     batch, parts = config.train.global_batch, world.size * config.train.accumulate
     if batch % parts:
         raise UserError(
