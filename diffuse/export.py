@@ -15,9 +15,7 @@ app = typer.Typer(add_completion=False, rich_markup_mode=None)
 @app.command()
 def main(
     source: options.Source,
-    epoch: Annotated[
-        int | None, typer.Option(help="Epoch of the run. Default: its last checkpoint.")
-    ] = None,
+    epoch: options.Epoch = None,
     output: Annotated[
         Path | None,
         options.output_file("File to write. Default: NAME.safetensors in the current folder."),

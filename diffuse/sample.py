@@ -42,9 +42,7 @@ def main(
     ] = None,
     n: Annotated[int, typer.Option("-n", min=1, help="Number of images.")] = 64,
     seed: options.SampleSeed = 0,
-    epoch: Annotated[
-        int | None, typer.Option(help="Epoch of the run. Default: its last checkpoint.")
-    ] = None,
+    epoch: options.Epoch = None,
     batch: Annotated[
         int, typer.Option(min=1, help="Images computed at once; changes speed and memory only.")
     ] = 256,

@@ -195,8 +195,8 @@ def find_yaml(name: str, *, kind: str, folders: Sequence[str]) -> Path:
     for candidate in (name, *(f"{folder}/{name}" for folder in folders if len(folders) == 1)):
         if candidate in known:
             return CONFIGS / f"{candidate}.yaml"
-    shown = [Path(k).name for k in known] if len(folders) == 1 else known
-    raise UserError(f"unknown {kind} {name!r}; allowed: {', '.join(shown)}, or a .yaml file")
+    allowed = [Path(k).name for k in known] if len(folders) == 1 else known
+    raise UserError(f"unknown {kind} {name!r}; allowed: {', '.join(allowed)}, or a .yaml file")
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

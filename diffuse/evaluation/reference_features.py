@@ -15,19 +15,17 @@ import random
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import torch
 from torch import Tensor
 
-from diffuse.data.tensors import load_split
+from diffuse.data.tensors import SplitName, load_split
 from diffuse.evaluation.features import Extractor
 from diffuse.evaluation.metrics import Moments
 from diffuse.runtime import console, files, hdf5
 from diffuse.runtime.preemption import StopRequest
 
 PART = 500  # images between two looks at whether to stop, of which at most these are lost
-Split = Literal["train", "test"]
 
 
 @dataclass(frozen=True)
@@ -42,7 +40,7 @@ class RealFeatures:
 
 def real_features(
     extractor: Extractor,
-    split: Split,
+    split: SplitName,
     data_dir: Path,
     stop: StopRequest | None = None,
     shown: bool = True,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -194,17 +194,9 @@ def checksum(value: Any) -> str:
     return digest.hexdigest()
 
 
-def all_finite(value: Any) -> bool:
-    """Whether every floating-point tensor in nested dicts and lists is finite."""
-    match value:
-        case dict():
-            return all(all_finite(below) for below in value.values())
-        case list() | tuple():
-            return all(all_finite(below) for below in value)
-        case Tensor() if value.is_floating_point():
-            return bool(torch.isfinite(value).all())
-        case _:
-            return True
+def all_finite(weights: Mapping[str, Tensor]) -> bool:
+    """Whether every tensor of a network's state dict is finite."""
+    return all(bool(tensor.isfinite().all()) for tensor in weights.values())
 
 
 def plain(value: Any) -> Any:

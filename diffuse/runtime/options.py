@@ -113,6 +113,7 @@ Where = Annotated[
         " of one key any of its values.",
     ),
 ]
+Epoch = Annotated[int | None, typer.Option(help="Epoch of the run. Default: its last checkpoint.")]
 SampleSeed = Annotated[
     int,
     typer.Option(
