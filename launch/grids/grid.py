@@ -258,7 +258,7 @@ def _expand(entry: Entry, source: str, cluster: Layer, overrides: Overrides) -> 
                 )
             known[config.run_name] = shown
             own = (cluster, Layer(f"{source}: cluster", entry.cluster))
-            keys = (leaf for key, value in point.items() for leaf in leaves(nested(key, value)))
+            keys = (leaf for key, value in point.items() for leaf, _ in leaves(nested(key, value)))
             seen = [*keys, *(["seed"] if len(seeds) > 1 else [])]
             yield GridRun(config, own, {key: value_of(config, key) for key in seen})
 

@@ -81,13 +81,13 @@ def nested(key: str, value: Any) -> dict[str, Any]:
     return dict(value)
 
 
-def leaves(values: Mapping[str, Any], above: str = "") -> Iterator[str]:
-    """The dotted keys of all values that nested settings have."""
+def leaves(values: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
+    """All values that nested settings have, by their dotted keys."""
     for key, value in values.items():
         if isinstance(value, Mapping) and value:
             yield from leaves(value, f"{above}{key}.")
         else:
-            yield f"{above}{key}"
+            yield f"{above}{key}", value
 
 
 def sets(values: Mapping[str, Any], key: str) -> bool:

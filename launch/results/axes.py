@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from launch.results.certainty import Sample, sentence
 from launch.results.grouping import Column
-from launch.results.labels import Settings, settings, titles
+from launch.results.labels import Settings, pairs, settings, titles
 from launch.results.results import Cell, Result
 
 MOST_SENTENCES = 8  # of one axis
@@ -61,7 +61,7 @@ def axes(column: Column, results: Sequence[Result]) -> list[Axis]:
         for keys in varied:
             others = [key for several in varied if several != keys for key in several]
             for run in alike:
-                line = " ".join([title, *_pairs(of_run[run.name], others)])
+                line = " ".join([title, *pairs(of_run[run.name], others)])
                 value = ", ".join(of_run[run.name].get(key, "none") for key in keys)
                 found.setdefault(", ".join(keys), []).append((line, value, run))
     return [axis for key, points in found.items() if (axis := _axis(key, points, cells))]
@@ -108,13 +108,6 @@ def _varied(runs: Sequence[Settings]) -> list[tuple[str, ...]]:
         values = [run.get(key) for run in runs]
         groups.setdefault(tuple(values.index(value) for value in values), []).append(key)
     return [tuple(keys) for places, keys in groups.items() if len(set(places)) > 1]
-
-
-def _pairs(of_run: Settings, keys: Sequence[str]) -> list[str]:
-    """`lr=0.001 order=random`; whole keys where the last parts are not unique."""
-    short = [key.partition(".")[2] or key for key in keys]
-    names = short if len(set(short)) == len(short) else keys
-    return [f"{n}={of_run[k]}" for n, k in zip(names, keys, strict=True) if k in of_run]
 
 
 def _epoch(cells: Sequence[Cell]) -> int:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from launch.grids.selection import leaves
 from launch.results.results import Result
 
 # Sections that change neither the weights nor the figures of a cell.
@@ -17,7 +18,7 @@ Settings = dict[str, str]  # dotted key: value as JSON
 def settings(config: Mapping[str, Any]) -> Settings:
     """The settings that change a cell, other than its seed and its number of epochs."""
     kept = {k: v for k, v in config.items() if k not in (*INDIFFERENT, "preset", "seed")}
-    return {k: json.dumps(v).strip('"') for k, v in _flatten(kept) if k != "train.epochs"}
+    return {k: json.dumps(v).strip('"') for k, v in leaves(kept) if k != "train.epochs"}
 
 
 def labels(results: Sequence[Result]) -> dict[str, str]:
@@ -45,19 +46,19 @@ def lines(results: Sequence[Result]) -> dict[str, str]:
 
 def titles(results: Sequence[Result]) -> dict[str, str]:
     """A title for each run, by its name, which runs share that differ by their seed only."""
-    found = {}
+    found: dict[str, str] = {}
     for title in dict.fromkeys(result.title for result in results):
         alike = {r.name: settings(r.config) for r in results if r.title == title}
         keys = _telling(list(alike.values()))
-        short = [key.partition(".")[2] or key for key in keys]
-        if len(set(short)) < len(short):
-            short = keys
-        for name, values in alike.items():
-            parts = [
-                f"{shown}={values[k]}" for k, shown in zip(keys, short, strict=True) if k in values
-            ]
-            found[name] = " ".join([title, *parts])
+        found |= {name: " ".join([title, *pairs(values, keys)]) for name, values in alike.items()}
     return found
+
+
+def pairs(of_run: Settings, keys: Sequence[str]) -> list[str]:
+    """`lr=0.001`, `order=random`; whole keys where the last parts are not unique."""
+    short = [key.partition(".")[2] or key for key in keys]
+    names = short if len(set(short)) == len(short) else keys
+    return [f"{n}={of_run[k]}" for n, k in zip(names, keys, strict=True) if k in of_run]
 
 
 def _telling(runs: Sequence[Settings]) -> list[str]:
@@ -71,11 +72,3 @@ def _telling(runs: Sequence[Settings]) -> list[str]:
     while told_apart(chosen) < told_apart(every):
         chosen.append(max(every, key=lambda key: told_apart([*chosen, key])))
     return chosen
-
-
-def _flatten(values: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            yield from _flatten(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
