@@ -24,7 +24,7 @@ from diffuse.config.validation import Layer
 from diffuse.rundir import evaluations, weight_facts
 from diffuse.rundir.cost import Cost, Spent
 from diffuse.rundir.directory import SILENT_AFTER_S, RunDir, counting, silence_s
-from diffuse.rundir.evaluations import Figure
+from diffuse.rundir.evaluations import Evaluation, Figure
 from diffuse.runtime import files
 from diffuse.runtime.errors import DiffuseError, UserError
 from diffuse.runtime.options import shipped_weights, typed_path
@@ -147,12 +147,7 @@ def read(path: Path, name: str = "") -> Result:
     except (KeyError, TypeError, ValueError, OSError):
         result.problems.append(f"{run.metrics_path}: damaged; its losses are left out")
     for file in map(run.evaluation_path, run.evaluated_epochs()):
-        try:
-            evaluation = evaluations.read(file)
-        except UserError as error:
-            result.problems.append(str(error))
-            continue
-        if evaluation is not None:
+        if evaluation := _evaluation(result, file):
             result.cells += _cells(result, evaluation.epoch, evaluation.figures)
     result.problems += _missing(result, config)
     return result
@@ -171,19 +166,15 @@ def _read_weights(path: Path, name: str) -> Result:
             result.config, epoch = facts.config, facts.epoch
             figures = [Figure.model_validate(figure) for figure in facts.figures]
             result.cells += _cells(result, epoch, figures)
-        except (UserError, ValidationError) as error:
-            result.problems.append(
-                str(error) if isinstance(error, UserError) else f"{path}: damaged"
-            )
+        except UserError as error:
+            result.problems.append(str(error))
+        except ValidationError:
+            result.problems.append(f"{path}: damaged")
     for file in (
         path.with_name(f"{path.stem}.evaluation.json"),
         Path(f"{path.stem}.evaluation.json"),
     ):
-        try:
-            evaluation = evaluations.read(file)
-        except UserError as error:
-            result.problems.append(str(error))
-            continue
+        evaluation = _evaluation(result, file)
         if evaluation is None:
             continue
         if evaluation.checkpoint_sha256 != files.sha256(path):
@@ -196,6 +187,15 @@ def _read_weights(path: Path, name: str) -> Result:
     if not result.cells:
         result.problems.append(f"no figures; make some: python -m diffuse.evaluate {path}")
     return result
+
+
+def _evaluation(result: Result, path: Path) -> Evaluation | None:
+    """The figures in a file; damage is noted, and there are none."""
+    try:
+        return evaluations.read(path)
+    except UserError as error:
+        result.problems.append(str(error))
+        return None
 
 
 def _cells(result: Result, epoch: int, figures: Iterable[Figure]) -> list[Cell]:
