@@ -203,8 +203,8 @@ class Export:
         xlabel: str = "epoch",
     ) -> Callable[[], Figure]:
         """Draws a chart with a legend, and with the `floor` of real images."""
-        known = dict.fromkeys(self.line_of.values())  # a run looks the same in all charts
-        looks = {name: look(k) for k, name in enumerate([*known, *(drawn.keys() - known.keys())])}
+        known = dict.fromkeys([*self.line_of.values(), *drawn])  # a run looks the same in all
+        looks = {name: look(k) for k, name in enumerate(known)}
         real = None if floor is None else ("real test images", floor)
         chart = Chart(drawn, ylabel, looks, log, real, xlabel)
 
