@@ -37,7 +37,7 @@ from launch.comparison.charts import Chart
 from launch.comparison.page import LOSSES
 from launch.comparison.thumbnails import drawn, read_images
 from launch.comparison.wording import CALLS, HEADINGS, SOURCES
-from launch.results.grouping import Column, Group, SeedMean, groups, over_seeds
+from launch.results.grouping import Column, Group, SeedMean, groups, of_column, over_seeds
 from launch.results.labels import labels, lines
 from launch.results.results import Result
 
@@ -71,8 +71,7 @@ def write(folder: Path, results: Sequence[Result]) -> list[Path]:
         for column in group.columns():
             export.curves(column)
             export.table(group, column, results)
-            same = [m for m in means if (m.sampler, m.source) == (column.sampler, column.source)]
-            export.seeds(column, same)
+            export.seeds(column, of_column(means, column))
         export.calls(group)
     export.costs(results)
     for result in results:
@@ -111,16 +110,13 @@ class Export:
             self._fid(name, drawn, column, unit, f"{caption} {costs.NOTE}")
 
     def calls(self, group: Group) -> None:
-        columns = group.columns()
-        for source in dict.fromkeys(column.source for column in columns):
-            alike = [column for column in columns if column.source == source]
-            cells = [cell for column in alike for cell in column.cells]
-            if drawn := series.over_calls(cells, self.line_of):
-                caption = f"FID over the network calls of one image, {SOURCES.get(source, source)}"
-                caption += f" (lower is better, logarithmic). {judged(alike[0])}"
-                caption += f"{self._runs(cell.run for cell in cells)}{dotted(alike[0])}"
-                name = f"fid_{slug(CALLS)}_{stem(alike[0], slug(source))}"
-                self._fid(name, drawn, alike[0], f"{CALLS} an image", caption)
+        for alike, shown in series.calls_by_start(group.columns(), self.line_of):
+            column, source = alike[0], alike[0].source
+            caption = f"FID over the network calls of one image, {SOURCES.get(source, source)}"
+            caption += f" (lower is better, logarithmic). {judged(column)}"
+            caption += self._runs(cell.run for one in alike for cell in one.cells) + dotted(column)
+            name = f"fid_{slug(CALLS)}_{stem(column, slug(source))}"
+            self._fid(name, shown, column, f"{CALLS} an image", caption)
 
     def costs(self, results: Sequence[Result]) -> None:
         if rows := costs.table(results, self.names):
@@ -153,11 +149,10 @@ class Export:
         sampler = ""
         for epoch, path in spread(drawn(result.dir), EPOCHS):
             try:
-                sets, (_, attributes) = read_images(path), hdf5.read(path, first=1)
+                sets, sampler = read_images(path)
             except (OSError, hdf5.Damaged, KeyError, ValueError):
                 console.note(f"{path}: damaged; left out of the export")
                 continue
-            sampler = str(attributes.get("sampler", ""))
             series.append((f"epoch {epoch}", sets["images"]))
             if "original" in sets:
                 titles = {k: k for k in ("original", "degraded", "direct")}

@@ -20,10 +20,10 @@ from launch.results.axes import Axis, axes, overall
 from launch.results.grouping import (
     Column,
     Group,
-    SeedMean,
     by_value,
     differences,
     groups,
+    of_column,
     over_seeds,
     reruns,
 )
@@ -113,15 +113,11 @@ def _section(
                 "charts": _charts(column, line_of, looks),
                 "axes": [(axis, _axis_chart(axis, column)) for axis in along],
                 "verdict": "" if along else overall(column, results),
-                "seeds": [m for m in means if _same_protocol(m, column)],
+                "seeds": of_column(means, column),
             }
         )
     calls = _calls_charts(columns, line_of)
     return {"group": group, "protocol": group.protocol, "columns": parts, "calls": calls}
-
-
-def _same_protocol(mean: SeedMean, column: Column) -> bool:
-    return (mean.sampler, mean.source) == (column.sampler, column.source)
 
 
 def _charts(
@@ -145,12 +141,10 @@ def _calls_charts(
 ) -> list[tuple[str, Markup]]:
     """FID over network calls, a chart for each start of samplers that were evaluated together."""
     charts = []
-    for source in dict.fromkeys(column.source for column in columns):
-        alike = [column for column in columns if column.source == source]
-        if drawn := series.over_calls([c for column in alike for c in column.cells], line_of):
-            looks = {name: look(k) for k, name in enumerate(drawn)}
-            chart = _fid(drawn, looks, alike[0], f"{CALLS} an image")
-            charts.append((SOURCES.get(source, source), chart))
+    for (column, *_), drawn in series.calls_by_start(columns, line_of):
+        looks = {name: look(k) for k, name in enumerate(drawn)}
+        chart = _fid(drawn, looks, column, f"{CALLS} an image")
+        charts.append((SOURCES.get(column.source, column.source), chart))
     return charts
 
 

@@ -6,7 +6,7 @@ Runs that differ by their seed only are one line: their mean, with a band of one
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from diffuse.config.sampler_spec import SamplerSpec
 from launch.comparison.charts import Curve, Points, mean_curve
@@ -85,6 +85,16 @@ def over_calls(cells: Sequence[Cell], line_of: Mapping[str, str]) -> Lines:
         for run, together in shown.items()
         for spec, cell in together
     )
+
+
+def calls_by_start(
+    columns: Sequence[Column], line_of: Mapping[str, str]
+) -> Iterator[tuple[list[Column], Lines]]:
+    """FID over network calls for each start of samplers: its columns, and its lines if any."""
+    for source in dict.fromkeys(column.source for column in columns):
+        alike = [column for column in columns if column.source == source]
+        if lines := over_calls([cell for column in alike for cell in column.cells], line_of):
+            yield alike, lines
 
 
 def along(axis: Axis) -> Lines:

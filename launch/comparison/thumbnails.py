@@ -48,7 +48,7 @@ def album(result: Result, most: int) -> Album:
     strips: list[Picture] = []
     for epoch, path in spread(drawn(result.dir), most):
         try:
-            sets, sampler = read_images(path), _sampler(path)
+            sets, sampler = read_images(path)
         except (OSError, hdf5.Damaged, KeyError, ValueError):
             result.problems.append(f"{path}: damaged; its pictures are left out")
             continue
@@ -56,7 +56,7 @@ def album(result: Result, most: int) -> Album:
             strips.append(_strip("original", sets["original"]))
             strips.append(_strip("degraded, contrast stretched", sets["degraded"]))
         for name, images in sets.items():
-            by = sampler if name == "images" else name
+            by = name if name != "images" else sampler or "samples"
             if name in ("original", "degraded") or name.startswith("x_T"):
                 continue
             if "original" in sets and f"x_T_{by}" not in sets:
@@ -73,8 +73,8 @@ def album(result: Result, most: int) -> Album:
             if path.parent != result.dir.samples:
                 continue
             try:
-                sets, sampler = read_images(path), _sampler(path)
-                caption = f"{sampler}, epoch {epoch}"
+                sets, sampler = read_images(path)
+                caption = f"{sampler or 'samples'}, epoch {epoch}"
                 grids += _drawn_pair(caption, sets["images"], sets.get("x_T"))
             except FileNotFoundError:
                 continue  # cleaned away
@@ -96,34 +96,30 @@ def _drawn_pair(caption: str, images: Images, x_T: Images | None) -> list[Pictur
     return [*start, _grid(caption, images)]
 
 
-def read_images(path: Path) -> dict[str, Images]:
-    """The first 16 images of each data set, x_T with stretched contrast."""
-    sets, _ = hdf5.read(path, first=16)
+def read_images(path: Path) -> tuple[dict[str, Images], str]:
+    """The first 16 images of each data set, x_T with stretched contrast; the sampler, if noted."""
+    sets, attributes = hdf5.read(path, first=16)
     for name, images in sets.items():
         if name.startswith("x_T") and images.ndim == 4 and images.size:
             sets[name] = images = stretch(images)
         if images.dtype != np.uint8 or images.ndim != 3 or not images.size:
             raise ValueError(f"{name}: {images.dtype} {images.shape}")
-    return sets
-
-
-def _sampler(path: Path) -> str:
-    return str(hdf5.read(path, [])[1].get("sampler", "samples"))
+    return sets, str(attributes.get("sampler", ""))
 
 
 def _grid(caption: str, images: Images) -> Picture:
     columns = max(1, round(len(images) ** 0.5))
-    return Picture(caption, _png(tile(images, columns)), columns)
+    return Picture(caption, _png(Image.fromarray(tile(images, columns))), columns)
 
 
 def _strip(caption: str, images: Images) -> Picture:
     images = images[:STRIP]
-    return Picture(caption, _png(tile(images, len(images))), len(images))
+    return Picture(caption, _png(Image.fromarray(tile(images, len(images)))), len(images))
 
 
-def _png(pixels: Images) -> str:
+def _png(image: Image.Image) -> str:
     buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, format="png", optimize=True)
+    image.save(buffer, format="png", optimize=True)
     return _data_uri(buffer.getvalue())
 
 
@@ -132,15 +128,12 @@ def _process(result: Result) -> str:
     path = result.dir.plots / "degradation.png"
     try:
         with Image.open(path) as image:
-            small = image.convert("L").quantize(64)
+            return _png(image.convert("L").quantize(64))
     except FileNotFoundError:
         return ""
     except (OSError, ValueError, SyntaxError):
         result.problems.append(f"{path}: damaged; delete it, a later epoch draws it anew")
         return ""
-    buffer = io.BytesIO()
-    small.save(buffer, format="png", optimize=True)
-    return _data_uri(buffer.getvalue())
 
 
 def _moving(result: Result) -> str:

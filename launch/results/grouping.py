@@ -142,6 +142,11 @@ def over_seeds(group: Group, results: Sequence[Result]) -> list[SeedMean]:
     return made
 
 
+def of_column(means: Sequence[SeedMean], column: Column) -> list[SeedMean]:
+    """Those of the column's protocol, of the means of its group."""
+    return [m for m in means if (m.sampler, m.source) == (column.sampler, column.source)]
+
+
 def differences(results: Sequence[Result]) -> dict[str, dict[str, str]]:
     """Settings that are not the same in all runs of a kind, DDPM or cold: key -> run -> value.
 
