@@ -6,6 +6,7 @@ The same command again does only the missing work.
 
 from __future__ import annotations
 
+import itertools
 import json
 import sys
 from pathlib import Path
@@ -173,12 +174,10 @@ def main(
             found.require_within(budget, chosen.name)
         if estimate:
             return
-    planned = plan(chosen, runs_dir)
-
     if show_script and not (dry_run and settings.kind == "slurm"):
         raise errors.UserError("--show-script goes with --dry-run, for a cluster of kind slurm")
     if dry_run:
-        jobs = None
+        planned, jobs = plan(chosen, runs_dir), None
         if settings.kind == "slurm":
             from launch.slurm.dry_run import dry_run as jobs_of
 
@@ -186,8 +185,6 @@ def main(
         title = f"grid {chosen.name} in {runs_dir}, on {file.name}"
         _show_plan(title, planned, jobs, as_json, show_script)
         return
-    from launch.local import pool
-
     out = screen(stderr=as_json)
     if settings.kind == "local":
         from launch.local import sweep as local_sweep
@@ -196,6 +193,7 @@ def main(
             chosen, settings, runs_dir, data, device or "auto", as_json, evaluate, out, again
         )
         raise typer.Exit(code)
+    from launch.local import pool
     from launch.slurm import sweep as slurm_sweep
 
     pool.require_data(data)
@@ -236,7 +234,7 @@ def _estimate(
 
         jobs = dry_run(grid, planned, file, typed, runs_dir, data_dir, evaluate)
         queues = pipeline.queues(jobs.arrays)
-    return estimate.estimate(queues, probe.speeds(known_dir))
+    return estimate.estimate(queues, probe.speeds(known_dir.absolute()))
 
 
 def _show_plan(
@@ -274,10 +272,8 @@ def _show_plan(
 
 def _next_rerun(runs_dir: Path) -> Path:
     """`RUNS_DIR/rerun-001`, or the first such that is not there yet."""
-    number = 1
-    while (runs_dir / f"rerun-{number:03d}").exists():
-        number += 1
-    return runs_dir / f"rerun-{number:03d}"
+    folders = (runs_dir / f"rerun-{number:03d}" for number in itertools.count(1))
+    return next(folder for folder in folders if not folder.exists())
 
 
 def _load(

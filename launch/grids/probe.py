@@ -5,6 +5,7 @@ They are runs like any other, in a runs folder of their own, which no program ta
 
 from __future__ import annotations
 
+import functools
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ def folder(runs_dir: Path) -> Path:
     return runs_dir / ".launch" / "probe"
 
 
+@functools.cache  # they are in many files, and --budget asks before the sweep does
 def speeds(runs_dir: Path) -> Speeds:
     """The speeds of the runs in `runs_dir`, and of its probes."""
     return Speeds(runs_dir, folder(runs_dir))
