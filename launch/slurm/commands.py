@@ -95,18 +95,15 @@ class Site:
 def site() -> Site:
     """Ask the controller for partitions and limits."""
     listed = ask("scontrol", "show", "partition", "--all", "--oneliner")  # hidden ones, too
-    partitions = [
+    found = [dict(re.findall(r"(\w+)=(\S*)", line)) for line in listed.splitlines()]
+    partitions = tuple(
         Partition(facts["PartitionName"], facts.get("Default") == "YES", _minutes(facts["MaxTime"]))
-        for facts in map(_pairs, listed.splitlines())
+        for facts in found
         if "PartitionName" in facts
-    ]
+    )
     config = ask("scontrol", "show", "config")
-    limits = {
-        name: re.search(rf"^{name}\s*=\s*(\d+)", config, re.MULTILINE)
-        for name in ("MaxArraySize", "MaxJobCount")
-    }
-    size, count = (int(found.group(1)) if found else None for found in limits.values())
-    return Site(tuple(partitions), size or 1001, count or 10_000)
+    limits = {name: int(n) for name, n in re.findall(r"^(\w+)\s*=\s*(\d+)", config, re.MULTILINE)}
+    return Site(partitions, limits.get("MaxArraySize") or 1001, limits.get("MaxJobCount") or 10_000)
 
 
 def queue() -> dict[str, Job]:
@@ -241,10 +238,6 @@ def _run(command: Sequence[str]) -> subprocess.CompletedProcess[str]:
         raise EnvironmentFailed(
             f"{command[0]} is not here; on a machine without Slurm use --cluster local"
         ) from None
-
-
-def _pairs(line: str) -> dict[str, str]:
-    return dict(re.findall(r"(\w+)=(\S*)", line))
 
 
 def _minutes(text: str) -> float:

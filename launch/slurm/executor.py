@@ -254,22 +254,17 @@ class _Executor(submitit.SlurmExecutor):  # type: ignore[misc] # it has no types
         return 1
 
 
-class _Sbatch:
+def _sbatch(command: list[str], verbose: bool) -> Callable[[], str]:
     """Runs sbatch for submitit, whose own function waits for ever and reads a banner as a job's id.
 
     A site's sbatch may be a wrapper that prints more than the job's id, in any encoding.
     """
-
-    def __init__(self, command: list[str], verbose: bool) -> None:
-        self.command = command
-
-    def __call__(self) -> str:
-        return f"Submitted batch job {commands.submit(*self.command)}"
+    return lambda: f"Submitted batch job {commands.submit(*command)}"
 
 
 @contextlib.contextmanager
 def _our_sbatch() -> Iterator[None]:
-    theirs, utils.CommandFunction = utils.CommandFunction, _Sbatch
+    theirs, utils.CommandFunction = utils.CommandFunction, _sbatch
     try:
         yield
     finally:
