@@ -59,13 +59,14 @@ class Program:
         command = [sys.executable, "-m", self.module, *self.arguments]
         self._log = self.log_path.open("ab", buffering=0)
         self._log.write(os.fsencode(f"$ {' '.join(command)}\n"))
+        env = {**os.environ, "PYTHONUNBUFFERED": "1", **self.environment}
         # A session of its own: a terminal's Ctrl-C reaches the launcher alone, which decides.
         self._child = subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,
             stdout=self._log,
             stderr=subprocess.STDOUT,
-            env=_environment(self.environment),
+            env={k: value for k, value in env.items() if value is not None},
             start_new_session=True,
         )
         _children.add(self._child)
@@ -108,9 +109,9 @@ def take_over_signals() -> None:
 
 def job_name(program: str) -> str:
     """`train-20260730T101112` locally, `train-123_4-r01` as a Slurm job that was requeued once."""
-    env = os.environ
     if not in_batch_job():
         return f"{program}-{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}"
+    env = os.environ
     job = env["SLURM_JOB_ID"]
     if "SLURM_ARRAY_JOB_ID" in env:
         job = f"{env['SLURM_ARRAY_JOB_ID']}_{env['SLURM_ARRAY_TASK_ID']}"
@@ -143,13 +144,3 @@ def _hand_on(number: int, frame: FrameType | None) -> None:
     asked_to_stop.append(number)
     for child in tuple(_children):
         child.send_signal(signal.SIGTERM if number == signal.SIGHUP else number)
-
-
-def _environment(changes: Mapping[str, str | None]) -> dict[str, str]:
-    env = {**os.environ, "PYTHONUNBUFFERED": "1"}
-    for name, value in changes.items():
-        if value is None:
-            env.pop(name, None)
-        else:
-            env[name] = value
-    return env

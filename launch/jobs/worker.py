@@ -12,6 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from diffuse.config import ranges
 from diffuse.rundir.directory import RunDir
 from diffuse.runtime import files
@@ -53,7 +55,7 @@ def training(
     run = RunDir(Path(run_dir))
     record = _require_progress(run, "train", "new checkpoint", max_requeues)
     config_path = run.logs / f"{job_name('train')}.yaml"
-    files.write_text(config_path, _as_yaml(config))
+    files.write_text(config_path, yaml.safe_dump(config, sort_keys=False))
     arguments = ["--config", str(config_path), "--runs-dir", str(run.path.parent)]
     arguments += ["--data-dir", data_dir]
     return Program("diffuse.train", run.logs, arguments, environment, record)
@@ -174,9 +176,3 @@ def _starts_without_progress(run: RunDir, program: str, progress: str | None) ->
             break
         count += 1
     return count
-
-
-def _as_yaml(config: dict[str, Any]) -> str:
-    import yaml
-
-    return yaml.safe_dump(config, sort_keys=False)
