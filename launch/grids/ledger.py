@@ -87,9 +87,7 @@ class Ledger:
 
     def costs(self) -> dict[str, dict[str, Any]]:
         """The cost of each run as it was estimated: steps, seconds, hours, and their unit."""
-        found = files.read_json(self.path / "estimate.json").get("runs")
-        costs = found.items() if isinstance(found, dict) else ()
-        return {name: cost for name, cost in costs if isinstance(cost, dict)}
+        return self._of_runs("estimate.json")
 
     def runs(self) -> list[str]:
         """The runs that sweeps of this grid were about."""
@@ -98,9 +96,13 @@ class Ledger:
 
     def settings(self) -> dict[str, dict[str, Any]]:
         """Of each run that was noted, its place on the grid's axes and its config."""
-        found = files.read_json(self.path / "settings.json").get("runs")
+        return self._of_runs("settings.json")
+
+    def _of_runs(self, name: str) -> dict[str, dict[str, Any]]:
+        """The notes in a file of the ledger by run, damaged ones left out."""
+        found = files.read_json(self.path / name).get("runs")
         notes = found.items() if isinstance(found, dict) else ()
-        return {name: note for name, note in notes if isinstance(note, dict)}
+        return {run: note for run, note in notes if isinstance(note, dict)}
 
     def locked(self, wait_s: float = 0) -> contextlib.AbstractContextManager[None]:
         """Hold this grid; EnvironmentFailed, with the holder's name, where another sweep does.
@@ -179,10 +181,9 @@ def known_configs(runs_dir: Path, names: Iterable[str]) -> dict[str, Config]:
 
 
 def _notes(runs_dir: Path) -> dict[str, dict[str, Any]]:
-    grids = sorted(path.parent.name for path in (runs_dir / ".launch").glob("*/settings.json"))
     found: dict[str, dict[str, Any]] = {}
-    for grid in grids:
-        for name, note in Ledger(runs_dir, grid).settings().items():
+    for path in sorted((runs_dir / ".launch").glob("*/settings.json")):
+        for name, note in Ledger(runs_dir, path.parent.name).settings().items():
             if not found.get(name, {}).get("axes"):  # several grids may share the run
                 found[name] = note
     return found
