@@ -56,29 +56,25 @@ def main(
 def _runs(grid: str | None, runs_dir: Path) -> list[RunDir]:
     """The run directories, oldest first; those that asked for no tracking are left out."""
     from diffuse.rundir.directory import RunDir
+    from diffuse.runtime import files
 
     if not runs_dir.is_dir():
         raise errors.UserError(f"{runs_dir}: not found; name the runs' folder by --runs-dir")
-    names = None
+    chosen = [RunDir(path.parent) for path in runs_dir.glob("*/metrics.jsonl")]
     if grid is not None:
         from launch.grids.grid import load_grid
 
         names = {run.name for run in load_grid(grid).runs}
-    found = [RunDir(path.parent) for path in runs_dir.glob("*/metrics.jsonl")]
-    chosen = [r for r in found if names is None or r.name in names or _grid_of(r) == grid]
+        chosen = [
+            run  # that a sweep began may have settings of its command line, and so another name
+            for run in chosen
+            if run.name in names or files.read_json(run.manifest_path).get("grid") == grid
+        ]
     if not chosen:
         scope = f"no run of grid {grid}" if grid else "no run"
         raise errors.UserError(f"{runs_dir}: {scope} has been started there")
     tracked = [run for run in chosen if run.config().tracking.mode != "disabled"]
     return sorted(tracked, key=lambda run: str(run.attempt(1).get("started")))
-
-
-def _grid_of(run: RunDir) -> str | None:
-    """The grid that a run was started by; its settings may have come from the command line."""
-    from diffuse.runtime import files
-
-    grid = files.read_json(run.manifest_path).get("grid")
-    return None if grid is None else str(grid)
 
 
 def _unsent(run: RunDir) -> int:
