@@ -12,9 +12,10 @@ import shutil
 import signal
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import FrameType
 from typing import Any, Literal, Protocol
 
 import psutil
@@ -66,16 +67,12 @@ class Stopper:
     @contextlib.contextmanager
     def installed(self) -> Iterator[Stopper]:
         """Take over SIGINT, SIGTERM and SIGHUP while the block runs."""
-        numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-        before = {
-            number: signal.signal(number, lambda n, _: self.signals.append(signal.Signals(n)))
-            for number in numbers
-        }
-        try:
+
+        def count(number: int, frame: FrameType | None) -> None:
+            self.signals.append(signal.Signals(number))
+
+        with _handled(count, signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             yield self
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
 
 
 class Pool:
@@ -151,7 +148,10 @@ class Pool:
             **share(self.gpus, slot, self.parallel, threads),
             "DIFFUSE_GRID": self.grid,
         }
-        with _ignoring(signal.SIGINT, signal.SIGHUP), commands.outside_any_job():
+        # A terminal sends these to all its processes: those that start here ignore them. One that
+        # arrives meanwhile is remembered by nobody; it lasts a millisecond or two.
+        ignored = _handled(signal.SIG_IGN, signal.SIGINT, signal.SIGHUP)
+        with ignored, commands.outside_any_job():
             job = self.executor.submit(
                 jobs.train_then_evaluate,
                 str(run.dir.path),
@@ -198,17 +198,16 @@ def require_data(data_dir: Path) -> None:
 
 
 @contextlib.contextmanager
-def _ignoring(*numbers: signal.Signals) -> Iterator[None]:
-    """Processes started in this block ignore these signals: a terminal sends them to all.
-
-    One that arrives during the block is remembered by nobody; it lasts a millisecond or two.
-    """
-    before = {number: signal.signal(number, signal.SIG_IGN) for number in numbers}
+def _handled(
+    handler: signal.Handlers | Callable[[int, FrameType | None], None], *numbers: signal.Signals
+) -> Iterator[None]:
+    """While the block runs these signals have another handler."""
+    before = {number: signal.signal(number, handler) for number in numbers}
     try:
         yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        for number, earlier in before.items():
+            signal.signal(number, earlier)
 
 
 def _notice_evaluation(outcome: Outcome) -> None:
