@@ -45,7 +45,7 @@ def main(
     chosen = Where(where) if where else None
     rows = run_statuses(root, grid, chosen)
     if as_json:
-        print(json.dumps({"runs": [row.as_plain() for row in rows]}, indent=2))
+        print(json.dumps({"runs": [vars(row) for row in rows]}, indent=2))
         return
     from diffuse.runtime.console import screen
     from launch.inspection import status_table

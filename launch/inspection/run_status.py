@@ -7,8 +7,9 @@ training, the queue is the truth about pending and running jobs, and sacct only 
 from __future__ import annotations
 
 import shutil
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,9 +36,8 @@ class RunStatus:
     """One run as a row of `launch/status.py`."""
 
     run: str
-    state: (
-        str  # new, queued, running, evaluating, requeued, done, interrupted, failed, lost, unknown
-    )
+    # new, queued, running, evaluating, requeued, done, interrupted, failed, lost, unknown
+    state: str
     reason: str
     job: str
     epoch: int | None
@@ -52,10 +52,6 @@ class RunStatus:
     grid: str
     wandb: str  # the address of its W&B run; "" of one that is not online
     settings: str  # on the axes of its grid: `lr=0.0002 order=random`
-
-    def as_plain(self) -> dict[str, Any]:
-        """For --json."""
-        return asdict(self)
 
 
 @dataclass(frozen=True)
@@ -266,7 +262,5 @@ def _number(job: str) -> int:
 
 def counts(rows: Sequence[RunStatus]) -> str:
     """`12 done, 3 running`."""
-    by_state: dict[str, int] = {}
-    for row in rows:
-        by_state[row.state] = by_state.get(row.state, 0) + 1
-    return ", ".join(f"{n} {state}" for state, n in sorted(by_state.items(), key=lambda x: -x[1]))
+    by_state = Counter(row.state for row in rows)
+    return ", ".join(f"{n} {state}" for state, n in by_state.most_common())

@@ -35,6 +35,12 @@ TABLES: tuple[tuple[str, str, type[Section]], ...] = (
     ("An entry of its runs", "", Entry),
     ("A cluster's file, and --cluster-set", "", Cluster),
 )
+BOUNDS = {
+    "minimum": "from",
+    "exclusiveMinimum": "above",
+    "maximum": "to",
+    "exclusiveMaximum": "below",
+}
 
 
 def lines() -> Iterator[str]:
@@ -85,7 +91,5 @@ def _values(schema: dict[str, Any]) -> str:
 
 
 def _number(kind: str, schema: dict[str, Any]) -> str:
-    bounds = (("minimum", "from"), ("exclusiveMinimum", "above"))
-    bounds += (("maximum", "to"), ("exclusiveMaximum", "below"))  # type: ignore[assignment]
-    words = [f"{word} {schema[key]:g}" for key, word in bounds if key in schema]
+    words = [f"{word} {schema[key]:g}" for key, word in BOUNDS.items() if key in schema]
     return " ".join([kind, *words])

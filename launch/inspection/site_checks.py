@@ -47,14 +47,14 @@ class Place:
 
 def site_checks(place: Place) -> list[Check]:
     """All checks that this machine can make, in the order of the table."""
-    found = [versions(place)]
-    if place.settings.kind == "slurm":
-        found += slurm_checks(place)
-    found.append(folder(place.runs_dir))
-    found.append(image(place))
-    found += staged(place.data_dir)
-    found.append(tracking())
-    return found
+    return [
+        versions(place),
+        *(slurm_checks(place) if place.settings.kind == "slurm" else ()),
+        folder(place.runs_dir),
+        image(place),
+        *staged(place.data_dir),
+        tracking(),
+    ]
 
 
 def versions(place: Place) -> Check:
@@ -75,44 +75,36 @@ def versions(place: Place) -> Check:
 
 def slurm_checks(place: Place) -> Iterator[Check]:
     """Reachable, partitions and limits, a job like ours accepted, accounting."""
-    site: commands.Site | None = None
+    settings, source = place.settings, place.source
+    sites: list[commands.Site] = []
 
     def reach() -> str:
-        nonlocal site
-        site = commands.site()
+        sites.append(commands.site())
         return ", ".join(
-            f"{p.name}{'*' if p.is_default else ''} ({p.max_minutes:.0f} min)"
-            for p in site.partitions
+            f"{p.name}{'*' * p.is_default} ({p.max_minutes:.0f} min)" for p in sites[0].partitions
         )
 
-    yield (
-        reached := _checked("Slurm", reach, "log in to the cluster's login node; sinfo must work")
-    )
-    if site is None or reached.state == "failed":
+    yield _checked("Slurm", reach, "log in to the cluster's login node; sinfo must work")
+    if not sites:
         return
-    chosen = site
-
-    def fit() -> str:
-        chosen.check(place.settings, place.source)
-        return "partition and time fit"
-
+    (site,) = sites
     yield _checked(
         "limits",
-        fit,
+        lambda: site.check(settings, source),
         "set partition and time in the cluster file, or by --cluster-set",
+        "partition and time fit",
     )
-
-    if place.settings.is_packed:
-
-        def room() -> str:
-            nodes.check(chosen, [place.settings], place.source)
-            return nodes.needs(place.settings)
-
-        yield _checked("pack", room, "set these in the cluster file, or by --cluster-set")
+    if settings.is_packed:
+        yield _checked(
+            "pack",
+            lambda: nodes.check(site, [settings], source),
+            "set these in the cluster file, or by --cluster-set",
+            nodes.needs(settings),
+        )
 
     def accepted() -> str:
-        command = ["sbatch", "--test-only", *sbatch_options(place.settings), "--wrap=true"]
-        with commands.outside_any_job(place.settings):
+        command = ["sbatch", "--test-only", *sbatch_options(settings), "--wrap=true"]
+        with commands.outside_any_job(settings):
             return _output(command) or "accepted"
 
     yield _checked(
@@ -163,19 +155,11 @@ def image(place: Place) -> Check:
         remedy = "load its module, and write that line under setup in the cluster file"
         return Check("image", "failed", "no apptainer here", remedy)
     code = "import diffuse, torch; print('torch', torch.__version__)"
-    alone = [
-        "env",
-        "-u",
-        "PYTHONPATH",
-        program,
-        "exec",
-    ]  # the packages of the image, not those here
-    binds = [f"--bind={bind}" for bind in place.settings.binds]
-    return _checked(
-        "image",
-        lambda: f"{path}: {_output([*alone, *binds, str(path), 'python', '-c', code])}",
-        "build it again: make image",
-    )
+    # The packages of the image, not those here.
+    command = ["env", "-u", "PYTHONPATH", program, "exec"]
+    command += [f"--bind={bind}" for bind in place.settings.binds]
+    command += [str(path), "python", "-c", code]
+    return _checked("image", lambda: f"{path}: {_output(command)}", "build it again: make image")
 
 
 def staged(data_dir: Path) -> Iterator[Check]:
@@ -237,9 +221,11 @@ def sbatch_options(settings: Cluster) -> list[str]:
     ]
 
 
-def _checked(name: str, look: Callable[[], object], remedy: str) -> Check:
+def _checked(name: str, look: Callable[[], object], remedy: str, passed: str = "") -> Check:
+    """The check that `look` makes; where it passes, `passed` or the answer is its detail."""
     try:
-        return Check(name, "ok", str(look()))
+        answer = look()
+        return Check(name, "ok", passed or str(answer))
     except DiffuseError as error:
         return Check(name, "failed", str(error), remedy)
     except OSError as error:

@@ -53,10 +53,8 @@ def watch(root: Path, grid: str | None, out: Console, where: Where | None = None
         listing(rows).show(out)
         while _is_going_on(rows):
             time.sleep(REFRESH_S)
-            before, rows = (
-                {(r.run, r.state, r.epoch) for r in rows},
-                run_statuses(root, grid, where),
-            )
+            before = {(r.run, r.state, r.epoch) for r in rows}
+            rows = run_statuses(root, grid, where)
             if changed := [r for r in rows if (r.run, r.state, r.epoch) not in before]:
                 listing(changed).show(out)
     out.print(counts(rows) or f"no runs in {root}")
@@ -69,9 +67,9 @@ def _is_going_on(rows: list[RunStatus]) -> bool:
 
 def listing(rows: list[RunStatus], room: int = MOST_LINES) -> Listing:
     """The runs in at most `room` lines; where not all fit, running and failed runs come first."""
-    made = Listing(COLUMNS, DISPENSABLE, room, "more (--json has all)")
+    shown = Listing(COLUMNS, DISPENSABLE, room, "more (--json has all)")
     for row in rows:
-        made.add(
+        shown.add(
             {
                 "run": row.run,
                 "state": Text(row.state, STYLES.get(row.state, "")),
@@ -87,10 +85,6 @@ def listing(rows: list[RunStatus], room: int = MOST_LINES) -> Listing:
                 "W&B": row.wandb,
             },
             remark=row.reason,
-            rank=_order(row.state),
+            rank=ORDER.index(row.state) if row.state in ORDER else len(ORDER),
         )
-    return made
-
-
-def _order(state: str) -> int:
-    return ORDER.index(state) if state in ORDER else len(ORDER)
+    return shown
