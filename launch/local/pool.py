@@ -13,10 +13,10 @@ import signal
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal
 
 import psutil
 import submitit
@@ -29,6 +29,9 @@ from launch.jobs import worker as jobs
 from launch.jobs.gpus import share
 from launch.jobs.logs import end_by_signal, last_error
 from launch.slurm import commands
+
+if TYPE_CHECKING:
+    from launch.local.display import SweepDisplay
 
 State = Literal["queued", "training", "evaluating", "done", "interrupted", "failed", "left"]
 STOP_WAIT_S = 60.0  # for a step's end and its checkpoint, after the first Ctrl-C
@@ -48,31 +51,16 @@ class Outcome:
     started: float = 0.0
 
 
-class Watcher(Protocol):
-    """Shows a sweep to a person."""
+@contextlib.contextmanager
+def stop_requests() -> Iterator[list[signal.Signals]]:
+    """SIGINT, SIGTERM and SIGHUP, as they arrive while the block runs; they do nothing else."""
+    requests: list[signal.Signals] = []
 
-    def update(self, outcomes: Sequence[Outcome]) -> None:
-        """Show the outcomes as they are now."""
+    def note(number: int, frame: FrameType | None) -> None:
+        requests.append(signal.Signals(number))
 
-    def say(self, text: str) -> None:
-        """Show a line that stays."""
-
-
-@dataclass
-class Stopper:
-    """Counts the requests to stop that this process received."""
-
-    signals: list[signal.Signals] = field(default_factory=list)
-
-    @contextlib.contextmanager
-    def installed(self) -> Iterator[Stopper]:
-        """Take over SIGINT, SIGTERM and SIGHUP while the block runs."""
-
-        def count(number: int, frame: FrameType | None) -> None:
-            self.signals.append(signal.Signals(number))
-
-        with _handled(count, signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            yield self
+    with _handled(note, signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        yield requests
 
 
 class Pool:
@@ -104,14 +92,20 @@ class Pool:
         path = os.environ.get("PYTHONPATH")
         os.environ["PYTHONPATH"] = f"{root}{os.pathsep}{path}" if path else root
 
-    def run(self, todo: Sequence[Planned], stopper: Stopper, watch: Watcher) -> list[Outcome]:
-        """Train all of `todo`, or as much as gets done before `stopper` is asked to stop."""
+    def run(
+        self, todo: Sequence[Planned], stops: Sequence[signal.Signals], watch: SweepDisplay
+    ) -> list[Outcome]:
+        """Train all of `todo`, or as much as gets done before the first request to stop.
+
+        Args:
+            stops: the requests so far, which grow meanwhile.
+        """
         outcomes = [Outcome(planned) for planned in todo]
         queue = deque(outcomes)
         deadline: float | None = None
         try:
-            while self.active or (queue and not stopper.signals):
-                if not stopper.signals:
+            while self.active or (queue and not stops):
+                if not stops:
                     for slot in set(range(self.parallel)) - set(self.active):
                         if queue:
                             self._start(slot, queue.popleft())
@@ -119,12 +113,12 @@ class Pool:
                     watch.say("stopping: every training saves first; Ctrl-C again stops at once")
                     deadline = time.monotonic() + STOP_WAIT_S
                     self._ask_to_stop()
-                elif len(stopper.signals) > 1 or time.monotonic() > deadline:
+                elif len(stops) > 1 or time.monotonic() > deadline:
                     self._kill()
                 for slot, (outcome, job) in list(self.active.items()):
                     _notice_evaluation(outcome)
                     if job.done():
-                        _conclude(outcome, job, stopping=bool(stopper.signals))
+                        _conclude(outcome, job, stopping=bool(stops))
                         del self.active[slot]
                 watch.update(outcomes)
                 time.sleep(POLL_S if self.active else 0)

@@ -46,7 +46,7 @@ def run(
     if any(p.is_todo or p.unevaluated for p in plan(grid, runs_dir)):
         require_importable(ROOT)
         pool.require_data(data_dir)  # before anything is written
-    with ledger.locked(), pool.Stopper().installed() as stopper:
+    with ledger.locked(), pool.stop_requests() as stops:
         planned = plan(grid, ledger.runs_dir)
         out.print(f"{title}: {summary(planned)}", soft_wrap=True)
         ledger.note_runs(grid.runs)
@@ -60,7 +60,7 @@ def run(
                 mps.served(gpus, settings.mps, watch.say) as (names, variables),
             ):
                 jobs = pool.Pool(ledger, data_dir, names, parallel, evaluate, variables)
-                outcomes = jobs.run(todo, stopper, watch)
+                outcomes = jobs.run(todo, stops, watch)
     ended = plan(grid, runs_dir)
     if as_json:
         plain = as_plain(ended)
@@ -71,7 +71,7 @@ def run(
                 run.update(outcome=outcome.state, reason=outcome.reason or None, log=log)
         print(json.dumps(plain, indent=2))
     display.show_end(out, title, ended, outcomes, again)
-    if evaluate and not stopper.signals and any(p.evaluated for p in ended):
+    if evaluate and not stops and any(p.evaluated for p in ended):
         from launch.comparison import page  # draws by matplotlib: not before it is due
         from launch.results import results
 
@@ -81,8 +81,8 @@ def run(
         out.print(f"report: {path}", markup=False, soft_wrap=True)
     if any(o.state == "failed" for o in outcomes):
         return 1
-    if stopper.signals:
-        return 130 if stopper.signals[0] == signal.SIGINT else 75
+    if stops:
+        return 130 if stops[0] == signal.SIGINT else 75
     return 0 if all(p.state == "done" for p in ended) else 75
 
 
