@@ -56,15 +56,10 @@ class DryRun:
 
         code = snapshot.planned(self.ledger.code_dir)
         folder = self.ledger.path / "jobs-<time of submission>"
+        submitter = Submitter(folder, self.ledger.grid, code, self.binds)
         before = ":".join([array.dependency, *(f"<id of {a.name}>" for a in array.after)])
-        return Submitter(folder, self.ledger.grid, code, self.binds).script(
-            array.program,
-            folder / array.name,
-            array.tasks,
-            array.settings,
-            array.throttle,
-            before or None,
-        )
+        place, tasks = folder / array.name, array.tasks
+        return submitter.script(array.program, place, tasks, array.settings, array.throttle, before)
 
     def as_plain(self, scripts: bool) -> list[dict[str, Any]]:
         """For --json: the arrays in the order of submission."""

@@ -91,7 +91,7 @@ class Submitter:
         tasks: int,
         settings: Cluster,
         throttle: int,
-        after: str | None = None,
+        after: str = "",
     ) -> str:
         """The batch script of such an array; writes nothing, and needs no Slurm."""
         executor = self._executor(program, folder, settings, throttle, after, keep=False)
@@ -108,13 +108,13 @@ class Submitter:
         calls: Sequence[tuple[Any, ...]],
         settings: Cluster,
         throttle: int,
-        after: str | None = None,
+        after: str = "",
     ) -> list[str]:
         """Submit one array with a task for each call; the ids of its tasks.
 
         Args:
             folder: of this array alone; its jobs start there, and so can be found by it.
-            after: its dependency, as sbatch has it; one that can never be met ends it.
+            after: its dependency, as sbatch has it; "": none; one that can never be met ends it.
 
         Raises EnvironmentFailed with Slurm's own words where it refuses.
         """
@@ -129,7 +129,7 @@ class Submitter:
         folder: Path,
         settings: Cluster,
         throttle: int,
-        after: str | None,
+        after: str,
         keep: bool = True,
     ) -> submitit.SlurmExecutor:
         executor = _Executor(folder, python=self._python(settings))

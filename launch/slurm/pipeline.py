@@ -190,13 +190,7 @@ def _submit(
     elif array.settings.is_packed:
         function, calls = OF_PACKS[array.program], _packed(array, data_dir)
     jobs = submitter.array(
-        array.program,
-        folder,
-        function,
-        calls,
-        array.settings,
-        array.throttle,
-        after or None,
+        array.program, folder, function, calls, array.settings, array.throttle, after
     )
     for record in records:
         record["job_id"] = jobs[record["task"]]

@@ -101,11 +101,8 @@ def submit(
                 soft_wrap=True,
             )
         folder = ledger.path / f"jobs-{submission.name}"
-        arrays = pipeline.job_arrays(
-            requests,
-            site.max_array_size,
-            settings.without_gpus() if evaluate else None,
-        )
+        report = settings.without_gpus() if evaluate else None
+        arrays = pipeline.job_arrays(requests, site.max_array_size, report)
         costs = estimate(pipeline.queues(arrays), probe.speeds(ledger.runs_dir))
         ledger.note_costs(costs.of_whole_runs())
         for remark in costs.remarks(is_submitted=True):
