@@ -94,8 +94,8 @@ def main(
     name = name or ("Ranking" if grid is None else f"Ranking of {grid}")
     entity = entity or os.environ.get("WANDB_ENTITY")
     if dry_run or as_json:
-        made = workspace(entity or "ENTITY", project, name, grid)
-        print(json.dumps(spec(made), indent=2) if as_json else outline(made))
+        view = workspace(entity or "ENTITY", project, name, grid)
+        print(json.dumps(spec(view), indent=2) if as_json else outline(view))
         return
 
     from diffuse.tracking import connection, uploader
@@ -107,11 +107,11 @@ def main(
     if mode != "online":
         raise errors.EnvironmentFailed(f"cannot reach W&B: {why}")
     try:
-        made = workspace(entity or uploader.default_entity(), project, name, grid, update)
-        made.save()
+        view = workspace(entity or uploader.default_entity(), project, name, grid, update)
+        view.save()
     except Exception as error:
         raise errors.EnvironmentFailed(f"W&B: {connection.reason(error)}") from None
-    print(made.url)
+    print(view.url)
 
 
 def workspace(
@@ -152,35 +152,34 @@ def workspace(
     bars: list[Any] = [panels.BarPlot(title=title, metrics=metrics) for title, metrics in BARS]
     sections.insert(2, ws.Section(name="Samples", is_open=True, panels=pictures))
     sections.insert(0, ws.Section(name="Ranking", is_open=True, panels=bars))
-    made = (
-        ws.Workspace(entity=entity, project=project)
-        if update is None
-        else ws.Workspace.from_url(update)
-    )
-    made.name, made.sections = name, sections
+    if update is None:
+        view = ws.Workspace(entity=entity, project=project)
+    else:
+        view = ws.Workspace.from_url(update)
+    view.name, view.sections = name, sections
     # One line a run, the best on top: runs in groups would be means, and closed.
-    made.runset_settings.groupby = []
-    made.runset_settings.order = [ws.Ordering(ws.Summary("final/fid"), ascending=True)]
-    made.runset_settings.filters = [] if grid is None else [ws.Metric("Group") == grid]
-    made.runset_settings.pinned_columns = [
+    view.runset_settings.groupby = []
+    view.runset_settings.order = [ws.Ordering(ws.Summary("final/fid"), ascending=True)]
+    view.runset_settings.filters = [] if grid is None else [ws.Metric("Group") == grid]
+    view.runset_settings.pinned_columns = [
         *(f"summary:{column}" for column in COLUMNS),
         *("config:preset", "config:process.orientation", "config:seed"),
     ]
-    return made
+    return view
 
 
-def spec(made: Any) -> dict[str, Any]:
+def spec(view: Any) -> dict[str, Any]:
     """The content that W&B is sent, as plain values."""
-    view = made._to_model()
-    plain: dict[str, Any] = json.loads(view.spec.model_dump_json(by_alias=True, exclude_none=True))
-    return {"entity": made.entity, "project": made.project, "name": made.name, "spec": plain}
+    model = view._to_model()
+    plain: dict[str, Any] = json.loads(model.spec.model_dump_json(by_alias=True, exclude_none=True))
+    return {"entity": view.entity, "project": view.project, "name": view.name, "spec": plain}
 
 
-def outline(made: Any) -> str:
+def outline(view: Any) -> str:
     """Sections and panels, for people."""
-    lines = [f"{made.entity}/{made.project}: {made.name}, by final FID"]
+    lines = [f"{view.entity}/{view.project}: {view.name}, by final FID"]
     lines.append("table of runs: " + ", ".join(COLUMNS))
-    for section in made.sections:
+    for section in view.sections:
         lines.append(section.name)
         lines += [f"  {panel.title}" for panel in section.panels]
     return "\n".join(lines)

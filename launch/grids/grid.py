@@ -152,13 +152,13 @@ class GridRun:
     def is_evaluated(self, epoch: int, figures: Sequence[Figure]) -> bool:
         """True where these figures are all that the grid wants of the epoch."""
         settings = self.config.eval
-        made = {
+        present = {
             (f.protocol.sampler, f.protocol.images)
             for f in figures
             if f.protocol.extractor == settings.extractor
         }
         samplers = [str(spec) for spec in self.config.sampler_specs(settings.samplers)]
-        return made >= {(name, n) for name in samplers for n in self.image_counts(epoch)}
+        return present >= {(name, n) for name in samplers for n in self.image_counts(epoch)}
 
     def merged(self, other: GridRun) -> GridRun:
         """The same run with the cells of both."""

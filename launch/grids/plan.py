@@ -52,8 +52,8 @@ class Planned:
         if not (self.is_todo and self.missing):
             return 0
         per_epoch = self.run.schedule.steps_per_epoch
-        made = [file.at(per_epoch) for file in self.dir.checkpoint_files()]
-        start = max((step for step in made if step <= self.missing[0] * per_epoch), default=0)
+        saved = [file.at(per_epoch) for file in self.dir.checkpoint_files()]
+        start = max((step for step in saved if step <= self.missing[0] * per_epoch), default=0)
         return self.run.schedule.final_step - start
 
     @property

@@ -104,8 +104,8 @@ def groups(results: Sequence[Result]) -> list[Group]:
         for cell in result.cells:
             common = json.dumps(cell.figure.protocol.without_sampler(), sort_keys=True)
             found.setdefault(common, []).append(cell)
-    made = [Group(json.loads(key), tuple(cells)) for key, cells in found.items()]
-    return sorted(made, key=lambda group: -len(group.cells))
+    every = (Group(json.loads(key), tuple(cells)) for key, cells in found.items())
+    return sorted(every, key=lambda group: -len(group.cells))
 
 
 @dataclass(frozen=True)
@@ -129,7 +129,7 @@ def over_seeds(group: Group, results: Sequence[Result]) -> list[SeedMean]:
         if (seed := seed_of[cell.run]) is not None:
             key = (title_of[cell.run], cell.sampler, cell.source, cell.epoch)
             alike.setdefault(key, {})[seed] = cell
-    made = []
+    means = []
     for about, by_seed in alike.items():
         if len(by_seed) < 2:
             continue
@@ -138,8 +138,8 @@ def over_seeds(group: Group, results: Sequence[Result]) -> list[SeedMean]:
             values = [v for c in by_seed.values() if (v := c.value(score)) is not None]
             if len(values) > 1:
                 scores[score] = (statistics.mean(values), statistics.stdev(values))
-        made.append(SeedMean(*about, tuple(sorted(by_seed)), scores))
-    return made
+        means.append(SeedMean(*about, tuple(sorted(by_seed)), scores))
+    return means
 
 
 def of_column(means: Sequence[SeedMean], column: Column) -> list[SeedMean]:

@@ -228,8 +228,8 @@ def _missing(result: Result, config: Config | None) -> list[str]:
     left = [epoch for epoch in wanted_epochs if epoch not in evaluated]
     wanted = config.sampler_specs(config.eval.samplers) if config else ()
     for epoch in sorted(evaluated.intersection(wanted_epochs)):
-        made = {cell.sampler for cell in result.cells if cell.epoch == epoch}
-        if lacking := [str(spec) for spec in wanted if str(spec) not in made]:
+        used = {cell.sampler for cell in result.cells if cell.epoch == epoch}
+        if lacking := [str(spec) for spec in wanted if str(spec) not in used]:
             found.append(f"{_epochs([epoch])} not evaluated by {', '.join(lacking)}")
     if trained := [e for e in left if result.dir.has_epoch(e)]:
         found.append(f"{_epochs(trained)} trained, not evaluated")
