@@ -54,6 +54,7 @@ def main(
     from diffuse.runtime import files
     from diffuse.runtime.console import screen
     from launch.comparison import page, table
+    from launch.grids.grid import noted_name
     from launch.grids.selection import Where
     from launch.results import results
 
@@ -65,7 +66,7 @@ def main(
         found = results.chosen(found, Where(where), str(grid or runs_dir))
     if not any(r.cells or r.losses for r in found):
         raise errors.UserError(f"{runs_dir}: nothing to compare yet: no run has trained a step")
-    title = f"diffuse: {Path(grid).stem if grid else runs_dir.absolute().name}"
+    title = f"diffuse: {noted_name(grid) if grid else runs_dir.absolute().name}"
     path = output or runs_dir / "report.html"
     page.write(path, found, runs_dir, title)
     if csv_file is not None:
@@ -85,10 +86,10 @@ def main(
 
 def _of_grid(grid: str, runs_dir: Path) -> list[str]:
     """The grid's runs: those of its sweeps (with their --set), or else those of its file."""
-    from launch.grids.grid import load_grid
+    from launch.grids.grid import load_grid, noted_name
     from launch.grids.ledger import Ledger
 
-    noted = Ledger(runs_dir.absolute(), Path(grid).stem).runs()
+    noted = Ledger(runs_dir.absolute(), noted_name(grid)).runs()
     names = noted or [run.name for run in load_grid(grid).runs]
     if not any((runs_dir / name).is_dir() for name in names):
         raise errors.UserError(f"{runs_dir}: no run of the grid {grid} here yet")

@@ -91,6 +91,9 @@ def main(
         raise errors.EnvironmentFailed(
             "W&B's library is not installed here; pip install 'diffuse[track]'"
         )
+    from launch.grids.grid import noted_name
+
+    grid = grid and noted_name(grid)
     name = name or ("Ranking" if grid is None else f"Ranking of {grid}")
     entity = entity or os.environ.get("WANDB_ENTITY")
     if dry_run or as_json:

@@ -33,6 +33,7 @@ def main(
     ] = None,
 ) -> None:
     """Show the state of every run."""
+    from launch.grids.grid import noted_name
     from launch.grids.selection import Where
     from launch.inspection.run_status import counts, run_statuses
 
@@ -42,6 +43,7 @@ def main(
         _show_log(runs_dir, log)
         return
     root = runs_dir.absolute()
+    grid = grid and noted_name(grid)
     chosen = Where(where) if where else None
     rows = run_statuses(root, grid, chosen)
     if as_json:

@@ -62,14 +62,17 @@ def _runs(grid: str | None, runs_dir: Path) -> list[RunDir]:
         raise errors.UserError(f"{runs_dir}: not found; name the runs' folder by --runs-dir")
     chosen = [RunDir(path.parent) for path in runs_dir.glob("*/metrics.jsonl")]
     if grid is not None:
-        from launch.grids.grid import load_grid
+        from launch.grids.grid import load_grid, noted_name
 
-        names = {run.name for run in load_grid(grid).runs}
-        chosen = [
-            run  # that a sweep began may have settings of its command line, and so another name
-            for run in chosen
-            if run.name in names or files.read_json(run.manifest_path).get("grid") == grid
-        ]
+        # Runs that a sweep began may have settings of its command line, and so other names.
+        grids = {run.name: files.read_json(run.manifest_path).get("grid") for run in chosen}
+        names = {name for name, begun_by in grids.items() if begun_by == noted_name(grid)}
+        try:
+            names.update(run.name for run in load_grid(grid).runs)
+        except errors.UserError:  # a file elsewhere, of which only the name was typed
+            if not names:
+                raise
+        chosen = [run for run in chosen if run.name in names]
     if not chosen:
         scope = f"no run of grid {grid}" if grid else "no run"
         raise errors.UserError(f"{runs_dir}: {scope} has been started there")

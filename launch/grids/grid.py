@@ -215,6 +215,11 @@ def load_grid(name: str, overrides: Overrides | None = None) -> Grid:
     return Grid(path.stem, tuple(runs.values()), cluster)
 
 
+def noted_name(grid: str) -> str:
+    """The name under which sweeps note a grid: `mine` of `mine` and of `grids/mine.yaml`."""
+    return Path(grid).stem if grid.endswith(".yaml") else grid
+
+
 def grid_name(name: str) -> str:
     """The name of the grid that a command line names; UserError where there is no such grid."""
     return _find(name).stem

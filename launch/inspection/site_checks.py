@@ -115,7 +115,7 @@ def slurm_checks(place: Place) -> Iterator[Check]:
     try:
         _output(["sacct", "--noheader", "--allocations", "--format=JobID"])
         yield Check("accounting", "ok", "sacct answers")
-    except DiffuseError as error:
+    except (DiffuseError, OSError) as error:
         yield Check("accounting", "note", str(error), "nothing to do: status works without sacct")
 
 

@@ -151,7 +151,7 @@ class Pool:
                 str(run.dir.path),
                 config if run.is_todo else None,
                 run.unevaluated if self.evaluate else (),
-                run.run.evaluation(run.unevaluated),
+                [*run.run.evaluation(run.unevaluated), f"--device={config['system']['device']}"],
                 str(self.data_dir),
                 environment,
             )

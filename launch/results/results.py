@@ -170,10 +170,9 @@ def _read_weights(path: Path, name: str) -> Result:
             result.problems.append(str(error))
         except ValidationError:
             result.problems.append(f"{path}: damaged")
-    for file in (
-        path.with_name(f"{path.stem}.evaluation.json"),
-        Path(f"{path.stem}.evaluation.json"),
-    ):
+    name_of_file = f"{path.stem}.evaluation.json"
+    beside, here = path.with_name(name_of_file), Path(name_of_file)
+    for file in [beside] if beside.absolute() == here.absolute() else [beside, here]:
         evaluation = _evaluation(result, file)
         if evaluation is None:
             continue

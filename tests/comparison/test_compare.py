@@ -426,6 +426,7 @@ def test_the_status_of_a_sweep_without_slurm_comes_from_the_run_directories(runs
     rows = json.loads(done.stdout)["runs"]
     assert {(row["state"], row["epoch"]) for row in rows} == {("done", 2)}
     assert sorted(row["evaluated"] for row in rows) == [1, 2, 2]
-    assert "3 done" in launch("status.py", f"--runs-dir={runs}", "--grid=small").stdout
+    for grid in ("small", "folder/small.yaml"):
+        assert "3 done" in launch("status.py", f"--runs-dir={runs}", f"--grid={grid}").stdout
     done = launch("status.py", f"--runs-dir={runs}", "--log", "nobody")
     assert (done.returncode, "runs with logs" in done.stderr) == (2, True)

@@ -298,6 +298,16 @@ def test_a_sweep_trains_then_has_nothing_to_do_then_extends(tmp_path: Path, data
     assert RunDir(Path(done["runs"][0]["path"])).has_epoch(3)
 
 
+def test_evaluations_too_are_on_the_device_asked_for(tmp_path: Path, data_dir: Path) -> None:
+    one = "runs: [{preset: ddpm/default, epochs: [1]}]"
+    arguments = local(write(tmp_path, one), tmp_path / "runs", data_dir)
+    trained = sweep(*arguments)
+    assert trained.returncode == 0, trained.stderr
+    judged = sweep(*arguments, "--evaluate", "--device", "cuda", CUDA_VISIBLE_DEVICES="")
+    assert judged.returncode == 1
+    assert "--device cuda: torch sees no GPU here" in judged.stdout
+
+
 def test_a_failing_cell_is_named_with_its_log_and_stops_no_other(
     tmp_path: Path, data_dir: Path
 ) -> None:

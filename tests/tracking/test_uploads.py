@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from diffuse.config.presets import load_config, parse_set
 from diffuse.rundir.directory import RunDir
+from diffuse.runtime import files
 from diffuse.tracking import mirror
 from launch.inspection.run_status import run_statuses
 from tests import programs
@@ -141,6 +143,31 @@ def test_a_refused_evaluation_writes_nothing_and_begins_no_run(
     refused = programs.run("diffuse.evaluate", offline.path, "--epoch=99", data)
     assert_one_line(refused, 2, "no checkpoint of epoch 99")
     assert sorted(offline.path.rglob("*")) == before
+
+
+def test_sync_takes_the_runs_of_a_grid_by_its_file_or_by_the_name_that_sweeps_noted(
+    tmp_path: Path,
+) -> None:
+    grid = tmp_path / "mine.yaml"
+    grid.write_text("runs: [{preset: ddpm/quick}]")
+    changed, trained, other = (
+        load_config(preset, [parse_set([f"seed={seed}"])])
+        for preset, seed in (("ddpm/quick", 1), ("ddpm/quick", 75016), ("ddpm/unet", 1))
+    )
+    for config, begun_by in ((changed, "mine"), (trained, None), (other, "another")):
+        run = RunDir(tmp_path / "runs" / config.run_name)
+        run.path.mkdir(parents=True)
+        run.write_config(config)
+        run.metrics_path.write_text('{"event": "start"}\n')
+        files.write_json(run.manifest_path, {"grid": begun_by} if begun_by else {})
+
+    def named(grid: str | Path) -> set[str]:
+        done = sync(tmp_path / "runs", f"--grid={grid}", "--dry-run")
+        assert done.returncode == 0, done.stderr
+        return {line.partition(":")[0] for line in done.stdout.splitlines()}
+
+    assert named(grid) == {changed.run_name, trained.run_name}
+    assert named("mine") == {changed.run_name}, "whose file is not among the project's grids"
 
 
 def test_sync_names_the_missing_rows(offline: RunDir, tmp_path: Path) -> None:
