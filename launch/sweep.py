@@ -154,7 +154,7 @@ def main(
     settings = file.resolve([chosen.cluster, *typed])
     for run in chosen.runs:
         file.resolve([*run.cluster, *typed])
-    data, again, known_dir = data_dir.absolute(), "the same command", runs_dir
+    data, again = data_dir.absolute(), "the same command"
     if rerun:
         runs_dir = _next_rerun(runs_dir)
         again = f"the same command with --runs-dir {runs_dir} and without --rerun"
@@ -162,7 +162,7 @@ def main(
         from launch.grids import probe as probing
         from launch.local import display
 
-        found = _estimate(chosen, file, typed, runs_dir, known_dir, data, device, evaluate)
+        found = _estimate(chosen, file, typed, runs_dir, data, device, evaluate)
         if probe:
             chosen, runs_dir = probing.probes(chosen, found), probing.folder(runs_dir)
             typed.insert(0, probing.time_limit(settings))
@@ -212,12 +212,11 @@ def _estimate(
     file: ClusterFile,
     typed: Sequence[Layer],
     runs_dir: Path,
-    known_dir: Path,
     data_dir: Path,
     device: str | None,
     evaluate: bool,
 ) -> Estimate:
-    """The cost of the work that a sweep would do, by the runs and probes in `known_dir`."""
+    """The cost of the work that a sweep would do, by the speeds of runs that are known."""
     from launch.grids import estimate, probe
     from launch.grids.plan import plan
 
@@ -234,7 +233,7 @@ def _estimate(
 
         jobs = dry_run(grid, planned, file, typed, runs_dir, data_dir, evaluate)
         queues = pipeline.queues(jobs.arrays)
-    return estimate.estimate(queues, probe.speeds(known_dir.absolute()))
+    return estimate.estimate(queues, probe.speeds(runs_dir.absolute()))
 
 
 def _show_plan(

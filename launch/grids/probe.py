@@ -6,6 +6,7 @@ They are runs like any other, in a runs folder of their own, which no program ta
 from __future__ import annotations
 
 import functools
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -29,8 +30,10 @@ def folder(runs_dir: Path) -> Path:
 
 @functools.cache  # they are in many files, and --budget asks before the sweep does
 def speeds(runs_dir: Path) -> Speeds:
-    """The speeds of the runs in `runs_dir`, and of its probes."""
-    return Speeds(runs_dir, folder(runs_dir))
+    """The speeds of the runs in `runs_dir`, of its probes, and of the runs that a rerun repeats."""
+    is_rerun = re.fullmatch(r"rerun-\d+", runs_dir.name)
+    known = [runs_dir, runs_dir.parent] if is_rerun else [runs_dir]
+    return Speeds(*known, *map(folder, known))
 
 
 def time_limit(settings: Cluster) -> Layer:

@@ -20,7 +20,7 @@ from launch.grids.cluster import ClusterFile
 from launch.grids.estimate import Estimate, Queue, Task, estimate, wall
 from launch.grids.grid import Grid, GridRun
 from launch.grids.plan import look_at, plan
-from launch.grids.probe import folder, probes
+from launch.grids.probe import folder, probes, speeds
 from launch.grids.speeds import Place, Speeds
 from launch.slurm import pipeline
 from launch.slurm.pipeline import Request
@@ -312,6 +312,15 @@ def test_damaged_runs_and_those_of_older_versions_have_no_speed(tmp_path: Path) 
     run = trained(tmp_path, config("seed=9"), 1.0)
     files.write_json(run.manifest_path, {"run": run.name})
     assert on_slurm(tmp_path, [config("seed=10")]).unknown
+
+
+def test_the_speed_of_a_rerun_is_that_of_the_runs_that_it_repeats(tmp_path: Path) -> None:
+    trained(tmp_path, config(), 0.02)
+    trained(folder(tmp_path), config("train.global_batch=256"), 0.03)
+    again = speeds(tmp_path / "rerun-001")
+    assert again.of(config(), Place(on_gpu=True)) is not None
+    assert again.of(config("train.global_batch=256"), Place(on_gpu=True)) is not None
+    assert speeds(tmp_path / "other").of(config(), Place(on_gpu=True)) is None
 
 
 def test_a_probe_is_alike_and_short_and_as_many_as_share_a_gpu(tmp_path: Path) -> None:
