@@ -155,5 +155,5 @@ def _example(process: ProcessConfig) -> str:
     for name, method in process.samplers.items():
         if method.any_steps:
             settings = ("-eta0.5" if method.largest_eta else "") + ("-clip" if method.clip else "")
-            return f" (with settings as in {name}-{method.steps}{settings})"
+            return f" (with settings as in {name}-{method.steps}{settings}-bf16)"
     return ""
