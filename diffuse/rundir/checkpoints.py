@@ -195,7 +195,7 @@ def checksum(value: Any) -> str:
 
 
 def all_finite(weights: Mapping[str, Tensor]) -> bool:
-    """Whether every tensor of a network's state dict is finite."""
+    """True of a state dict without infinities and NaN."""
     return all(bool(tensor.isfinite().all()) for tensor in weights.values())
 
 

@@ -80,7 +80,7 @@ class Group:
         return sorted(remarks.union(*(cell.figure.labels for cell in self.cells)))
 
     def columns(self) -> list[Column]:
-        """The group by whole protocols."""
+        """The group by protocol, whether networks were told labels or not."""
         by_protocol: dict[str, list[Cell]] = {}
         for cell in self.cells:
             by_protocol.setdefault(cell.figure.protocol.of_any_model, []).append(cell)
