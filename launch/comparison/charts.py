@@ -17,6 +17,7 @@ from diffuse.rundir.plots import Look, own_style, reason
 from diffuse.runtime import console
 from launch.comparison.wording import MOST_NAMED
 
+FEW_TICKS = 4  # between numbers that lie close together, and so have many digits
 WIDE_LEGEND = 68  # characters, of a name and the floor's side by side
 LONG_NAME = 26  # characters; longer names stand one below the other in the legend
 STYLE: dict[Any, Any] = {
@@ -117,10 +118,13 @@ class Chart:
         if self.log:
             plain_log_axis(axes)
         every = [x for curve in self.lines.values() for x, _ in curve.points]
-        if self.xlabel != "epoch" and min(every) > 0 and max(every) >= 10 * min(every):
+        if self.xlabel == "epoch":
+            if self.floor:
+                axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        elif min(every) > 0 and max(every) >= 10 * min(every):
             plain_log_axis(axes, "x")
-        elif self.floor and self.xlabel == "epoch":
-            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        else:
+            axes.xaxis.set_major_locator(MaxNLocator(FEW_TICKS))
         axes.set_xlabel(self.xlabel)
         axes.set_ylabel(self.ylabel)
         axes.grid(True, which="major", color="0.9", linewidth=0.7)

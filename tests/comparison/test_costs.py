@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
+from matplotlib.figure import Figure
 from rich.console import Console
 
 from diffuse.rundir.directory import RunDir
+from diffuse.rundir.plots import look, own_style
 from diffuse.runtime import files
 from launch.comparison import costs, export, page, series, table
+from launch.comparison.charts import STYLE, Chart, Curve
 from launch.grids.grid import load_grid
 from launch.results import results
 from launch.results.grouping import groups
@@ -137,6 +141,20 @@ def test_the_mean_over_seeds_stands_at_their_mean_hours(found: list[Result]) -> 
     (curve,) = drawn.values()
     assert curve.points == [(3.0, 90.5), (6.0, 40.5)], "hours of one seed are twice the other's"
     assert [x for x, _, _ in curve.band] == [3.0, 6.0]
+
+
+@pytest.mark.parametrize("hours", [(0.06747, 0.0695), (1.0, 1.00001), (7.0, 7.0), (1.0, 9.0)])
+def test_the_numbers_of_hours_never_run_into_each_other(hours: tuple[float, float]) -> None:
+    lines = {str(k): Curve([(x, 20.0)]) for k, x in enumerate(hours)}
+    looks = {name: look(int(name)) for name in lines}
+    with own_style(**STYLE):
+        figure = Figure(figsize=(5.4, 3.3), layout="constrained")
+        axes = figure.subplots()
+        Chart(lines, "FID", looks, xlabel="core hours").draw(axes)
+        figure.draw_without_rendering()
+        boxes = [label.get_window_extent() for label in axes.get_xticklabels() if label.get_text()]
+    assert len(boxes) > 1
+    assert all(left.x1 < right.x0 for left, right in itertools.pairwise(boxes))
 
 
 def test_hours_of_two_kinds_of_device_never_share_a_chart(found: list[Result]) -> None:
