@@ -144,7 +144,7 @@ def profiled(function: Callable[[], object], n: int) -> tuple[float, float]:
 
 
 def log_and_save(place: Place) -> str:
-    """Milliseconds of one log and of one save, to a folder of this machine."""
+    """Milliseconds that a log and a save take of training, and until the checkpoint is on disk."""
     rows = []
     for preset in PRESETS:
         config = load_config(preset)
@@ -159,7 +159,7 @@ def log_and_save(place: Place) -> str:
                 recorder = advance.log.recorder.state_dict()  # noqa: B023
                 checkpoints.save({"recorder": recorder, **advance.state.payload()})  # noqa: B023
 
-            took: dict[str, list[float]] = {"log": [], "save": []}
+            took: dict[str, list[float]] = {"log": [], "save": [], "written": []}
             for _ in range(5):
                 for _ in range(place.count(50, 1)):
                     advance()
@@ -167,8 +167,9 @@ def log_and_save(place: Place) -> str:
                     torch.cuda.synchronize()
                 took["log"].append(1e3 * seconds(advance.log.flush))
                 took["save"].append(1e3 * seconds(save))
+                took["written"].append(took["save"][-1] + 1e3 * seconds(checkpoints.finish))
         rows.append([preset, *(f"{statistics.median(took[name]):.3g}" for name in took)])
-    return markdown(("preset", "one log, ms", "one save, ms"), rows)
+    return markdown(("preset", "one log, ms", "one save, ms", "until it is on disk, ms"), rows)
 
 
 def sampling(place: Place) -> str:

@@ -10,7 +10,9 @@ import hashlib
 import time
 import warnings
 from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import torch
@@ -26,7 +28,11 @@ FORMAT = 1
 
 
 class Checkpoints:
-    """The checkpoints that one attempt writes into its run, and retires."""
+    """The checkpoints that one attempt writes into its run, and retires.
+
+    A thread hashes and writes them while training goes on. As a context: all that was saved within
+    is on disk at its end.
+    """
 
     def __init__(
         self,
@@ -47,6 +53,21 @@ class Checkpoints:
         self.steps_per_epoch = steps_per_epoch
         self.saved_step = saved_step
         self.saved_at = time.monotonic()
+        self.thread = ThreadPoolExecutor(1, "checkpoints")
+        self.writing: Future[None] | None = None  # the last one, until `finish` has looked at it
+
+    def __enter__(self) -> Checkpoints:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.thread.shutdown()  # waits
+        if error is None:
+            self.finish()
 
     @property
     def is_old(self) -> bool:
@@ -55,31 +76,42 @@ class Checkpoints:
 
     @property
     def is_due(self) -> bool:
-        """True once the last checkpoint is older than checkpoint.every_minutes."""
+        """True once the last one is older than checkpoint.every_minutes, or was not written."""
+        if self.writing is not None and self.writing.done() and self.writing.exception():
+            return True
         return time.monotonic() - self.saved_at > 60 * self.config.checkpoint.every_minutes
 
     def save(self, content: dict[str, Any]) -> None:
-        """Publish a checkpoint. Called on every rank, so that all agree on the saved step.
+        """Copy `content` and begin to write it. Called on every rank: all agree on the saved step.
 
         Args:
             content: `step`, `model` and all else that a resume needs.
 
-        Raises DiffuseError where the weights are not finite, Superseded where a newer attempt has
-        begun.
+        Raises DiffuseError where the weights are not finite, and as `finish` for the one before.
         """
+        self.finish()
         self.saved_step = step = int(content["step"])
         if self.attempt.publishes:
-            self._write(step, content)
-            self.retire(step)
+            content = plain(content, copy=True)  # training goes on changing its own
+            if not all_finite(content["model"]):
+                raise DiffuseError(
+                    f"the weights are no longer finite at step {step}; nothing was saved"
+                    " since the last checkpoint; lower train.lr or try train.grad_clip=1"
+                )
+            self.writing = self.thread.submit(self._publish, step, content)
         self.saved_at = time.monotonic()
 
-    def _write(self, step: int, content: dict[str, Any]) -> None:
-        content = plain(content)  # once: on CUDA each tensor that is copied costs a wait
-        if not all_finite(content["model"]):
-            raise DiffuseError(
-                f"the weights are no longer finite at step {step}; nothing was saved"
-                " since the last checkpoint; lower train.lr or try train.grad_clip=1"
-            )
+    def finish(self) -> None:
+        """Wait until the last checkpoint is on disk.
+
+        Raises Superseded where a newer attempt has begun, OSError where it cannot be written.
+        """
+        writing, self.writing = self.writing, None
+        if writing is not None:
+            writing.result()
+
+    def _publish(self, step: int, content: dict[str, Any]) -> None:
+        """In the thread: the file, then its event, then earlier ones go."""
         run = self.attempt.run
         epoch, position = divmod(step, self.steps_per_epoch)
         path = run.step_checkpoint_path(step) if position else run.checkpoint_path(epoch)
@@ -94,6 +126,7 @@ class Checkpoints:
         write(path, content)
         event = {"event": "checkpoint", "epoch": epoch, "step": step, "file": path.name}
         self.attempt.append_metrics([{**event, "weights": weights_sha256(content)}])
+        self.retire(step)
 
     def retire(self, step: int) -> None:
         """Delete checkpoints before `step` that nothing asked for, all but the last of them."""
@@ -166,7 +199,7 @@ def latest(
 
 def weights_sha256(payload: dict[str, Any]) -> str:
     """One hash for the network's weights and their average: are two runs' weights the same?"""
-    return checksum(plain({"model": payload["model"], "ema": payload["ema"]}))
+    return checksum({"model": payload["model"], "ema": payload["ema"]})
 
 
 def checksum(value: Any) -> str:
@@ -199,15 +232,19 @@ def all_finite(weights: Mapping[str, Tensor]) -> bool:
     return all(bool(tensor.isfinite().all()) for tensor in weights.values())
 
 
-def plain(value: Any) -> Any:
-    """The nested dicts, lists and values of a checkpoint, with their tensors on the CPU."""
+def plain(value: Any, *, copy: bool = False) -> Any:
+    """The nested dicts, lists and values of a checkpoint, with their tensors on the CPU.
+
+    Args:
+        copy: tensors that are on the CPU already are copied, too.
+    """
     match value:
         case dict():
-            return {key: plain(below) for key, below in value.items()}
+            return {key: plain(below, copy=copy) for key, below in value.items()}
         case list() | tuple():
-            return [plain(below) for below in value]
+            return [plain(below, copy=copy) for below in value]
         case Tensor():
-            return value.detach().cpu()
+            return value.detach().to("cpu", copy=copy)
         case _ if type(value) in (str, int, float, bool, type(None)):
             return value
         case _:  # a subclass of str would be written, and then refused by every reader

@@ -97,9 +97,10 @@ def _train(
     log = TrainLog(attempt, config, schedule, world, state.process.T, state.step)
     if content is not None:
         log.recorder.load_state_dict(content["recorder"])
-    show = partial(_show, config, attempt, world, data_dir, stop)  # of a state, at an epoch's end
+    # of a state, at an epoch's end
+    show = partial(_show, config, attempt, world, data_dir, stop, checkpoints)
 
-    with log.running():
+    with log.running(), checkpoints:
         log.meter.say(_opening(run, schedule, state, world))
         if content is not None and schedule.at_epoch_end(state.step):
             show(state, schedule.epochs_done(state.step))  # an earlier attempt may have died here
@@ -114,6 +115,7 @@ def _train(
             if request >= Request.SAVE and state.step != checkpoints.saved_step:
                 _save(checkpoints, state, log)
             if request == Request.STOP:
+                checkpoints.finish()
                 name = stop.signal.name if stop.signal else "another rank's signal"
                 raise stop.end(
                     f"{run.name}: stopped by {name} at step {state.step}, saved; the same"
@@ -177,7 +179,7 @@ def _wish(stop: StopRequest, attempt: Attempt, checkpoints: Checkpoints, log: Tr
 
 
 def _save(checkpoints: Checkpoints, state: TrainState, log: TrainLog) -> None:
-    """Publish a checkpoint, after `log.flush`. On every rank: the log's sums are gathered."""
+    """Begin a checkpoint, after `log.flush`. On every rank: the log's sums are gathered."""
     checkpoints.save({"recorder": log.recorder.state_dict(), **state.payload()})
     log.pause()
 
@@ -188,6 +190,7 @@ def _show(
     world: World,
     data_dir: Path,
     stop: StopRequest,
+    checkpoints: Checkpoints,
     state: TrainState,
     epoch: int,
 ) -> None:
@@ -202,6 +205,7 @@ def _show(
         from diffuse.evaluation.evaluator import evaluate_checkpoint
         from diffuse.evaluation.scorer import Scorer
 
+        checkpoints.finish()
         world.highest(0)  # rank 0 has written the checkpoint
         scorer = Scorer.load(config.eval.extractor, data_dir, world, stop)
         specs, n = config.sampler_specs(config.eval.samplers), config.eval.in_training
