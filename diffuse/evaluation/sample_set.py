@@ -30,7 +30,14 @@ from diffuse.sampling.generate import Start, generate, over_parts
 from diffuse.sampling.trained_model import Trained
 
 SHOWN = 64  # images whose drawn x_T is kept
-PART = 250
+PART = 250  # images drawn at once on a CPU, at least
+FILLS_A_GPU = 1000  # of them take 400 MB
+
+
+def part_size(n: int, device: torch.device, ranks: int) -> int:
+    """Images of n to draw at once: as many as fill the device, but a part for each rank."""
+    most = FILLS_A_GPU if device.type == "cuda" else PART
+    return max(PART, min(most, n // ranks // PART * PART))
 
 
 @dataclass
@@ -55,27 +62,24 @@ class SampleSet:
         if kept is not None and len(kept) >= n:
             return torch.from_numpy(kept[:n])
         have = 0 if kept is None else len(kept) // PART * PART
-        starts = range(have, n, PART)
-        mine = [s for k, s in enumerate(starts) if k % world.size == world.rank]
-        mine = [start for start in mine if self._part(start, n) is None]
+        size = part_size(n - have, self.model.device, world.size)
+        parts = [range(start, min(start + size, n)) for start in range(have, n, size)]
+        mine = [part for part in parts[world.rank :: world.size] if self._part(part) is None]
         x_T = self.model.start(self.spec, self.seed, range(n), data_dir) if mine else None
         started, drawn = time.monotonic(), 0
-        for k, start in enumerate(mine):
+        for k, part in enumerate(mine):
             assert x_T is not None
-            counted = over_parts(on_step, k, len(mine))
-            images = self._draw(x_T, range(start, min(start + PART, n)), counted)
+            images = self._draw(x_T, part, over_parts(on_step, k, len(mine)))
             drawn += len(images)
-            with buffered(self._part_path(start, n)) as buffer:
+            with buffered(self._part_path(part)) as buffer:
                 np.savez(buffer, images=images.numpy())  # a zip file has checksums
         if drawn:
             seconds, name = time.monotonic() - started, device_name(self.model.device)
             self.drawing = Drawing(images=drawn, seconds=round(seconds, 3), device=name)
         world.highest(0)  # all parts are there
         if world.is_main:
-            parts = [self._part(start, n) for start in starts]
-            if kept is not None:
-                parts.insert(0, kept[:have])
-            self._keep(np.concatenate([part for part in parts if part is not None]), data_dir)
+            found = [None if kept is None else kept[:have], *map(self._part, parts)]
+            self._keep(np.concatenate([part for part in found if part is not None]), data_dir)
         done = world.from_main(self._kept() if world.is_main else None)
         assert done is not None and len(done) >= n
         return torch.from_numpy(done[:n])
@@ -92,7 +96,7 @@ class SampleSet:
             indices=indices,
             amplitude=amplitude,
             device=model.device,
-            batch=PART,
+            batch=len(indices),
             on_step=on_step,
         )
         return to_uint8(x, amplitude)
@@ -101,16 +105,16 @@ class SampleSet:
     def _parts(self) -> Path:
         return self.path.with_name(f".{self.path.stem}-{self.weights_sha256[:12]}")
 
-    def _part_path(self, start: int, n: int) -> Path:
-        return self._parts / f"{start:06d}-{min(start + PART, n):06d}.npz"
+    def _part_path(self, part: range) -> Path:
+        return self._parts / f"{part.start:06d}-{part.stop:06d}.npz"
 
-    def _part(self, start: int, n: int) -> np.ndarray | None:
+    def _part(self, part: range) -> np.ndarray | None:
         try:
-            with np.load(self._part_path(start, n), allow_pickle=False) as file:
+            with np.load(self._part_path(part), allow_pickle=False) as file:
                 images: np.ndarray = file["images"]
         except (OSError, ValueError, EOFError, KeyError, BadZipFile, AttributeError, TypeError):
             return None
-        right = images.dtype == np.uint8 and len(images) == min(start + PART, n) - start
+        right = images.dtype == np.uint8 and len(images) == len(part)
         return images if right else None
 
     def _keep(self, images: np.ndarray, data_dir: Path) -> None:

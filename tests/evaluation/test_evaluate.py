@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 
+from diffuse.evaluation.sample_set import part_size
 from diffuse.rundir import checkpoints
 from diffuse.rundir.directory import RunDir
 from tests import programs
@@ -402,3 +403,19 @@ def test_a_run_without_checkpoints_and_damaged_results_are_named(
         path.unlink()
     done = evaluate(run.path, data_dir)
     assert (done.returncode, "no checkpoint" in done.stderr) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("device", "n", "ranks", "size"),
+    [
+        ("cpu", 10_000, 1, 250),
+        ("cuda", 10_000, 1, 1000),
+        ("cuda", 10_000, 16, 500),  # each of them has work
+        ("cuda", 1000, 4, 250),
+        ("cuda", 20, 1, 250),
+    ],
+)
+def test_a_gpu_draws_a_thousand_images_at_once_where_all_ranks_have_work(
+    device: str, n: int, ranks: int, size: int
+) -> None:
+    assert part_size(n, torch.device(device), ranks) == size
