@@ -86,8 +86,9 @@ class Trained:
         """
         classes = self.config.model.classes
         if digit is not None and not 0 <= digit < classes:
-            known = f"the labels 0 to {classes - 1}" if classes else "no labels (model.classes)"
-            raise UserError(f"digit {digit}: {self.name} has {known}")
+            labels = f"the labels 0 to {classes - 1}"
+            none = "no labels (model.classes=10 trains them; ddpm/unet_labels has them)"
+            raise UserError(f"digit {digit}: {self.name} has {labels if classes else none}")
         spec = self.sampler if sampler is None else sampler
         spec = self.spec(spec) if isinstance(spec, str) else spec
         indices = range(first_index, first_index + n)

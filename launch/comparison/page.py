@@ -33,6 +33,7 @@ from launch.results.results import Result
 TEMPLATES = Path(__file__).parent
 EPOCHS_SHOWN = 5  # of a run's pictures, evenly spread
 MANY_RUNS = 24  # beyond that only each run's last epoch is shown
+MANY_MOVING = 8  # beyond that no moving pictures, of a megabyte each
 CAPTIONS = {
     "fid": "FID over epochs, logarithmic, lower is better.",
     "is": "IS over epochs, higher is better.",
@@ -60,7 +61,8 @@ def render(results: Sequence[Result], runs_dir: Path, title: str) -> str:
     environment.filters |= {"score": score, "whole": count}
     names = labels(results)
     most = 1 if len(results) > MANY_RUNS else EPOCHS_SHOWN
-    albums = {r.name: album(r, most) for r in results}
+    moves = len(results) <= MANY_MOVING
+    albums = {r.name: album(r, most, moves) for r in results}
     sections = groups(results)
     line_of = lines(results)
     named = dict.fromkeys(line_of.values())
@@ -81,6 +83,7 @@ def render(results: Sequence[Result], runs_dir: Path, title: str) -> str:
         costs_note=costs.NOTE,
         albums=albums,
         most=most,
+        moves=moves,
         problems=[(names[r.name], problem) for r in results for problem in r.problems],
         differences={
             key: [(value, few(runs, names)) for value, runs in by_value(column).items()]

@@ -37,10 +37,12 @@ class Album:
     moving: str = ""  # plots/trajectory.gif, or a newer one of diffuse.sample --trajectory
 
 
-def album(result: Result, most: int) -> Album:
-    """The pictures of at most `most` epochs; a damaged file is added to the run's problems.
+def album(result: Result, most: int, moves: bool) -> Album:
+    """The pictures of a run; a damaged file is added to its problems.
 
-    Where that is one epoch, the page is about many runs: the process is left out.
+    Args:
+        most: epochs. Where that is one, the page is about many runs: the process is left out.
+        moves: with the moving picture.
     """
     if result.is_file:
         return Album([], [], "")
@@ -82,7 +84,7 @@ def album(result: Result, most: int) -> Album:
                 result.problems.append(f"{path}: damaged; its pictures are left out")
     if most == 1:
         return Album(grids, strips, "")
-    return Album(grids, strips, _process(result), _moving(result))
+    return Album(grids, strips, _process(result), _moving(result) if moves else "")
 
 
 def drawn(run: RunDir) -> list[tuple[int, Path]]:

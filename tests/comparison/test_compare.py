@@ -308,6 +308,14 @@ def test_the_page_shows_each_runs_way_from_x_T_to_x_0(runs: Path) -> None:
             assert picture.n_frames > 1
 
 
+def test_a_page_of_many_runs_names_the_moving_pictures_and_stays_small(
+    runs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(page, "MANY_MOVING", 2)
+    html = page.render(results.read_all(results.find(runs, [])), runs, "three runs")
+    assert "data:image/gif" not in html and "plots/trajectory.gif" in html
+
+
 def test_texts_of_runs_are_escaped(runs: Path) -> None:
     (run,) = runs.glob("cold-*")
     status = programs.read_json(run / "status.json")
