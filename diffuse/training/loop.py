@@ -197,6 +197,7 @@ def _show(
     """Pictures and figures of the end of `epoch`, where wanted and missing. On every rank."""
     run = attempt.run
     if attempt.publishes and epoch in config.sampled_epochs:
+        checkpoints.finish()  # so that no picture is of weights that nobody has
         attempt.check()
         pictures.draw_epoch(config, run, state.process, state.best_network, epoch, data_dir)
         if all(event["epoch"] != epoch for event in run.metrics("samples")):
@@ -206,7 +207,7 @@ def _show(
         from diffuse.evaluation.scorer import Scorer
 
         checkpoints.finish()
-        world.highest(0)  # rank 0 has written the checkpoint
+        world.highest(0)  # rank 0 has written it
         scorer = Scorer.load(config.eval.extractor, data_dir, world, stop)
         specs, n = config.sampler_specs(config.eval.samplers), config.eval.in_training
         path = run.checkpoint_path(epoch)
