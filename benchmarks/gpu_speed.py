@@ -26,9 +26,11 @@ from diffuse.runtime import files
 from diffuse.runtime.device import choose_device, resolve_precision
 from diffuse.runtime.errors import first_line
 from diffuse.sampling.trained_model import Trained
+from diffuse.training.optimizer import Muon
+from diffuse.training.state import TrainState
 
 PRESETS = ("ddpm/default", "ddpm/unet")
-CHANNELS_LAST = "channels-last"  # the weights' layout, which convolutions hand on; no setting yet
+CHANNELS_LAST = "channels-last"  # a layout of the weights; no setting yet
 MODES = {
     "eager": [],
     CHANNELS_LAST: [],
@@ -100,7 +102,7 @@ def step(place: Place, preset: str, mode: str) -> list[str]:
     config = load_config(preset, [parse_set(MODES[mode])])
     advance = Steps(config, place.device, resolve_precision("auto", place.device))
     if mode == CHANNELS_LAST:
-        advance.state.network.to(memory_format=torch.channels_last)
+        to_channels_last(advance.state)
     for _ in range(place.count(20, 1)):
         advance()
     n = place.count(100, 3)
@@ -113,6 +115,16 @@ def step(place: Place, preset: str, mode: str) -> list[str]:
     kernels, launches = profiled(advance, 10)
     busy = f"{kernels / whole:.0%}" if whole else ""
     return [f"{whole:.3g}", f"{host:.3g}", f"{kernels:.3g}", f"{launches:.0f}", busy, rate]
+
+
+def to_channels_last(state: TrainState) -> None:
+    """Give weights, their average and Muon's momentum the layout, which convolutions hand on."""
+    state.network.to(memory_format=torch.channels_last)
+    if state.ema is not None:
+        state.ema.module.to(memory_format=torch.channels_last)
+    if isinstance(state.optimizer, Muon):
+        hidden, _ = state.optimizer.param_groups
+        state.optimizer.momentum = [torch.zeros_like(p) for p in hidden["params"]]
 
 
 def milliseconds(function: Callable[[], object], device: torch.device, n: int) -> float:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import socket
+import threading
 import time
 from typing import Any, Literal
 
@@ -30,6 +31,7 @@ class Attempt:
         self.run = run
         self.number = number
         self.began = time.monotonic()
+        self.appending = threading.Lock()  # a checkpoint's thread appends, too
 
     @property
     def seconds(self) -> float:
@@ -106,7 +108,9 @@ class Attempt:
             return
         self.check()
         marked = [{"event": e["event"], "attempt": self.number, **e} for e in events]
-        files.append_lines(self.run.metrics_path, [json.dumps(files.sealed(e)) for e in marked])
+        lines = [json.dumps(files.sealed(e)) for e in marked]
+        with self.appending:
+            files.append_lines(self.run.metrics_path, lines)
 
 
 class Bystander(Attempt):

@@ -30,8 +30,8 @@ FORMAT = 1
 class Checkpoints:
     """The checkpoints that one attempt writes into its run, and retires.
 
-    A thread hashes and writes them while training goes on. As a context: all that was saved within
-    is on disk at its end.
+    A thread hashes and writes them while training goes on. As a context: at its end all that was
+    saved within is on disk, or an error is raised.
     """
 
     def __init__(
@@ -53,7 +53,7 @@ class Checkpoints:
         self.steps_per_epoch = steps_per_epoch
         self.saved_step = saved_step
         self.saved_at = time.monotonic()
-        self.thread = ThreadPoolExecutor(1, "checkpoints")
+        self.pool = ThreadPoolExecutor(1, "checkpoints")
         self.writing: Future[None] | None = None  # the last one, until `finish` has looked at it
 
     def __enter__(self) -> Checkpoints:
@@ -65,7 +65,7 @@ class Checkpoints:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self.thread.shutdown()  # waits
+        self.pool.shutdown()  # waits
         if error is None:
             self.finish()
 
@@ -76,7 +76,9 @@ class Checkpoints:
 
     @property
     def is_due(self) -> bool:
-        """True once the last one is older than checkpoint.every_minutes, or was not written."""
+        """True once `save` should be called: the last checkpoint is older than
+        checkpoint.every_minutes, or could not be written, which `save` raises then.
+        """
         if self.writing is not None and self.writing.done() and self.writing.exception():
             return True
         return time.monotonic() - self.saved_at > 60 * self.config.checkpoint.every_minutes
@@ -98,7 +100,7 @@ class Checkpoints:
                     f"the weights are no longer finite at step {step}; nothing was saved"
                     " since the last checkpoint; lower train.lr or try train.grad_clip=1"
                 )
-            self.writing = self.thread.submit(self._publish, step, content)
+            self.writing = self.pool.submit(self._publish, step, content)
         self.saved_at = time.monotonic()
 
     def finish(self) -> None:
@@ -122,10 +124,11 @@ class Checkpoints:
             "environment": self.environment,
             **content,
         }
+        event = {"event": "checkpoint", "epoch": epoch, "step": step, "file": path.name}
+        event["weights"] = weights_sha256(content)
         self.attempt.check()
         write(path, content)
-        event = {"event": "checkpoint", "epoch": epoch, "step": step, "file": path.name}
-        self.attempt.append_metrics([{**event, "weights": weights_sha256(content)}])
+        self.attempt.append_metrics([event])
         self.retire(step)
 
     def retire(self, step: int) -> None:
@@ -198,12 +201,19 @@ def latest(
 
 
 def weights_sha256(payload: dict[str, Any]) -> str:
-    """One hash for the network's weights and their average: are two runs' weights the same?"""
+    """One hash for the network's weights and their average: are two runs' weights the same?
+
+    Args:
+        payload: of a checkpoint, with its tensors on the CPU.
+    """
     return checksum({"model": payload["model"], "ema": payload["ema"]})
 
 
 def checksum(value: Any) -> str:
-    """SHA-256 over the keys, types, shapes and bytes of nested dicts, lists, tensors and values."""
+    """SHA-256 over the keys, types, shapes and bytes of nested dicts, lists, tensors and values.
+
+    Tensors are on the CPU.
+    """
     digest = hashlib.sha256()
 
     def add(part: Any) -> None:

@@ -100,7 +100,7 @@ def _train(
     # of a state, at an epoch's end
     show = partial(_show, config, attempt, world, data_dir, stop, checkpoints)
 
-    with log.running(), checkpoints:
+    with log.running(), checkpoints:  # in this order: `done` is said when the last one is on disk
         log.meter.say(_opening(run, schedule, state, world))
         if content is not None and schedule.at_epoch_end(state.step):
             show(state, schedule.epochs_done(state.step))  # an earlier attempt may have died here
@@ -197,7 +197,7 @@ def _show(
     """Pictures and figures of the end of `epoch`, where wanted and missing. On every rank."""
     run = attempt.run
     if attempt.publishes and epoch in config.sampled_epochs:
-        checkpoints.finish()  # so that no picture is of weights that nobody has
+        checkpoints.finish()  # the order after a death: no picture comes before its checkpoint
         attempt.check()
         pictures.draw_epoch(config, run, state.process, state.best_network, epoch, data_dir)
         if all(event["epoch"] != epoch for event in run.metrics("samples")):

@@ -7,6 +7,7 @@ already. So hundreds of deaths fit into minutes.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import random
 import resource
@@ -171,13 +172,11 @@ def _delayed(function: Callable[..., Any], rng: random.Random) -> Callable[..., 
 
 def _on_event(folder: Path, act: Callable[[int], Any]) -> None:
     """Call `act(count)` at each operation on a path in `folder`."""
-    prefix, count = str(folder), 0
+    prefix, counter = str(folder), itertools.count(1)  # one for all threads
 
     def hook(event: str, args: tuple[Any, ...]) -> None:
-        nonlocal count
         if event in WATCHED and str(args[0]).startswith(prefix):
-            count += 1
-            act(count)
+            act(next(counter))
 
     sys.addaudithook(hook)
 
