@@ -108,9 +108,9 @@ def explained(device: torch.device) -> Iterator[None]:
     except torch.OutOfMemoryError as error:
         total = torch.cuda.get_device_properties(device).total_memory / 2**30
         raise EnvironmentFailed(
-            f"the memory of {device_name(device)} ({total:.0f} GB) is full: raise train.accumulate"
-            " (2 halves the memory of a step, with the same result), or keep other processes off"
-            " this GPU"
+            f"the memory of {device_name(device)} ({total:.0f} GB) is full: keep other processes"
+            " off this GPU, or in a training raise train.accumulate (2 halves the memory of a step,"
+            " with the same result)"
         ) from error
     except torch.AcceleratorError as error:
         raise EnvironmentFailed(

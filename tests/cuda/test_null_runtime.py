@@ -136,7 +136,7 @@ def test_a_training_on_cuda_goes_from_beginning_to_end(
     [
         (1, {"NULL_CAPABILITY": "70"}, 1, "has no kernels for Null GPU (sm_70; it has "),
         (1, {"NULL_MEGABYTES": "1"}, 1, "other processes have filled its memory"),
-        (1, {"NULL_MEGABYTES": "22"}, 1, "is full: raise train.accumulate"),
+        (1, {"NULL_MEGABYTES": "22"}, 1, "is full: keep other processes off this GPU"),
         (2, {"NULL_BOARD": "7"}, 1, "ranks 0 and 1 have one GPU (0000:07:00 of "),
     ],
     ids=["old GPU", "no memory", "little memory", "one GPU for two"],
