@@ -153,7 +153,7 @@ def test_a_missing_epoch_is_refused_with_the_existing_ones(run: RunDir) -> None:
 
 def test_compare_shows_every_epoch_in_order_and_no_other_file(run: RunDir) -> None:
     result = read(run.path)
-    shown = album(result, 5)
+    shown = album(result, 5, moves=True)
     assert [picture.caption for picture in shown.grids] == [
         f"samples, epoch {epoch}" for epoch in EPOCHS
     ]

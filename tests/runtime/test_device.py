@@ -117,7 +117,7 @@ def test_a_full_memory_and_a_failed_kernel_are_one_line_with_the_remedy(
     failures = [
         (
             torch.OutOfMemoryError("CUDA out of memory.\nTried to"),
-            "16 GB. is full: raise train.acc",
+            "16 GB. is full: keep other.* raise train.acc",
         ),
         (
             torch.AcceleratorError("CUDA error: ECC error\nCUDA kernel"),
