@@ -173,21 +173,21 @@ def log_and_save(place: Place) -> str:
             attempt = Attempt.claim(run)
             files.write_text(run.config_path, config.to_yaml())
             advance = Steps(config, place.device, resolve_precision("auto", place.device), attempt)
-            checkpoints = Checkpoints(attempt, config, {}, STEPS_PER_EPOCH, saved_step=0)
+            with Checkpoints(attempt, config, {}, STEPS_PER_EPOCH, saved_step=0) as checkpoints:
 
-            def save() -> None:
-                recorder = advance.log.recorder.state_dict()  # noqa: B023
-                checkpoints.save({"recorder": recorder, **advance.state.payload()})  # noqa: B023
+                def save() -> None:
+                    recorder = advance.log.recorder.state_dict()  # noqa: B023
+                    checkpoints.save({"recorder": recorder, **advance.state.payload()})  # noqa: B023
 
-            took: dict[str, list[float]] = {"log": [], "save": [], "written": []}
-            for _ in range(5):
-                for _ in range(place.count(50, 1)):
-                    advance()
-                if place.name == "cuda":
-                    torch.cuda.synchronize()
-                took["log"].append(1e3 * seconds(advance.log.flush))
-                took["save"].append(1e3 * seconds(save))
-                took["written"].append(took["save"][-1] + 1e3 * seconds(checkpoints.finish))
+                took: dict[str, list[float]] = {"log": [], "save": [], "written": []}
+                for _ in range(5):
+                    for _ in range(place.count(50, 1)):
+                        advance()
+                    if place.name == "cuda":
+                        torch.cuda.synchronize()
+                    took["log"].append(1e3 * seconds(advance.log.flush))
+                    took["save"].append(1e3 * seconds(save))
+                    took["written"].append(took["save"][-1] + 1e3 * seconds(checkpoints.finish))
         rows.append([preset, *(f"{statistics.median(took[name]):.3g}" for name in took)])
     return markdown(("preset", "one log, ms", "one save, ms", "until it is on disk, ms"), rows)
 

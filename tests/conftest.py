@@ -41,9 +41,9 @@ LONGEST = (
 # Tests that `make test-fast` leaves out, beside those on Slurm.
 SLOW = {
     *("test_drill", "test_cluster", "test_fuzz", "test_image", "test_notebook", "test_compare"),
-    *("test_evaluate", "test_reference_features", "test_tracking", "test_uploads", "test_secrets"),
-    *("test_distributed", "test_lowest_versions", "test_nameless"),
-    *("test_gpu_runs", "test_gpu_steps"),
+    *("test_evaluate", "test_inception", "test_reference_features", "test_tracking"),
+    *("test_uploads", "test_secrets", "test_distributed", "test_lowest_versions"),
+    *("test_nameless", "test_gpu_runs", "test_gpu_steps"),
 }
 
 

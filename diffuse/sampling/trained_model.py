@@ -86,9 +86,10 @@ class Trained:
         """
         classes = self.config.model.classes
         if digit is not None and not 0 <= digit < classes:
-            labels = f"the labels 0 to {classes - 1}"
-            none = "no labels (model.classes=10 trains them; ddpm/unet_labels has them)"
-            raise UserError(f"digit {digit}: {self.name} has {labels if classes else none}")
+            known = "no labels (model.classes=10 trains them; ddpm/unet_labels has them)"
+            if classes:
+                known = f"the labels 0 to {classes - 1}"
+            raise UserError(f"digit {digit}: {self.name} has {known}")
         spec = self.sampler if sampler is None else sampler
         spec = self.spec(spec) if isinstance(spec, str) else spec
         indices = range(first_index, first_index + n)

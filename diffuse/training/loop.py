@@ -196,18 +196,20 @@ def _show(
 ) -> None:
     """Pictures and figures of the end of `epoch`, where wanted and missing. On every rank."""
     run = attempt.run
-    if attempt.publishes and epoch in config.sampled_epochs:
-        checkpoints.finish()  # the order after a death: no picture comes before its checkpoint
+    draws = attempt.publishes and epoch in config.sampled_epochs
+    judges = bool(config.eval.in_training) and epoch in config.evaluated_epochs
+    if draws or judges:
+        checkpoints.finish()  # whoever dies here leaves no picture without its checkpoint
+    if draws:
         attempt.check()
         pictures.draw_epoch(config, run, state.process, state.best_network, epoch, data_dir)
         if all(event["epoch"] != epoch for event in run.metrics("samples")):
             attempt.append_metrics([{"event": "samples", "epoch": epoch, "step": state.step}])
-    if config.eval.in_training and epoch in config.evaluated_epochs:
+    if judges:
         from diffuse.evaluation.evaluator import evaluate_checkpoint
         from diffuse.evaluation.scorer import Scorer
 
-        checkpoints.finish()
-        world.highest(0)  # rank 0 has written it
+        world.highest(0)  # rank 0 has written the checkpoint
         scorer = Scorer.load(config.eval.extractor, data_dir, world, stop)
         specs, n = config.sampler_specs(config.eval.samplers), config.eval.in_training
         path = run.checkpoint_path(epoch)

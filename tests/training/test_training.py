@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import errno
-import os
 import signal
 import subprocess
 import time
@@ -16,7 +14,6 @@ import torch
 from torch import nn
 
 from diffuse.config.presets import load_config, parse_set
-from diffuse.config.schema import Config
 from diffuse.rundir import checkpoints
 from diffuse.rundir.directory import RunDir
 from diffuse.runtime.preemption import StopRequest
@@ -336,44 +333,6 @@ def test_a_file_that_finds_no_room_is_named_in_one_line_and_the_run_goes_on_late
     assert not list(mine.checkpoints.iterdir())
     assert train(tmp_path, data_dir, *DDPM).returncode == 0
     programs.assert_same_training(mine, whole, EPOCHS)
-
-
-def here(*settings: str) -> Config:
-    """The config of a small training of this process, without pictures."""
-    tiny = [setting.removeprefix("--set=") for setting in TINY]
-    return load_config("ddpm/default", [parse_set([*tiny, "samples.at_epochs=[]", *settings])])
-
-
-def test_a_stop_never_says_saved_of_a_checkpoint_that_could_not_be_written(
-    tmp_path: Path, data_dir: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    stop = StopRequest()
-
-    def full(path: Path, payload: dict[str, Any]) -> None:
-        stop.signal = signal.SIGTERM  # while the first epoch's is written
-        time.sleep(0.3)
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
-
-    monkeypatch.setattr(checkpoints, "write", full)
-    with pytest.raises(OSError, match="No space left"):
-        loop.train(here("train.epochs=2"), tmp_path, data_dir, stop)
-    assert programs.only_run(tmp_path).status()["state"] == "failed"
-
-
-def test_done_is_said_when_the_last_checkpoint_is_on_disk(
-    tmp_path: Path, data_dir: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    states, write = [], checkpoints.write
-
-    def slow(path: Path, payload: dict[str, Any]) -> None:
-        time.sleep(0.3)
-        states.append(programs.only_run(tmp_path).status()["state"])
-        write(path, payload)
-
-    monkeypatch.setattr(checkpoints, "write", slow)
-    run = loop.train(here("train.epochs=1"), tmp_path, data_dir, StopRequest())
-    assert run is not None and run.has_epoch(1)
-    assert states == ["running"] and run.status()["state"] == "done"
 
 
 def test_an_older_attempt_publishes_nothing_once_a_newer_one_has_begun(
