@@ -26,7 +26,7 @@ from diffuse.runtime import files
 from diffuse.runtime.device import choose_device, resolve_precision
 from diffuse.runtime.errors import first_line
 from diffuse.sampling.trained_model import Trained
-from diffuse.training.optimizer import Muon
+from diffuse.training import optimizer
 from diffuse.training.state import TrainState
 
 PRESETS = ("ddpm/default", "ddpm/unet")
@@ -118,13 +118,11 @@ def step(place: Place, preset: str, mode: str) -> list[str]:
 
 
 def to_channels_last(state: TrainState) -> None:
-    """Give weights, their average and Muon's momentum the layout, which convolutions hand on."""
+    """Give weights, their average and the optimizer's state the layout, which convolutions keep."""
     state.network.to(memory_format=torch.channels_last)
     if state.ema is not None:
         state.ema.module.to(memory_format=torch.channels_last)
-    if isinstance(state.optimizer, Muon):
-        hidden, _ = state.optimizer.param_groups
-        state.optimizer.momentum = [torch.zeros_like(p) for p in hidden["params"]]
+    state.optimizer = optimizer.build(state.network, state.settings, state.precision)
 
 
 def milliseconds(function: Callable[[], object], device: torch.device, n: int) -> float:

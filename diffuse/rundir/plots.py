@@ -33,6 +33,7 @@ GREEN, BLACK = "#009E73", "#000000"
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 DASHES = ("-", "--", "-.", ":")
 MARKERS = "osD^vPX"
+BORDER = 2  # pixels around each image
 Images = NDArray[np.uint8]  # [n, 28, 28]
 REPORT_EPOCHS = (1, 20, 40, 60)
 P = ParamSpec("P")
@@ -142,14 +143,17 @@ def image_panels(
 @_written
 def strip(images: Images, labels: Sequence[str], *, title: str = "") -> Figure:
     """Rows of images [rows, columns, 28, 28] under column `labels`: how x_t changes with t."""
-    rows, columns = images.shape[:2]
+    rows, columns, _, side = images.shape
     figure = _figure(columns * 0.85, rows * 0.85 + 0.5)
-    for r, line in enumerate(figure.subplots(rows, columns, squeeze=False)):
-        for c, axes in enumerate(line):
-            axes.imshow(images[r, c], cmap="gray", vmin=0, vmax=255, interpolation="nearest")
-            axes.axis("off")
-            if r == 0:
-                axes.set_title(labels[c], fontsize=8)
+    axes = figure.subplots()
+    grid = tile(images.reshape(-1, side, side), columns)
+    axes.imshow(grid, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+    middles = [k * (side + BORDER) + BORDER + (side - 1) / 2 for k in range(columns)]
+    axes.set_xticks(middles, labels, fontsize=8)
+    axes.set_yticks([])
+    axes.xaxis.tick_top()
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
     if title:
         figure.suptitle(title, fontsize=9)
     return figure
@@ -253,12 +257,13 @@ def stretch(x: NDArray[np.float32]) -> Images:
 
 
 def tile(images: Images, columns: int) -> Images:
-    """Images [n, h, w] as one picture with a border of 2 pixels around each."""
+    """Images [n, h, w] as one picture with a border around each."""
     n, h, w = images.shape
     rows = -(-n // columns)
-    grid = np.full((rows * (h + 2) + 2, columns * (w + 2) + 2), 96, dtype=np.uint8)
+    height, width = rows * (h + BORDER) + BORDER, columns * (w + BORDER) + BORDER
+    grid = np.full((height, width), 96, dtype=np.uint8)
     for k, image in enumerate(images):
-        top, left = (k // columns) * (h + 2) + 2, (k % columns) * (w + 2) + 2
+        top, left = (k // columns) * (h + BORDER) + BORDER, (k % columns) * (w + BORDER) + BORDER
         grid[top : top + h, left : left + w] = image
     return grid
 

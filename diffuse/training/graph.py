@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from diffuse.training.batches import Batch
 
 Work = Callable[[nn.Module, Batch], tuple[Tensor, Tensor]]
-WARM_UP = 3  # calls before the record: the optimizer makes its state, cuDNN chooses algorithms
+WARM_UP = 3  # calls before the record: cuDNN chooses algorithms, libraries make their handles
 
 
 class StepGraph:

@@ -1,35 +1,117 @@
-"""The optimizers: Adam, or Muon with Adam for the parameters that are no hidden layer's matrix."""
+"""The optimizers: Adam, or Muon with Adam for the parameters that are no hidden layer's matrix.
+
+They are no torch.optim.Optimizer: making one loads torch's compiler, a third of the time in which a
+training starts. Each has the rate `lr`, a number, or a tensor that a CUDA graph reads, and
+`param_groups` as torch.amp.GradScaler wants them.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Iterable
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.optim.adam import adam
 
 from diffuse.config.schema import TrainConfig
+from diffuse.runtime.device import Precision
 
 STEPS = 5  # of Newton and Schulz
 A, B, C = 3.4445, -4.7750, 2.0315  # Jordan et al.: the steepest at 0 that stays near 1
 
 
-def build(network: nn.Module, settings: TrainConfig, dtype: torch.dtype) -> torch.optim.Optimizer:
-    """The optimizer of `settings` for all parameters of `network`.
+class Optimizer(Protocol):
+    """What updates the parameters by their gradients."""
 
-    Args:
-        dtype: of Muon's matrix products.
+    lr: float | Tensor
+    param_groups: list[dict[str, Any]]
 
-    Its step can be captured in a CUDA graph (`train.graph`), if its rate is a tensor by then.
-    """
+    def step(self) -> None:
+        """Update all parameters; none may lack its gradient."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Its state, for a checkpoint."""
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take over a state. Raises ValueError where it is of other parameters."""
+
+
+def build(network: nn.Module, settings: TrainConfig, precision: Precision) -> Optimizer:
+    """The optimizer of `settings` for all parameters of `network`."""
     if settings.optimizer == "adam":
-        return torch.optim.Adam(
-            network.parameters(), lr=settings.lr, fused=True, capturable=settings.graph
+        return Adam(network.parameters(), settings.lr)
+    # fp16 has too small a range for Newton-Schulz
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    return Muon(network, settings.lr, dtype)
+
+
+class Adam:
+    """Adam (Kingma and Ba 2015): torch.optim.Adam's fused kernel, and the form of its state."""
+
+    _step_supports_amp_scaling = True  # a GradScaler sets the next two while it calls `step`
+    grad_scale: Tensor | None = None
+    found_inf: Tensor | None = None
+
+    def __init__(
+        self,
+        parameters: Iterable[nn.Parameter],
+        lr: float | Tensor,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+    ) -> None:
+        self.lr, self.betas, self.eps = lr, betas, eps
+        self.parameters = list(parameters)
+        self.param_groups = [{"params": self.parameters}]
+        self.exp_avgs = [torch.zeros_like(p) for p in self.parameters]
+        self.exp_avg_sqs = [torch.zeros_like(p) for p in self.parameters]
+        self.steps = [torch.zeros((), device=p.device) for p in self.parameters]
+
+    @torch.no_grad()
+    def step(self) -> None:
+        """Update all parameters by their gradients; none where a GradScaler found infinite ones."""
+        beta1, beta2 = self.betas
+        adam(
+            list[Tensor](self.parameters),
+            [p.grad for p in self.parameters if p.grad is not None],
+            self.exp_avgs,
+            self.exp_avg_sqs,
+            [],
+            self.steps,
+            fused=True,
+            grad_scale=self.grad_scale,
+            found_inf=self.found_inf,
+            amsgrad=False,
+            beta1=beta1,
+            beta2=beta2,
+            lr=self.lr,
+            weight_decay=0.0,
+            eps=self.eps,
+            maximize=False,
         )
-    return Muon(network, settings.lr, dtype, capturable=settings.graph)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The moments and the number of steps of each parameter."""
+        moments = zip(self.steps, self.exp_avgs, self.exp_avg_sqs, strict=True)
+        return {
+            "state": {
+                k: {"step": step, "exp_avg": exp_avg, "exp_avg_sq": exp_avg_sq}
+                for k, (step, exp_avg, exp_avg_sq) in enumerate(moments)
+            }
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take them over."""
+        moments = state_dict["state"]
+        if len(moments) != len(self.parameters):
+            raise ValueError(f"{len(moments)} parameters have moments, not {len(self.parameters)}")
+        for k, state in moments.items():
+            self.steps[k].copy_(state["step"])
+            self.exp_avgs[k].copy_(state["exp_avg"])
+            self.exp_avg_sqs[k].copy_(state["exp_avg_sq"])
 
 
-class Muon(torch.optim.Optimizer):
+class Muon:
     """Muon (Jordan et al. 2024) for hidden weights of two or more dimensions, seen as [out, rest].
 
     The update is Nesterov's of momentum 0.95, made orthogonal and scaled by 0.2 sqrt(max(out,
@@ -40,33 +122,36 @@ class Muon(torch.optim.Optimizer):
     spend more than on the rest of the step.
     """
 
-    def __init__(
-        self, network: nn.Module, lr: float, dtype: torch.dtype, capturable: bool = False
-    ) -> None:
+    def __init__(self, network: nn.Module, lr: float | Tensor, dtype: torch.dtype) -> None:
+        """
+        Args:
+            dtype: of the matrix products.
+        """
         outer = {id(p) for layer in network.outer for p in layer.parameters()}  # type: ignore[union-attr]
         parameters = list(network.parameters())
-        hidden = [p for p in parameters if p.ndim >= 2 and id(p) not in outer]
-        taken = {id(p) for p in hidden}
+        self.hidden = [p for p in parameters if p.ndim >= 2 and id(p) not in outer]
+        taken = {id(p) for p in self.hidden}
         rest = [p for p in parameters if id(p) not in taken]
-        super().__init__([{"params": hidden}, {"params": rest}], {"lr": lr})
+        self.param_groups = [{"params": self.hidden}, {"params": rest}]
+        self.lr = lr
         self.dtype = dtype
-        self.momentum = [torch.zeros_like(p) for p in hidden]
-        self.adam = torch.optim.Adam(rest, lr, betas=(0.9, 0.99), fused=True, capturable=capturable)
+        self.momentum = [torch.zeros_like(p) for p in self.hidden]
+        self.adam = Adam(rest, lr, betas=(0.9, 0.99))
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> None:  # type: ignore[override]
+    def step(self) -> None:
         """Update all parameters by their gradients."""
-        hidden, rest = self.param_groups
-        for p, momentum in zip(hidden["params"], self.momentum, strict=True):
+        for p, momentum in zip(self.hidden, self.momentum, strict=True):
+            assert p.grad is not None
             momentum.lerp_(p.grad, 0.05)
             update = p.grad.lerp(momentum, 0.95).flatten(1)
             scale = 0.2 * max(update.shape) ** 0.5
             update = orthogonal(update, self.dtype).view_as(p)
-            if isinstance(hidden["lr"], Tensor):
-                p.addcmul_(update, hidden["lr"], value=-scale)
+            if isinstance(self.lr, Tensor):
+                p.addcmul_(update, self.lr, value=-scale)
             else:
-                p.add_(update, alpha=-hidden["lr"] * scale)
-        self.adam.param_groups[0]["lr"] = rest["lr"]
+                p.add_(update, alpha=-self.lr * scale)
+        self.adam.lr = self.lr
         self.adam.step()
 
     def state_dict(self) -> dict[str, Any]:

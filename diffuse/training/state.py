@@ -24,6 +24,7 @@ from diffuse.runtime.rng import Stream, derive_seed
 from diffuse.training import optimizer
 from diffuse.training.batches import Batch
 from diffuse.training.graph import StepGraph
+from diffuse.training.optimizer import Optimizer
 
 
 @dataclass
@@ -34,7 +35,7 @@ class TrainState:
     precision: Precision
     network: nn.Module
     ema: MovingAverage | None
-    optimizer: torch.optim.Optimizer
+    optimizer: Optimizer
     scaler: torch.amp.GradScaler
     process: Process
     step: int = 0
@@ -48,15 +49,13 @@ class TrainState:
             torch.manual_seed(derive_seed(config.seed, Stream.INIT))
             network = build(config.model)
         network.to(device)
-        # fp16 has too small a range for Newton-Schulz
-        muon_dtype = torch.bfloat16 if precision == "bf16" else torch.float32
         rate = torch.tensor(0.0, device=device) if config.train.graph else None
         state = cls(
             settings=config.train,
             precision=precision,
             network=network,
             ema=moving_average(network, config.train),
-            optimizer=optimizer.build(network, config.train, muon_dtype),
+            optimizer=optimizer.build(network, config.train, precision),
             scaler=torch.amp.GradScaler(device.type, enabled=precision == "fp16"),
             process=build_process(config).to(device),
             rate=rate,
@@ -94,9 +93,7 @@ class TrainState:
         self.step += 1
         if batch.dropout_seed is not None:
             torch.manual_seed(batch.dropout_seed)
-        lr = self.lr if self.rate is None else self.rate.fill_(self.lr)
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
+        self.optimizer.lr = self.lr if self.rate is None else self.rate.fill_(self.lr)
         losses, grad_norm = (self.graph or self.advance)(forward, batch)
         if self.ema is not None:
             self.ema.update_parameters(self.network)
@@ -105,14 +102,14 @@ class TrainState:
     def advance(self, forward: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
         """The part of an update in which no number of Python's differs from step to step."""
         losses = self._backward(forward, batch)
-        self.scaler.unscale_(self.optimizer)
+        self.scaler.unscale_(self.optimizer)  # type: ignore[arg-type]
         parameters = list(self.network.parameters())
         grad_norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
         if self.settings.grad_clip is not None:
             nn.utils.clip_grads_with_norm_(parameters, self.settings.grad_clip, grad_norm)
-        self.scaler.step(self.optimizer)
+        self.scaler.step(self.optimizer)  # type: ignore[arg-type]
         self.scaler.update()
-        self.optimizer.zero_grad(set_to_none=True)
+        self.network.zero_grad(set_to_none=True)
         return losses, grad_norm
 
     def _backward(self, forward: nn.Module, batch: Batch) -> Tensor:
