@@ -35,7 +35,8 @@ GROUPS = {file: group for group, files in SHARED.items() for file in files}
 # The groups that take longest: they begin first.
 LONGEST = (
     *("slurm-0", "slurm-1", "test_drill", "test_training", "test_evaluate", "test_fuzz"),
-    *("test_tracking", "test_uploads", "test_compare", "test_sweep", "test_sample"),
+    *("test_tracking", "test_uploads", "test_compare", "test_sweep", "test_report", "test_sample"),
+    *("test_distributed", "test_null_runtime", "test_weights", "test_reference_features"),
 )
 
 # Tests that `make test-fast` leaves out, beside those on Slurm.

@@ -22,8 +22,8 @@ from tests.forks import Fork
 
 # A network and a data set so small that a step takes milliseconds.
 TINY = (
-    "--set=data.limit=512",
-    "--set=train.global_batch=64",
+    "--set=data.limit=128",
+    "--set=train.global_batch=16",
     "--set=model.channels=4,4",
     "--set=train.ema=0.9",
     "--set=train.amp=fp32",

@@ -23,8 +23,6 @@ TIMES = {"seconds", "drawing"}  # fields of figures that may differ
 TIMEOUT_S = 20.0  # of a collective
 SMALL = (
     *TINY,
-    "--set=data.limit=256",
-    "--set=train.global_batch=32",
     f"--epochs={EPOCHS}",
     "--threads=1",
     "--device=cpu",

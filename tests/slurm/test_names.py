@@ -19,11 +19,8 @@ RUNS_IT = "touch ran"  # the command that must never run
 @pytest.mark.parametrize(
     "name",
     [
-        "a b'c\"d",
-        f"$({RUNS_IT})",
-        f"`{RUNS_IT}`; {RUNS_IT} & {RUNS_IT} #",
-        "-o --wrap",
-        "{} $HOME ~ * é",
+        f"-o --wrap `{RUNS_IT}`; {RUNS_IT} & {RUNS_IT} $({RUNS_IT}) # {{}} $HOME ~ * é",
+        f"a b'c\"d; {RUNS_IT}",
         "%j %A %%",
         "a\\b",
         f"a\n{RUNS_IT}\n#SBATCH --hold",

@@ -23,7 +23,7 @@ from tests.lab import DDPM, Lab
 from tests.programs import ROOT, TINY
 from tests.wandb_server import KEY, server
 
-TRACKED = (*TINY, "--set=samples.images=4", "--set=eval.images=20", "--set=data.limit=256")
+TRACKED = (*TINY, "--set=samples.images=4", "--set=eval.images=20", "--set=data.limit=64")
 
 
 def sweep(tmp_path: Path, data_dir: Path, *arguments: str, umask: int, **env: str) -> Path:

@@ -108,11 +108,11 @@ def test_an_offline_run_holds_its_cost_at_each_epoch_and_beside_the_figures(
     rows = [row for log in logs(offline) for row in history(log)]
     costs = {k: s.core_hours for k, s in cost.at_epoch.items()}
     assert column(rows, "cost/core_hours") == pytest.approx([costs[k] for k in (1, 2, 3, 3)])
-    assert column(rows, "cost/images_seen") == [512 * epoch for epoch in (1, 2, 3, 3)]
+    assert column(rows, "cost/images_seen") == [128 * epoch for epoch in (1, 2, 3, 3)]
     assert 0 < costs[1] < costs[2] < costs[3] < cost.total.core_hours
     assert not column(rows, "cost/gpu_hours")
     (row,) = [row for row in rows if "eval/fid/algorithm2" in row]
-    assert row["cost/network_calls/algorithm2"] == 28 and row["cost/images_seen"] == 3 * 512
+    assert row["cost/network_calls/algorithm2"] == 28 and row["cost/images_seen"] == 3 * 128
     for log, attempts in zip(logs(offline), (1, 2, 2), strict=True):
         lines = [line for line in offline.lines() if line["attempt"] <= attempts]
         changes = [r["summary"]["update"] for r in records(log) if r["type"] == "summary"]
@@ -212,13 +212,13 @@ def test_a_killed_trainer_takes_the_mirror_with_it(tmp_path: Path, data_dir: Pat
 
 def test_an_interrupted_run_goes_on_under_the_same_id(tmp_path: Path, data_dir: Path) -> None:
     arguments = [*OFFLINE, "--epochs=4", f"--runs-dir={tmp_path}", f"--data-dir={data_dir}"]
-    arguments.append("--set=data.limit=4096")
+    arguments.append("--set=data.limit=1024")
     process = programs.start("diffuse.train", *arguments)
     metrics = lambda: list(tmp_path.glob("*/metrics.jsonl"))  # noqa: E731
     wait_for(lambda: bool(metrics()) and len(metrics()[0].read_bytes()) > 2000)
     process.send_signal(signal.SIGTERM)
     assert process.wait(600) == 75
-    run = train(tmp_path, data_dir, *OFFLINE, "--set=data.limit=4096", epochs=4)
+    run = train(tmp_path, data_dir, *OFFLINE, "--set=data.limit=1024", epochs=4)
     rows = [row for log in logs(run) for row in history(log)]
     assert [row["_step"] for row in rows] == lines_sent(run)
     assert column(rows, "train/loss") == programs.losses(run)
