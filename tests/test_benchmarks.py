@@ -14,6 +14,6 @@ def test_an_unknown_benchmark_is_refused_with_all_names(data_dir: Path) -> None:
     names = (
         *("training_step", "training_precision", "logging_cost", "averaging", "sampling"),
         *("sampling_precision", "cached_fid", "classifier_features", "inception_features"),
-        *("ranks", "dry_run"),
+        *("ranks", "start", "dry_run"),
     )
     assert ", ".join(names) in done.stderr
