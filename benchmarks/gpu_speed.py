@@ -30,7 +30,7 @@ from diffuse.training import optimizer
 from diffuse.training.state import TrainState
 
 PRESETS = ("ddpm/default", "ddpm/unet")
-CHANNELS_LAST = "channels-last"  # a layout of the weights; no setting yet
+CHANNELS_LAST = "channels-last"  # a layout of the weights: the CNN has it in every mode
 MODES = {
     "eager": [],
     CHANNELS_LAST: [],

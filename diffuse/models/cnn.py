@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from diffuse.config.schema import CnnConfig
@@ -19,17 +20,22 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {
 
 
 class Block(nn.Module):
-    """Conv 7 x 7 -> LayerNorm over channels and pixels -> activation."""
+    """Conv 7 x 7 -> LayerNorm over channels and pixels -> activation, in channels-last layout."""
 
     def __init__(self, in_channels: int, out_channels: int, activation: type[nn.Module]) -> None:
         super().__init__()
         self.conv = nn.Conv2d(in_channels, out_channels, 7, padding=3)
         self.norm = nn.LayerNorm((out_channels, IMAGE_SIZE, IMAGE_SIZE))
+        for p in self.norm.parameters():  # [C, 28, 28], whose layout `to` leaves alone
+            p.data = p.data[None].to(memory_format=torch.channels_last)[0]
         self.activation = activation()
 
     def forward(self, x: Tensor) -> Tensor:
-        # layer norm wants the plain layout; convolutions may give channels-last
-        return self.activation(self.norm(self.conv(x).contiguous()))  # type: ignore[no-any-return]
+        # all of it views: layer norm works on the layout that the convolution leaves
+        weight, bias = (p.permute(1, 2, 0) for p in (self.norm.weight, self.norm.bias))
+        h = self.conv(x).permute(0, 2, 3, 1)  # [B, 28, 28, C]
+        h = F.layer_norm(h, h.shape[1:], weight, bias, self.norm.eps)
+        return self.activation(h).permute(0, 3, 1, 2)  # type: ignore[no-any-return]
 
 
 class Cnn(nn.Module):
@@ -60,6 +66,7 @@ class Cnn(nn.Module):
         # 16 frequencies: 0, then 2 pi 1.5^0 .. 2 pi 1.5^14
         frequencies = [0.0, *(2 * math.pi * 1.5**k for k in range(15))]
         self.register_buffer("frequencies", torch.tensor(frequencies))
+        self.to(memory_format=torch.channels_last)
 
     @property
     def outer(self) -> tuple[nn.Module, ...]:
