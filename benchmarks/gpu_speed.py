@@ -30,10 +30,10 @@ from diffuse.training import optimizer
 from diffuse.training.state import TrainState
 
 PRESETS = ("ddpm/default", "ddpm/unet")
-CHANNELS_LAST = "channels-last"  # a layout of the weights: the CNN has it in every mode
+OTHER_LAYOUT = "other layout"  # of the weights: plain for the CNN, channels-last for the U-Net
 MODES = {
     "eager": [],
-    CHANNELS_LAST: [],
+    OTHER_LAYOUT: [],
     "compile": ["train.compile=true"],
     "graph": ["train.graph=true"],
 }
@@ -101,8 +101,8 @@ def step(place: Place, preset: str, mode: str) -> list[str]:
     """Milliseconds of a step, of it on the host and in kernels; launches; busy share; images/s."""
     config = load_config(preset, [parse_set(MODES[mode])])
     advance = Steps(config, place.device, resolve_precision("auto", place.device))
-    if mode == CHANNELS_LAST:
-        to_channels_last(advance.state)
+    if mode == OTHER_LAYOUT:
+        change_layout(advance.state)
     for _ in range(place.count(20, 1)):
         advance()
     n = place.count(100, 3)
@@ -117,11 +117,13 @@ def step(place: Place, preset: str, mode: str) -> list[str]:
     return [f"{whole:.3g}", f"{host:.3g}", f"{kernels:.3g}", f"{launches:.0f}", busy, rate]
 
 
-def to_channels_last(state: TrainState) -> None:
-    """Give weights, their average and the optimizer's state the layout, which convolutions keep."""
-    state.network.to(memory_format=torch.channels_last)
+def change_layout(state: TrainState) -> None:
+    """Give weights, their average and the optimizer's state the layout that they do not have."""
+    is_plain = all(p.is_contiguous() for p in state.network.parameters())
+    layout = torch.channels_last if is_plain else torch.contiguous_format
+    state.network.to(memory_format=layout)
     if state.ema is not None:
-        state.ema.module.to(memory_format=torch.channels_last)
+        state.ema.module.to(memory_format=layout)
     state.optimizer = optimizer.build(state.network, state.settings, state.precision)
 
 

@@ -1,8 +1,8 @@
 """The optimizers: Adam, or Muon with Adam for the parameters that are no hidden layer's matrix.
 
 They are no torch.optim.Optimizer: making one loads torch's compiler, a third of the time in which a
-training starts. Each has the rate `lr`, a number, or a tensor that a CUDA graph reads, and
-`param_groups` as torch.amp.GradScaler wants them.
+training on one rank starts. Each has the rate `lr`, a number, or a tensor that a CUDA graph reads,
+and `param_groups` as torch.amp.GradScaler wants them.
 """
 
 from __future__ import annotations
@@ -47,11 +47,14 @@ def build(network: nn.Module, settings: TrainConfig, precision: Precision) -> Op
 
 
 class Adam:
-    """Adam (Kingma and Ba 2015): torch.optim.Adam's fused kernel, and the form of its state."""
+    """Adam (Kingma and Ba 2015): torch.optim.Adam's fused kernel, and the form of its state.
 
-    _step_supports_amp_scaling = True  # a GradScaler sets the next two while it calls `step`
-    grad_scale: Tensor | None = None
-    found_inf: Tensor | None = None
+    The kernel takes gradients in the layout of their parameters, as autograd makes them.
+    """
+
+    _step_supports_amp_scaling = True  # a GradScaler sets the next two, for its call of `step` only
+    grad_scale: Tensor | None
+    found_inf: Tensor | None
 
     def __init__(
         self,
@@ -71,16 +74,18 @@ class Adam:
     def step(self) -> None:
         """Update all parameters by their gradients; none where a GradScaler found infinite ones."""
         beta1, beta2 = self.betas
+        grads = [p.grad for p in self.parameters if p.grad is not None]
+        assert len(grads) == len(self.parameters), "a parameter has no gradient"
         adam(
             list[Tensor](self.parameters),
-            [p.grad for p in self.parameters if p.grad is not None],
+            grads,
             self.exp_avgs,
             self.exp_avg_sqs,
             [],
             self.steps,
             fused=True,
-            grad_scale=self.grad_scale,
-            found_inf=self.found_inf,
+            grad_scale=getattr(self, "grad_scale", None),
+            found_inf=getattr(self, "found_inf", None),
             amsgrad=False,
             beta1=beta1,
             beta2=beta2,
@@ -101,10 +106,14 @@ class Adam:
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take them over."""
+        """Take them over. Without moments, as torch's are before the first step, they are zero."""
         moments = state_dict["state"]
-        if len(moments) != len(self.parameters):
-            raise ValueError(f"{len(moments)} parameters have moments, not {len(self.parameters)}")
+        if not moments:
+            for moment in (*self.steps, *self.exp_avgs, *self.exp_avg_sqs):
+                moment.zero_()
+            return
+        if [m["exp_avg"].shape for m in moments.values()] != [p.shape for p in self.parameters]:
+            raise ValueError("the optimizer's moments have other shapes than the parameters")
         for k, state in moments.items():
             self.steps[k].copy_(state["step"])
             self.exp_avgs[k].copy_(state["exp_avg"])
@@ -112,7 +121,7 @@ class Adam:
 
 
 class Muon:
-    """Muon (Jordan et al. 2024) for hidden weights of two or more dimensions, seen as [out, rest].
+    """Muon (Jordan et al. 2024) for the weights of hidden layers, seen as matrices [out, rest].
 
     The update is Nesterov's of momentum 0.95, made orthogonal and scaled by 0.2 sqrt(max(out,
     rest)), as large as Adam's, so that both take one rate (Liu et al. 2025, section 2.2). Adam
@@ -127,11 +136,11 @@ class Muon:
         Args:
             dtype: of the matrix products.
         """
+        layers = (m for m in network.modules() if isinstance(m, nn.Conv2d | nn.Linear))
         outer = {id(p) for layer in network.outer for p in layer.parameters()}  # type: ignore[union-attr]
-        parameters = list(network.parameters())
-        self.hidden = [p for p in parameters if p.ndim >= 2 and id(p) not in outer]
-        taken = {id(p) for p in self.hidden}
-        rest = [p for p in parameters if id(p) not in taken]
+        matrices = {id(layer.weight) for layer in layers} - outer
+        self.hidden = [p for p in network.parameters() if id(p) in matrices]
+        rest = [p for p in network.parameters() if id(p) not in matrices]
         self.param_groups = [{"params": self.hidden}, {"params": rest}]
         self.lr = lr
         self.dtype = dtype

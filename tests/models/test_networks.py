@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import math
 import os
@@ -20,6 +21,7 @@ from diffuse.models import build
 from diffuse.models.averaging import Averaging
 from diffuse.models.ddpm import Ddpm
 from diffuse.runtime.errors import UserError
+from diffuse.training.optimizer import Adam
 
 PUBLISHED = Path(os.environ.get("DIFFUSE_REFERENCE", ROOT.parent / "shared/reference"))
 
@@ -134,6 +136,29 @@ def test_a_cold_weight_file_brings_its_own_order(
 def test_the_reports_network_has_the_reports_size() -> None:
     network = build(CnnConfig(kind="cnn"))
     assert sum(p.numel() for p in network.parameters()) == 291_217
+
+
+def test_in_the_cnn_weights_gradients_moments_and_activations_lie_channels_last() -> None:
+    network = build(CnnConfig.model_validate({"kind": "cnn", "channels": (4, 6)}))
+    plain = {name: value.contiguous() for name, value in network.state_dict().items()}
+    network = copy.deepcopy(network)
+    network.load_state_dict(plain)
+    seen = []
+    for block in network.blocks:
+        for layer in (block.conv, block):
+            layer.register_forward_hook(lambda *args: seen.append(args[2]))
+    adam = Adam(network.parameters(), 1e-3)
+    for _ in range(2):
+        network(torch.rand(3, 1, 28, 28), torch.rand(3)).mean().backward()
+        adam.step()
+        adam.load_state_dict(copy.deepcopy(adam.state_dict()))
+    last = {"memory_format": torch.channels_last}
+    assert len(seen) == 8 and all(x.is_contiguous(**last) for x in seen)
+    for p, moment in zip(network.parameters(), adam.exp_avgs, strict=True):
+        assert p.grad.stride() == p.stride() == moment.stride()
+    for block in network.blocks:
+        assert block.conv.weight.is_contiguous(**last)
+        assert block.norm.weight[None].is_contiguous(**last)
 
 
 @pytest.mark.parametrize("patch", [1, 2, 4])
