@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from tests.lab import Lab
+from tests.lab import EPOCHS, Lab
 from tests.programs import read_json
 
 
@@ -17,7 +17,7 @@ def test_probes_are_jobs_of_their_own_after_which_a_sweep_knows_its_cost(lab: La
     assert lab.status() == {}
     found = json.loads(lab.sweep(seeds, packed, "--estimate", "--json"))
     assert not found["is_lower_bound"] and found["unit"] == "GPU"
-    assert [row["steps"] for row in found["runs"]] == [480] * 4
+    assert [row["steps"] for row in found["runs"]] == [EPOCHS * 16] * 4
     seconds = [row["seconds"] + row["evaluation_s"] for row in found["runs"]]
     assert found["wall_s"] <= sum(seconds) / 2 * 1.001, "two jobs side by side, two runs in each"
     assert found["remarks"] == [
