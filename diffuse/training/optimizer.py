@@ -22,7 +22,7 @@ A, B, C = 3.4445, -4.7750, 2.0315  # Jordan et al.: the steepest at 0 that stays
 
 
 class Optimizer(Protocol):
-    """What updates the parameters by their gradients."""
+    """An update of parameters by their gradients, with its state."""
 
     lr: float | Tensor
     param_groups: list[dict[str, Any]]
