@@ -265,7 +265,9 @@ def find(runs_dir: Path, names: Sequence[str]) -> list[Path]:
                 if not path.is_file():
                     raise UserError(f"{path}: no such weight file")
             elif not _is_run(path):
-                raise UserError(f"{path}: no run directory (it has no config.yaml)")
+                found = "(it has no config.yaml)" if path.exists() else "or file"
+                known = ", ".join(shipped)
+                raise UserError(f"{path}: no run directory {found}; the shipped models are {known}")
         return list({path.resolve(): path for path in paths}.values())
     if not runs_dir.is_dir():
         raise UserError(f"{runs_dir}: no such folder; name it by --runs-dir")
