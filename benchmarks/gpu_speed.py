@@ -32,8 +32,8 @@ from diffuse.training.state import TrainState
 PRESETS = ("ddpm/default", "ddpm/unet")
 OTHER_LAYOUT = "other layout"  # of the weights: plain for the CNN, channels-last for the U-Net
 MODES = {
-    "eager": [],
-    OTHER_LAYOUT: [],
+    "eager": ["train.graph=false"],
+    OTHER_LAYOUT: ["train.graph=false"],
     "compile": ["train.compile=true"],
     "graph": ["train.graph=true"],
 }

@@ -12,6 +12,7 @@ from diffuse.rundir.attempt import Attempt, Bystander
 from diffuse.rundir.directory import RunDir
 from diffuse.runtime.device import Precision
 from diffuse.runtime.distributed import World
+from diffuse.training import graph
 from diffuse.training.batches import Batches
 from diffuse.training.log import TrainLog
 from diffuse.training.schedule import Schedule
@@ -35,7 +36,8 @@ class Steps:
             attempt: publishes the rows of `log.flush`; default: nothing is published.
         """
         world = World(rank=0, local_rank=0, size=1, device=device)
-        self.state = TrainState.fresh(config, device, precision)
+        as_graph = graph.is_wanted(config.train, world, precision)
+        self.state = TrainState.fresh(config, device, precision, as_graph)
         self.forward: nn.Module = self.state.network
         if config.train.compile:
             self.forward = torch.compile(self.forward)  # type: ignore[assignment]

@@ -130,8 +130,8 @@ class TrainConfig(Section):
         "auto", description="precision of the network; auto: bf16 where the device has it"
     )
     compile: bool = Field(False, description="the network by torch.compile: needs a C++ compiler")
-    graph: bool = Field(
-        False, description="each step as one CUDA graph: on one GPU, in bf16 or fp32"
+    graph: Literal["auto", True, False] = Field(
+        "auto", description="each step as one CUDA graph; auto: on one GPU, in bf16 or fp32"
     )
     deterministic: bool = Field(False, description="bitwise repeatable on CUDA, slower")
 
@@ -311,7 +311,7 @@ class Config(Section):
                 "eval": True,
                 "tracking": True,
                 "system": True,
-                "train": {"epochs"},
+                "train": {"epochs", "graph"},  # a step is the same, bit for bit, as a graph
             },
         )
         if not kept.get("train"):

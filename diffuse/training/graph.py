@@ -2,7 +2,8 @@
 
 A graph is a record of kernels with all their arguments. So whatever differs from step to step must
 lie in tensors that stay where they are: the batch is copied into such ones before each replay, and
-the optimizer reads its rate from one (`TrainState.rate`).
+the optimizer reads its rate from one (`TrainState.rate`). On a GPU it does so without a graph too:
+both make the same bits, and a run may go on either way.
 """
 
 from __future__ import annotations
@@ -13,10 +14,35 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
+from diffuse.config.schema import TrainConfig
+from diffuse.runtime.device import Precision
+from diffuse.runtime.distributed import World
+from diffuse.runtime.errors import UserError
 from diffuse.training.batches import Batch
 
 Work = Callable[[nn.Module, Batch], tuple[Tensor, Tensor]]
 WARM_UP = 3  # calls before the record: cuDNN chooses algorithms, libraries make their handles
+
+
+def is_wanted(settings: TrainConfig, world: World, precision: Precision) -> bool:
+    """Whether steps are to be one graph: by train.graph, where auto is wherever they can be.
+
+    Raises UserError where train.graph=true and they cannot.
+    """
+    if settings.graph is False:
+        return False
+    obstacle = None
+    if world.device.type != "cuda":
+        obstacle = "needs a GPU"
+    elif world.size > 1:
+        obstacle = f"is for one rank, not {world.size}"
+    elif precision == "fp16":
+        obstacle = "is for bf16 and fp32, not fp16"
+    elif settings.compile:
+        obstacle = "and train.compile exclude each other"
+    if obstacle and settings.graph is True:
+        raise UserError(f"train.graph=true {obstacle}; leave it out")
+    return not obstacle
 
 
 class StepGraph:

@@ -23,7 +23,7 @@ from diffuse.rundir.directory import RunDir, open_run
 from diffuse.runtime.distributed import World, join
 from diffuse.runtime.errors import Superseded
 from diffuse.runtime.preemption import StopRequest
-from diffuse.training import pictures, resume
+from diffuse.training import graph, pictures, resume
 from diffuse.training.batches import Batches
 from diffuse.training.log import TrainLog
 from diffuse.training.schedule import Schedule
@@ -74,12 +74,12 @@ def _train(
     if done:
         return run
     precision = world.from_main(resume.settle_precision(config, run, content, world.device))
-    resume.check_graph(config, world, precision)
+    as_graph = graph.is_wanted(config.train, world, precision)
 
     # ---- begin an attempt
     attempt = Attempt.claim(run) if world.is_main else Bystander(run)
     environment = manifest.environment(world, precision)
-    state = TrainState.fresh(config, world.device, precision)
+    state = TrainState.fresh(config, world.device, precision, as_graph)
     if content is not None:
         state.restore(content)
     if attempt.publishes:

@@ -7,7 +7,7 @@ and `param_groups` as torch.amp.GradScaler wants them.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -146,20 +146,26 @@ class Muon:
         self.dtype = dtype
         self.momentum = [torch.zeros_like(p) for p in self.hidden]
         self.adam = Adam(rest, lr, betas=(0.9, 0.99))
+        # A GPU takes longer to launch a product than to compute it; on a CPU padding costs more.
+        each = range(len(self.hidden))
+        on_gpu = any(p.is_cuda for p in self.hidden)
+        self.batches = [slice(None)] if on_gpu else [slice(k, k + 1) for k in each]
 
     @torch.no_grad()
     def step(self) -> None:
         """Update all parameters by their gradients."""
-        for p, momentum in zip(self.hidden, self.momentum, strict=True):
-            assert p.grad is not None
-            momentum.lerp_(p.grad, 0.05)
-            update = p.grad.lerp(momentum, 0.95).flatten(1)
-            scale = 0.2 * max(update.shape) ** 0.5
-            update = orthogonal(update, self.dtype).view_as(p)
-            if isinstance(self.lr, Tensor):
-                p.addcmul_(update, self.lr, value=-scale)
-            else:
-                p.add_(update, alpha=-self.lr * scale)
+        grads = [p.grad for p in self.hidden if p.grad is not None]
+        assert len(grads) == len(self.hidden), "a parameter has no gradient"
+        torch._foreach_lerp_(self.momentum, grads, 0.05)
+        updates = [x.flatten(1) for x in torch._foreach_lerp(grads, self.momentum, 0.95)]
+        for batch in self.batches:
+            made_orthogonal = orthogonal(updates[batch], self.dtype)
+            for p, update in zip(self.hidden[batch], made_orthogonal, strict=True):
+                scale = 0.2 * max(update.shape) ** 0.5
+                if isinstance(self.lr, Tensor):
+                    p.addcmul_(update.view_as(p), self.lr, value=-scale)
+                else:
+                    p.add_(update.view_as(p), alpha=-self.lr * scale)
         self.adam.lr = self.lr
         self.adam.step()
 
@@ -174,14 +180,23 @@ class Muon:
         self.adam.load_state_dict(state_dict["adam"])
 
 
-def orthogonal(matrix: Tensor, dtype: torch.dtype) -> Tensor:
-    """The matrix [m, n] with its singular values near 1, by Newton-Schulz steps in `dtype`."""
-    x: Tensor = matrix.to(dtype)
-    is_tall = len(x) > x.shape[1]
-    x = x.T if is_tall else x
-    x = x / x.norm().clamp(min=1e-7)
+def orthogonal(matrices: Sequence[Tensor], dtype: torch.dtype) -> list[Tensor]:
+    """Each matrix [m, n] with its singular values near 1, by Newton-Schulz steps in `dtype`.
+
+    All in one batch, padded with zeros, which stay zeros.
+    """
+    wide = [x if len(x) <= x.shape[1] else x.T for x in matrices]
+    rows, columns = (max(x.shape[k] for x in wide) for k in (0, 1))
+    batch = wide[0].new_zeros(len(wide), rows, columns, dtype=dtype)
+    for place, x in zip(batch, wide, strict=True):
+        place[: len(x), : x.shape[1]] = x
+    batch = batch / batch.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)
     for _ in range(STEPS):
-        gram = x @ x.T
-        x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=B, alpha=C), x, beta=A)
-    x = x.T if is_tall else x
-    return x.to(matrix.dtype)
+        gram = batch @ batch.mT
+        polynomial = torch.baddbmm(gram, gram, gram, beta=B, alpha=C)
+        batch = torch.baddbmm(batch, polynomial, batch, beta=A)
+    results = []
+    for result, x in zip(batch.to(matrices[0].dtype), matrices, strict=True):
+        m, n = x.shape
+        results.append(result[:m, :n] if m <= n else result[:n, :m].T)
+    return results

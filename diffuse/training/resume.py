@@ -25,20 +25,6 @@ def check_batch(config: Config, world: World) -> None:
         )
 
 
-def check_graph(config: Config, world: World, precision: Precision) -> None:
-    """Raises UserError where a step cannot be one CUDA graph."""
-    if not config.train.graph:
-        return
-    if world.device.type != "cuda":
-        raise UserError("train.graph=true needs a GPU; on the CPU leave it out")
-    if world.size > 1:
-        raise UserError(f"train.graph=true is for one rank, not {world.size}; leave it out")
-    if precision == "fp16":
-        raise UserError("train.graph=true is for bf16 and fp32; leave it out, or set train.amp")
-    if config.train.compile:
-        raise UserError("train.graph and train.compile exclude each other; leave one out")
-
-
 def settle_precision(
     config: Config, run: RunDir, content: dict[str, Any] | None, device: torch.device
 ) -> Precision:

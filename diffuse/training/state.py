@@ -39,17 +39,24 @@ class TrainState:
     scaler: torch.amp.GradScaler
     process: Process
     step: int = 0
-    rate: Tensor | None = None  # [] the learning rate, where steps are a CUDA graph
+    rate: Tensor | None = None  # [] the learning rate on a GPU, where a graph can read it
     graph: StepGraph | None = None
 
     @classmethod
-    def fresh(cls, config: Config, device: torch.device, precision: Precision) -> TrainState:
-        """The state before the first step; initial weights follow from the seed alone."""
+    def fresh(
+        cls, config: Config, device: torch.device, precision: Precision, as_graph: bool = False
+    ) -> TrainState:
+        """The state before the first step; initial weights follow from the seed alone.
+
+        Args:
+            as_graph: the steps' work is one CUDA graph.
+        """
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive_seed(config.seed, Stream.INIT))
             network = build(config.model)
         network.to(device)
-        rate = torch.tensor(0.0, device=device) if config.train.graph else None
+        in_tensor = as_graph or device.type == "cuda"
+        rate = torch.tensor(0.0, device=device) if in_tensor else None
         state = cls(
             settings=config.train,
             precision=precision,
@@ -60,7 +67,7 @@ class TrainState:
             process=build_process(config).to(device),
             rate=rate,
         )
-        state.graph = StepGraph(state.advance) if config.train.graph else None
+        state.graph = StepGraph(state.advance) if as_graph else None
         return state
 
     @property

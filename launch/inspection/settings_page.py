@@ -72,7 +72,7 @@ def _values(schema: dict[str, Any]) -> str:
     if "const" in schema:
         return str(schema["const"])
     if "enum" in schema:
-        return ", ".join(map(str, schema["enum"]))
+        return ", ".join(x if isinstance(x, str) else json.dumps(x) for x in schema["enum"])
     match schema.get("type"):
         case "array" if "prefixItems" in schema:
             return " and ".join(map(_values, schema["prefixItems"]))

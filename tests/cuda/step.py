@@ -13,6 +13,7 @@ import torch
 
 from diffuse.config.presets import load_config, parse_set
 from diffuse.runtime.distributed import join
+from diffuse.training import graph
 from diffuse.training.batches import Batches
 from diffuse.training.recorder import Recorder
 from diffuse.training.schedule import Schedule
@@ -27,7 +28,8 @@ def main(preset: str, precision: str, *settings: str) -> None:
     config = load_config(preset, [parse_set([*orientation, *settings])])
     with join("cuda", 60) as world:
         torch.backends.cudnn.benchmark = True
-        state = TrainState.fresh(config, world.device, precision)  # type: ignore[arg-type]
+        as_graph = graph.is_wanted(config.train, world, precision)  # type: ignore[arg-type]
+        state = TrainState.fresh(config, world.device, precision, as_graph)  # type: ignore[arg-type]
         forward = world.parallel(state.network)
         images = torch.zeros(config.train.global_batch * 100, 28, 28, dtype=torch.uint8)
         schedule = Schedule.of(config, len(images), epochs=1)

@@ -116,6 +116,15 @@ def test_a_deterministic_training_repeats_bit_for_bit(
     record_property("seen", weights(again))
 
 
+def test_a_training_without_a_graph_is_the_one_with_it_bit_for_bit(
+    undisturbed: RunDir, preset: str, options: Options, tmp_path: Path, record_property: Seen
+) -> None:
+    """Steps are a graph by default."""
+    again = finished(options(preset, tmp_path, "--set=train.graph=false"))
+    assert_same_training(again, undisturbed, EPOCHS)
+    record_property("seen", weights(again))
+
+
 @pytest.mark.parametrize(
     ("number", "code"),
     [(signal.SIGKILL, -signal.SIGKILL), (signal.SIGTERM, 75)],
@@ -131,9 +140,9 @@ def test_a_disturbed_training_goes_on_bit_for_bit(
     record_property: Seen,
 ) -> None:
     line = options(preset, tmp_path)
-    with past_first_checkpoint(line, tmp_path) as (training,):
-        training.send_signal(number)
-        assert training.wait() == code, "it was done before the signal"
+    with past_first_checkpoint(line, tmp_path) as (process,):
+        process.send_signal(number)
+        assert process.wait() == code, "it was done before the signal"
     resumed = finished(line)
     assert_same_training(resumed, undisturbed, EPOCHS)
     record_property("seen", weights(resumed))

@@ -217,17 +217,41 @@ def test_image_i_of_a_draw_does_not_depend_on_its_batch(
     assert off < 0.02
 
 
+def losses_of(config: Config, device: torch.device, precision: Precision, n: int) -> Tensor:
+    """The mean of each of n steps' losses, [n] on the CPU."""
+    step = Steps(config, device, precision)
+    for _ in range(n):
+        step()
+    return torch.stack([loss.cpu() for _, _, loss, _ in step.log.recorder.pending])
+
+
 def test_a_compiled_step_is_the_uncompiled_one(device: torch.device, record_property: Seen) -> None:
     if not (shutil.which("gcc") or shutil.which("cc")):
         programs.leave_out("no C compiler")
     precision = resolve_precision("auto", device)
-    losses = []
-    for setting in ("false", "true"):
-        config = config_of("ddpm/default", device, f"train.compile={setting}")
-        step = Steps(config, device, precision)
-        for _ in range(3):
-            step()
-        losses.append(torch.stack([loss.cpu() for _, _, loss, _ in step.log.recorder.pending]))
-    off = float((losses[1] / losses[0] - 1).abs().max())
+    plain, compiled = (
+        losses_of(config_of("ddpm/default", device, f"train.compile={on}"), device, precision, 3)
+        for on in ("false", "true")
+    )
+    off = float((compiled / plain - 1).abs().max())
     record_property("seen", f"losses {off:.1e} off")
     assert off <= node_check.TOLERANCE[precision]
+
+
+@pytest.mark.parametrize("preset", ["ddpm/default", "ddpm/unet"])
+def test_twenty_steps_of_a_graph_are_twenty_steps(
+    device: torch.device, preset: str, record_property: Seen
+) -> None:
+    """cuDNN may choose other algorithms, but for train.deterministic (test_gpu_runs.py)."""
+    if device.type == "cpu":
+        pytest.skip("a CUDA graph needs a GPU")
+    plain, graphed = (
+        losses_of(config_of(preset, device, f"train.graph={on}"), device, "fp32", 20)
+        for on in ("false", "true")
+    )
+    off = (graphed / plain - 1).abs()
+    record_property(
+        "seen", f"losses {float(off[3]):.1e} off in its first, {float(off[-1]):.1e} in 20"
+    )
+    assert off[:4].max() <= node_check.TOLERANCE["fp32"]
+    assert off.max() <= node_check.TOLERANCE["bf16"]

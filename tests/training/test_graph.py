@@ -15,9 +15,8 @@ from diffuse.config.presets import load_config, parse_set
 from diffuse.config.schema import Config
 from diffuse.runtime.distributed import World
 from diffuse.runtime.errors import UserError
-from diffuse.training import resume
 from diffuse.training.batches import Batch
-from diffuse.training.graph import WARM_UP, StepGraph
+from diffuse.training.graph import WARM_UP, StepGraph, is_wanted
 from diffuse.training.state import TrainState
 from tests.programs import assert_same
 
@@ -102,8 +101,8 @@ def batch_of(state: TrainState, step: int) -> Batch:
 def test_replayed_steps_are_the_steps_themselves(
     tapes: None, preset: str, settings: tuple[str, ...]
 ) -> None:
-    config = config_of(preset, *settings, "train.graph=true")
-    plain, graphed = (TrainState.fresh(config, CPU, "fp32") for _ in range(2))
+    config = config_of(preset, *settings)
+    plain, graphed = (TrainState.fresh(config, CPU, "fp32", as_graph=True) for _ in range(2))
     plain.graph = None
     results = []
     for step in range(1, WARM_UP + 5):
@@ -117,15 +116,18 @@ def test_replayed_steps_are_the_steps_themselves(
 
 @pytest.mark.parametrize("preset", ["ddpm/default", "ddpm/unet"])
 def test_a_rate_in_a_tensor_makes_the_step_of_a_number_but_for_its_last_bits(preset: str) -> None:
-    small = "model.channels=8,8"
-    configs = [config_of(preset, small, f"train.graph={graph}") for graph in (True, False)]
-    states = [TrainState.fresh(config, CPU, "fp32") for config in configs]
+    config = config_of(preset, "model.channels=8,8")
+    states = [TrainState.fresh(config, CPU, "fp32", as_graph=on) for on in (True, False)]
     states[0].graph = None
     for state in states:
         state.update(state.network, batch_of(state, 1))
     left, right = (dict(state.network.state_dict()) for state in states)
     torch.testing.assert_close(left, right, rtol=0, atol=1e-8)
-    assert configs[0].signature != configs[1].signature
+
+
+def test_a_run_is_the_same_with_and_without_a_graph() -> None:
+    configs = [config_of("ddpm/unet", f"train.graph={on}") for on in ("auto", "true", "false")]
+    assert len({config.run_name for config in configs}) == 1
 
 
 def test_a_number_of_pythons_stays_as_it_was_recorded(tapes: None) -> None:
@@ -149,20 +151,28 @@ def test_a_number_of_pythons_stays_as_it_was_recorded(tapes: None) -> None:
     ("device", "size", "precision", "settings", "message"),
     [
         (CPU, 1, "bf16", (), "needs a GPU"),
-        (GPU, 2, "bf16", (), "for one rank, not 2"),
-        (GPU, 1, "fp16", (), "for bf16 and fp32"),
+        (GPU, 2, "bf16", (), "is for one rank, not 2"),
+        (GPU, 1, "fp16", (), "is for bf16 and fp32, not fp16"),
         (GPU, 1, "bf16", ("train.compile=true",), "exclude each other"),
     ],
 )
-def test_a_step_that_cannot_be_a_graph_is_refused(
+def test_a_step_that_cannot_be_a_graph_is_none_or_refused_where_it_is_asked_for(
     device: torch.device, size: int, precision: Any, settings: tuple[str, ...], message: str
 ) -> None:
-    world = World(rank=0, local_rank=0, size=size, device=device)
-    usual = config_of("ddpm/default", *settings)
-    resume.check_graph(usual, world, precision)
-    resume.check_graph(config_of("ddpm/default", "train.graph=true"), World(0, 0, 1, GPU), "bf16")
+    def wanted(graph: str) -> bool:
+        config = config_of("ddpm/default", *settings, f"train.graph={graph}")
+        return is_wanted(config.train, World(0, 0, size, device), precision)
+
+    assert not wanted("auto") and not wanted("false")
     with pytest.raises(UserError, match=message) as caught:
-        resume.check_graph(
-            config_of("ddpm/default", "train.graph=true", *settings), world, precision
-        )
+        wanted("true")
     assert "\n" not in str(caught.value)
+
+
+def test_a_step_is_a_graph_wherever_it_can_be_unless_it_is_refused() -> None:
+    configs = {
+        on: config_of("ddpm/default", f"train.graph={on}") for on in ("auto", "true", "false")
+    }
+    one_gpu = World(0, 0, 1, GPU)
+    wanted = {on: is_wanted(config.train, one_gpu, "bf16") for on, config in configs.items()}
+    assert wanted == {"auto": True, "true": True, "false": False}

@@ -13,7 +13,7 @@ from torch import nn
 
 from diffuse import models
 from diffuse.config.presets import load_config, parse_set
-from diffuse.training.optimizer import Adam, Muon
+from diffuse.training.optimizer import Adam, Muon, orthogonal
 from tests.programs import ROOT, TINY, assert_same
 
 TRAINING = """
@@ -132,6 +132,23 @@ def test_muon_is_torchs_on_hidden_matrices_and_adam_for_the_rest(
     # torch's is in bfloat16; four updates move a weight by about 0.01
     atol = 1e-6 if dtype == torch.bfloat16 else 5e-4
     torch.testing.assert_close(network.state_dict(), plain.state_dict(), rtol=0, atol=atol)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_matrices_of_a_batch_are_made_orthogonal_as_each_alone(dtype: torch.dtype) -> None:
+    """On a GPU all of them are one batch, padded with zeros."""
+    rng = torch.Generator().manual_seed(0)
+    matrices = [
+        torch.randn(shape, generator=rng) for shape in ((8, 24), (24, 8), (16, 16), (3, 70))
+    ]
+    together = orthogonal(matrices, dtype)
+    for matrix, result in zip(matrices, together, strict=True):
+        (alone,) = orthogonal([matrix], dtype)
+        assert result.shape == matrix.shape
+        tolerance = 0.05 if dtype == torch.bfloat16 else 1e-5
+        torch.testing.assert_close(result, alone, rtol=0, atol=tolerance)
+        singular = torch.linalg.svdvals(result)
+        assert singular.min() > 0.4 and singular.max() < 1.3
 
 
 @pytest.mark.parametrize("name", ["adam", "muon"])
