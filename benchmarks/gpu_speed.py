@@ -85,7 +85,9 @@ def steps(place: Place) -> str:
     for preset in PRESETS:
         for mode in MODES:
             row = ["not measured: the time was up"]
-            if mode == "graph" and place.name == "cpu":
+            if mode == "graph" and resolve_precision("auto", place.device) != "bf16":
+                row = ["not measured: needs a GPU with bf16"]
+            elif mode == "graph" and place.name == "cpu":
                 row = ["not measured: needs a GPU"]
             elif place.has_time:
                 try:

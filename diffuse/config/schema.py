@@ -131,7 +131,8 @@ class TrainConfig(Section):
     )
     compile: bool = Field(False, description="the network by torch.compile: needs a C++ compiler")
     graph: Literal["auto", True, False] = Field(
-        "auto", description="each step as one CUDA graph; auto: on one GPU, in bf16 or fp32"
+        "auto",
+        description="each step as one CUDA graph; auto: on one GPU, in bf16 or fp32, uncompiled",
     )
     deterministic: bool = Field(False, description="bitwise repeatable on CUDA, slower")
 

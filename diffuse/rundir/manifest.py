@@ -27,7 +27,8 @@ def environment(world: World, precision: str) -> dict[str, Any]:
         "device": device.device_name(world.device),
         "torch": str(torch.__version__),
         **device.software(world.device),
-        **({"nodes": world.nodes} if world.device.type == "cuda" else {}),
+        # of the learning rate: earlier versions had Python's float64 on a GPU, too
+        **({"nodes": world.nodes, "rate": "float32"} if world.device.type == "cuda" else {}),
     }
 
 

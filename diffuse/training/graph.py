@@ -39,9 +39,9 @@ def is_wanted(settings: TrainConfig, world: World, precision: Precision) -> bool
     elif precision == "fp16":
         obstacle = "is for bf16 and fp32, not fp16"
     elif settings.compile:
-        obstacle = "and train.compile exclude each other"
+        obstacle = "does not go with train.compile"
     if obstacle and settings.graph is True:
-        raise UserError(f"train.graph=true {obstacle}; leave it out")
+        raise UserError(f"train.graph=true {obstacle}; leave train.graph out")
     return not obstacle
 
 
@@ -55,6 +55,7 @@ class StepGraph:
         """
         self.work = work
         self.calls = 0
+        self.aside: torch.cuda.Stream | None = None
 
     def __call__(self, forward: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
         """The two results of `work` on `batch`, as new tensors."""
@@ -71,11 +72,13 @@ class StepGraph:
 
     def _aside(self, forward: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
         """Without a graph, on a stream of its own, as torch wants it before a capture."""
-        here, aside = torch.cuda.current_stream(), torch.cuda.Stream()  # type: ignore[no-untyped-call]
-        aside.wait_stream(here)
-        with torch.cuda.stream(aside):
+        if self.aside is None:  # one for all, which keeps the memory that it has freed
+            self.aside = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        here = torch.cuda.current_stream()
+        self.aside.wait_stream(here)
+        with torch.cuda.stream(self.aside):
             results = self.work(forward, batch)
-        here.wait_stream(aside)
+        here.wait_stream(self.aside)
         return results
 
     def _record(self, forward: nn.Module, batch: Batch) -> None:

@@ -26,7 +26,7 @@ from diffuse.runtime.errors import UserError
 MOST_ALIKE = 8  # runs whose speed is read, the newest
 STEP_CALLS = 3  # network evaluations that cost as much as a training step: its backward pass is two
 # The settings of a step that it takes longer or shorter by, beside the network and the batch.
-OF_STEP = {"optimizer", "accumulate", "compile", "graph", "deterministic"}
+OF_STEP = {"optimizer", "accumulate", "compile", "deterministic"}
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,11 @@ class Place:
         share = self.runs_per_gpu if self.on_gpu else self.threads
         step = config.train.model_dump(include=OF_STEP)
         batch = config.train.global_batch / self.ranks
-        return (self.on_gpu, share, batch, config.model.model_dump_json(), *step.values())
+        # as training/graph.py decides, but for fp16, which the precision tells apart
+        one_gpu = self.on_gpu and self.ranks == 1
+        as_graph = one_gpu and not config.train.compile and config.train.graph is not False
+        network = config.model.model_dump_json()
+        return (self.on_gpu, share, batch, network, as_graph, *step.values())
 
 
 @dataclass(frozen=True)

@@ -137,12 +137,14 @@ def test_losses_and_gradients_of_whole_steps_are_those_of_the_cpu(
     assert error <= allowed
 
 
+@pytest.mark.parametrize("graph", ["auto", "false"])
 @pytest.mark.parametrize("preset", ["ddpm/default", "ddpm/unet", "cold/default_28"])
 def test_twenty_steps_wait_for_nothing(
-    device: torch.device, sync_debug: None, preset: str, record_property: Seen
+    device: torch.device, sync_debug: None, preset: str, graph: str, record_property: Seen
 ) -> None:
-    step = Steps(config_of(preset, device), device, resolve_precision("auto", device))
-    for _ in range(3):  # in the first ones libraries load
+    config = config_of(preset, device, f"train.graph={graph}")
+    step = Steps(config, device, resolve_precision("auto", device))
+    for _ in range(4):  # in the first ones libraries load, then a graph is recorded
         step()
     if device.type == "cuda":
         torch.cuda.set_sync_debug_mode("error")

@@ -126,6 +126,7 @@ def test_a_training_on_cuda_goes_from_beginning_to_end(
     assert (run.status()["state"], run.status()["epoch"]) == ("done", 2)
     environment = programs.read_json(run.manifest_path)["environment"]
     expected = {"device": "Null GPU", "precision": "bf16", "world_size": ranks, "nodes": 1}
+    expected |= {"rate": "float32"}
     assert expected.items() <= environment.items()
     assert environment["cudnn"] == "91500" and environment["nccl"]
     assert run.has_samples(2)

@@ -150,6 +150,8 @@ def test_the_slow_start_of_an_attempt_does_not_count(tmp_path: Path) -> None:
         ("train.global_batch=256", False),
         ("train.optimizer=muon", False),
         ("train.compile=true", False),
+        ("train.graph=true", True),
+        ("train.graph=false", False),
         ("model.channels=16,32", False),
         ("system.device=cpu", False),
     ],
@@ -160,6 +162,12 @@ def test_alike_are_runs_whose_steps_take_as_long(
     trained(tmp_path, config("seed=1"), 0.02)
     (row,) = on_slurm(tmp_path, [config(setting)]).rows
     assert (row.speed is not None) == is_like
+
+
+def test_steps_of_several_ranks_are_no_graph_whatever_is_asked_for(tmp_path: Path) -> None:
+    trained(tmp_path, config("train.graph=false"), 0.02, ranks=2)
+    (row,) = on_slurm(tmp_path, [config("seed=2")], gpus_per_node=2).rows
+    assert row.speed and row.speed.step_s == pytest.approx(0.02)
 
 
 def test_ranks_share_a_batch_and_runs_a_gpu(tmp_path: Path) -> None:

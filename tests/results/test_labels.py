@@ -71,6 +71,9 @@ def test_a_label_says_what_differs_and_nothing_else(tmp_path: Path) -> None:
     assert list(labels(found).values()) == ["ddpm/quick lr=0.004", "ddpm/quick lr=0.002"]
     found = results_of(tmp_path, ONE_PRESET)
     assert list(labels(found).values()) == ["ddpm/quick, seed 0", "ddpm/quick, seed 1"]
+    for result, graph in zip(found, (False, "auto"), strict=True):  # as two versions write it
+        result.config["train"]["graph"] = graph
+    assert list(labels(found).values()) == ["ddpm/quick, seed 0", "ddpm/quick, seed 1"]
     found = results_of(tmp_path, "runs: [{preset: ddpm/quick}, {preset: ddpm/unet}]")
     assert list(labels(found).values()) == ["ddpm/quick", "ddpm/unet"]
 

@@ -153,7 +153,7 @@ def test_a_number_of_pythons_stays_as_it_was_recorded(tapes: None) -> None:
         (CPU, 1, "bf16", (), "needs a GPU"),
         (GPU, 2, "bf16", (), "is for one rank, not 2"),
         (GPU, 1, "fp16", (), "is for bf16 and fp32, not fp16"),
-        (GPU, 1, "bf16", ("train.compile=true",), "exclude each other"),
+        (GPU, 1, "bf16", ("train.compile=true",), "does not go with"),
     ],
 )
 def test_a_step_that_cannot_be_a_graph_is_none_or_refused_where_it_is_asked_for(
