@@ -85,10 +85,11 @@ def steps(place: Place) -> str:
     for preset in PRESETS:
         for mode in MODES:
             row = ["not measured: the time was up"]
-            if mode == "graph" and resolve_precision("auto", place.device) != "bf16":
-                row = ["not measured: needs a GPU with bf16"]
-            elif mode == "graph" and place.name == "cpu":
-                row = ["not measured: needs a GPU"]
+            precision = resolve_precision("auto", place.device)
+            train = load_config(preset).train
+            obstacle = train.graph_obstacle(place.name == "cuda", 1, precision)
+            if mode == "graph" and obstacle:
+                row = [f"not measured: train.graph {obstacle}"]
             elif place.has_time:
                 try:
                     row = step(place, preset, mode)

@@ -29,6 +29,8 @@ from diffuse.config.section import IMAGE_SIZE, CommaSeparated, Section
 from diffuse.runtime.errors import UserError
 
 TRAIN_IMAGES = 60_000
+# Settings of training that change no step: a step is the same, bit for bit, as a CUDA graph.
+UNSIGNED = ("epochs", "graph")
 IS_SPLITS = 10  # of the images, over which the inception score is a mean
 
 Epochs = Annotated[tuple[Annotated[int, Field(ge=1)], ...], Ranges]
@@ -135,6 +137,16 @@ class TrainConfig(Section):
         description="each step as one CUDA graph; auto: on one GPU, in bf16 or fp32, uncompiled",
     )
     deterministic: bool = Field(False, description="bitwise repeatable on CUDA, slower")
+
+    def graph_obstacle(self, on_gpu: bool, world_size: int, precision: str) -> str | None:
+        """The reason why a step cannot be one CUDA graph there; None where it can."""
+        if not on_gpu:
+            return "needs a GPU"
+        if world_size > 1:
+            return f"is for one rank, not {world_size}"
+        if precision == "fp16":
+            return "is for bf16 and fp32, not fp16"
+        return "does not go with train.compile" if self.compile else None
 
 
 class CheckpointConfig(Section):
@@ -312,7 +324,7 @@ class Config(Section):
                 "eval": True,
                 "tracking": True,
                 "system": True,
-                "train": {"epochs", "graph"},  # a step is the same, bit for bit, as a graph
+                "train": set(UNSIGNED),
             },
         )
         if not kept.get("train"):

@@ -25,24 +25,15 @@ WARM_UP = 3  # calls before the record: cuDNN chooses algorithms, libraries make
 
 
 def is_wanted(settings: TrainConfig, world: World, precision: Precision) -> bool:
-    """Whether steps are to be one graph: by train.graph, where auto is wherever they can be.
+    """True where each step is to be one CUDA graph: train.graph decides, and auto takes a graph
+    unless there is an obstacle.
 
-    Raises UserError where train.graph=true and they cannot.
+    Raises UserError where train.graph=true meets an obstacle.
     """
-    if settings.graph is False:
-        return False
-    obstacle = None
-    if world.device.type != "cuda":
-        obstacle = "needs a GPU"
-    elif world.size > 1:
-        obstacle = f"is for one rank, not {world.size}"
-    elif precision == "fp16":
-        obstacle = "is for bf16 and fp32, not fp16"
-    elif settings.compile:
-        obstacle = "does not go with train.compile"
+    obstacle = settings.graph_obstacle(world.device.type == "cuda", world.size, precision)
     if obstacle and settings.graph is True:
         raise UserError(f"train.graph=true {obstacle}; leave train.graph out")
-    return not obstacle
+    return settings.graph is not False and not obstacle
 
 
 class StepGraph:

@@ -44,9 +44,8 @@ class Place:
         share = self.runs_per_gpu if self.on_gpu else self.threads
         step = config.train.model_dump(include=OF_STEP)
         batch = config.train.global_batch / self.ranks
-        # as training/graph.py decides, but for fp16, which the precision tells apart
-        one_gpu = self.on_gpu and self.ranks == 1
-        as_graph = one_gpu and not config.train.compile and config.train.graph is not False
+        obstacle = config.train.graph_obstacle(self.on_gpu, self.ranks, config.train.amp)
+        as_graph = config.train.graph is not False and not obstacle
         network = config.model.model_dump_json()
         return (self.on_gpu, share, batch, network, as_graph, *step.values())
 

@@ -7,20 +7,20 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from diffuse.config.schema import UNSIGNED
 from launch.grids.selection import leaves
 from launch.results.results import Result
 
 # Sections that change neither the weights nor the figures of a cell.
 INDIFFERENT = ("system", "tracking", "checkpoint", "samples", "eval")
-# Settings of training that change no step.
-NO_STEP = ("train.epochs", "train.graph")
 Settings = dict[str, str]  # dotted key: value as JSON
 
 
 def settings(config: Mapping[str, Any]) -> Settings:
     """The settings that change a cell, other than its seed and its number of epochs."""
     kept = {k: v for k, v in config.items() if k not in (*INDIFFERENT, "preset", "seed")}
-    return {k: json.dumps(v).strip('"') for k, v in leaves(kept) if k not in NO_STEP}
+    unsigned = {f"train.{key}" for key in UNSIGNED}
+    return {k: json.dumps(v).strip('"') for k, v in leaves(kept) if k not in unsigned}
 
 
 def labels(results: Sequence[Result]) -> dict[str, str]:
