@@ -43,6 +43,7 @@ cluster: | $(VENV)/bin/pip
 
 drill: $(VENV)/.dev cluster $(DATA)/mnist.h5 ## Attack trainings and sweeps with faults (within 25 minutes, or DRILL_MINUTES)
 	$(BIN)/python -m tests.drill --data-dir $(DATA) $(if $(SEED),--seed $(SEED))
+	DIFFUSE_DATA=$(DATA) $(BIN)/python -m pytest -q tests/test_fuzz.py --hypothesis-profile=drill $(if $(SEED),--hypothesis-seed=$(SEED))
 
 check: $(VENV)/.dev ## Format, lint and type-check, as pre-commit does
 	$(BIN)/ruff format --check . && $(BIN)/ruff check . && $(BIN)/mypy

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import settings
 from xdist.scheduler import LoadFileScheduling
 
 from diffuse import ROOT
@@ -46,6 +47,11 @@ SLOW = {
     *("test_uploads", "test_secrets", "test_distributed", "test_lowest_versions"),
     *("test_nameless", "test_gpu_runs", "test_gpu_steps"),
 }
+
+
+settings.register_profile("test", max_examples=20, derandomize=True)
+settings.register_profile("drill", max_examples=40)
+settings.load_profile("test")
 
 
 class Groups(LoadFileScheduling):

@@ -19,6 +19,7 @@ import json
 import os
 import runpy
 import select
+import shlex
 import signal
 import socket
 import struct
@@ -27,7 +28,9 @@ import sys
 import tempfile
 import threading
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
+
+from tests.warm_python import umask
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -44,15 +47,33 @@ NUMBER = struct.Struct("i")
 class Fork:
     """A program that runs, with the methods of `subprocess.Popen` that the tests use."""
 
-    def __init__(self, command: list[str], cwd: Path, env: dict[str, str]) -> None:
+    def __init__(
+        self, command: list[str], cwd: Path, env: dict[str, str], warm: bool = False
+    ) -> None:
+        """Start it.
+
+        Args:
+            warm: its jobs are forks too: its `sys.executable` is tests/warm_python.py.
+        """
         self.args, self.returncode = command, None
         self._out, self._err = (tempfile.TemporaryFile("w+") for _ in range(2))  # noqa: SIM115
         self._line = socket.socket(socket.AF_UNIX)
         self._line.connect(_server())
-        order = json.dumps({"arguments": command[1:], "cwd": str(cwd), "env": env}).encode()
-        streams = [self._out.fileno(), self._err.fileno()]
-        socket.send_fds(self._line, [NUMBER.pack(len(order))], streams)
-        self._line.sendall(order)
+        order = {
+            "arguments": command[1:],
+            "cwd": str(cwd),
+            "env": env,
+            "umask": umask(),
+            "ignored": [],
+            "unbuffered": False,
+            "warm": warm,
+            "tied": False,
+        }
+        content = json.dumps(order).encode()
+        with Path(os.devnull).open() as nothing:
+            streams = [nothing.fileno(), self._out.fileno(), self._err.fileno()]
+            socket.send_fds(self._line, [NUMBER.pack(len(content))], streams)
+        self._line.sendall(content)
         (self.pid,) = NUMBER.unpack(self._line.recv(NUMBER.size))
 
     def poll(self) -> int | None:
@@ -93,6 +114,11 @@ class Fork:
         self.send_signal(signal.SIGKILL)
 
 
+def warm_python() -> Path:
+    """The executable tests/warm_python.py of this process's server."""
+    return Path(_server()).with_name("python")
+
+
 @functools.cache
 def _server() -> str:
     """The address of this process's server, which ends with it."""
@@ -124,6 +150,10 @@ def _serve(address: str) -> None:
     gc.freeze()  # the forks share its objects' memory
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for the keepers
+    warm = Path(address).with_name("python")
+    script = (sys.executable, "-IS", str(ROOT / "tests" / "warm_python.py"), sys.executable)
+    warm.write_text(f'#!/bin/sh\nexec {shlex.join((*script, address))} "$@"\n')
+    warm.chmod(0o700)
     with socket.socket(socket.AF_UNIX) as door:
         door.bind(address)
         door.listen(64)
@@ -132,7 +162,7 @@ def _serve(address: str) -> None:
             line, _ = door.accept()
             if os.fork() == 0:
                 door.close()
-                _keep(line)
+                _keep(line, warm)
             line.close()
 
 
@@ -145,38 +175,51 @@ def _draw() -> None:
     figure.savefig(io.BytesIO())
 
 
-def _keep(line: socket.socket) -> NoReturn:
-    """Start the program, and tell its process number and its exit code."""
+def _keep(line: socket.socket, warm: Path) -> NoReturn:
+    """Start the program, tell its process number, and then its exit code."""
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    head, streams, _, _ = socket.recv_fds(line, NUMBER.size, 2)
+    head, streams, _, _ = socket.recv_fds(line, NUMBER.size, 3)
     order = json.loads(line.recv(*NUMBER.unpack(head), socket.MSG_WAITALL))
     pid = os.fork()
     if pid == 0:
         line.close()
-        _become(order["arguments"], order["cwd"], order["env"], streams)
+        _become(order, streams, warm)
         _end(_run(order["arguments"]))
     for stream in streams:
         os.close(stream)
-    with contextlib.suppress(OSError):  # the owner is gone
-        line.sendall(NUMBER.pack(pid))
-        line.sendall(NUMBER.pack(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])))
+    _tell(line, pid)
+    if order["tied"] and line in select.select([line, os.pidfd_open(pid)], [], [])[0]:
+        os.kill(pid, signal.SIGKILL)  # with its owner
+    _tell(line, os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
     os._exit(0)
 
 
-def _become(arguments: list[str], cwd: str, env: dict[str, str], streams: list[int]) -> None:
+def _tell(line: socket.socket, number: int) -> None:
+    with contextlib.suppress(OSError):  # the owner is gone
+        line.sendall(NUMBER.pack(number))
+
+
+def _become(order: dict[str, Any], streams: list[int], warm: Path) -> None:
     """Make this process the one that the order is for."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-    for number, stream in enumerate(streams, 1):
+    for number in order["ignored"]:
+        signal.signal(number, signal.SIG_IGN)
+    for number, stream in enumerate(streams):
         os.dup2(stream, number)
         os.close(stream)
-    os.chdir(cwd)
+    if order["unbuffered"]:
+        sys.stdout.reconfigure(write_through=True)  # type: ignore[union-attr]
+    if order["warm"]:
+        sys.executable = str(warm)
+    os.umask(order["umask"])
+    os.chdir(order["cwd"])
     os.environ.clear()
-    os.environ.update(env)
+    os.environ.update(order["env"])
     for name in [name for name in sys.modules if name.partition(".")[0] == "tests"]:
         del sys.modules[name]
-    path = env.get("PYTHONPATH")
-    first = cwd if arguments[0] == "-m" else str(Path(arguments[0]).resolve().parent)
+    path = order["env"].get("PYTHONPATH")
+    script = order["arguments"][0]
+    first = order["cwd"] if script == "-m" else str(Path(script).resolve().parent)
     sys.path[:1] = [first, *(path.split(os.pathsep) if path else ())]
 
 

@@ -21,13 +21,25 @@ URGENT = ("sbatch", "--parsable", "--output=/dev/null", "-pgpu", "-N2", "--gpus-
 
 
 class Lab:
-    """A grid, its runs folder, and the programs on this cluster."""
+    """A grid, its runs folder, and the programs on this cluster.
+
+    Args:
+        root: whose launch/ is used.
+        warm: the programs of its jobs are forks (tests/warm_python.py), whose processes in the job
+            hand signals on; else they are these processes themselves.
+    """
 
     def __init__(
-        self, cluster: Cluster, grid: str, folder: Path, data_dir: Path, root: Path = ROOT
+        self,
+        cluster: Cluster,
+        grid: str,
+        folder: Path,
+        data_dir: Path,
+        root: Path = ROOT,
+        warm: bool = True,
     ) -> None:
         self.cluster, self.runs, self.data_dir = cluster, folder / "runs", data_dir
-        self.root = root  # whose launch/ is used
+        self.root, self.warm = root, warm
         self.grid = folder / "grid.yaml"
         self.grid.write_text(grid)
 
@@ -36,7 +48,8 @@ class Lab:
     ) -> subprocess.CompletedProcess[str]:
         path = f"{self.root}/launch/{name}"
         around = {**self.cluster.env, **env}
-        return programs.run(path, *arguments, f"--runs-dir={self.runs}", afresh=afresh, **around)
+        runs = f"--runs-dir={self.runs}"
+        return programs.run(path, *arguments, runs, afresh=afresh, warm=self.warm, **around)
 
     def command(self, *arguments: str, grid: str | Path | None = None) -> list[str]:
         """Arguments of a sweep of small trainings."""

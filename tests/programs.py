@@ -60,12 +60,17 @@ def command(program: str, *arguments: str | Path, ranks: int = 1) -> list[str]:
 
 
 def start(
-    program: str, *arguments: str | Path, cwd: Path = ROOT, afresh: bool = False, **env: str
+    program: str,
+    *arguments: str | Path,
+    cwd: Path = ROOT,
+    afresh: bool = False,
+    warm: bool = False,
+    **env: str,
 ) -> Fork | subprocess.Popen[str]:
     """Start a program as a fork (tests/forks.py), or by a new interpreter."""
     line, around = command(program, *arguments), environment(**env)
     if not afresh:
-        return Fork(line, cwd, around)
+        return Fork(line, cwd, around, warm)
     out = subprocess.PIPE
     return subprocess.Popen(line, cwd=cwd, env=around, stdout=out, stderr=out, text=True)
 
@@ -76,12 +81,14 @@ def run(
     ranks: int = 1,
     cwd: Path = ROOT,
     afresh: bool = False,
+    warm: bool = False,
     **env: str,
 ) -> subprocess.CompletedProcess[str]:
     """Run a program to its end and return its output.
 
     Args:
         afresh: by a new interpreter, and torchrun for several ranks, not as forks.
+        warm: the programs of its jobs are forks too.
     """
     if afresh:
         line, around = command(program, *arguments, ranks=ranks), environment(**env)
@@ -90,7 +97,7 @@ def run(
         )
     port = free_port()
     places = [place(rank, ranks, port) for rank in range(ranks)]
-    processes = [start(program, *arguments, cwd=cwd, **env, **more) for more in places]
+    processes = [start(program, *arguments, cwd=cwd, warm=warm, **env, **more) for more in places]
     try:
         out, err = zip(*(process.communicate(1100) for process in processes), strict=True)
     finally:

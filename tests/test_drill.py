@@ -13,19 +13,17 @@ from tests import programs
 from tests.drill.__main__ import PARTS
 from tests.programs import ROOT
 
-# Of the usual trials; each fault is tried at least once.
-SHARES = {"kills": 0.1, "signals": 0.1, "storage": 0.1, "damage": 0, "submission": 0, "W&B": 0}
-SHARES["endurance"] = 0
+HERE = ("kills", "signals", "storage", "damage", "submission", "W&B", "endurance")
 ELSEWHERE = {"jobs"}  # each of its faults is a test in tests/test_interruption.py
 
 
 def test_each_part_of_the_drill_is_tried_here_or_elsewhere() -> None:
-    assert {*SHARES, *ELSEWHERE} == {*PARTS}
+    assert {*HERE, *ELSEWHERE} == {*PARTS}
 
 
-@pytest.mark.parametrize("part", SHARES)
-def test_nothing_is_lost(part: str, tmp_path: Path, data_dir: Path) -> None:
-    arguments = [f"--share={SHARES[part]}", f"--data-dir={data_dir}"]
+@pytest.mark.parametrize("part", HERE)
+def test_each_fault_once_and_nothing_is_lost(part: str, tmp_path: Path, data_dir: Path) -> None:
+    arguments = ["--share=0", f"--data-dir={data_dir}"]
     arguments += [part, "--seed=1", f"--folder={tmp_path}"]
     done = programs.run("tests.drill", *arguments)
     assert done.returncode == 0, done.stdout[-5000:] + done.stderr

@@ -1,6 +1,7 @@
 """Whatever is typed or named: a known exit code, one line where it fails, and nothing is touched.
 
 The programs run as forks (tests/drill/program.py), so that hundreds of inputs take seconds.
+`make test` tries the same few inputs each time, `make drill` more of them, and others each time.
 """
 
 from __future__ import annotations
@@ -86,10 +87,9 @@ YAML = st.recursive(
     lambda below: st.lists(below, max_size=3) | st.dictionaries(SCALAR, below, max_size=3),
     max_leaves=6,
 )
+# How many inputs, and whether the same ones each time, is a profile's matter (tests/conftest.py).
 slow = settings(
-    max_examples=40,
     deadline=None,
-    derandomize=True,  # the same inputs on every machine
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 
@@ -156,7 +156,7 @@ def command_line(module: str) -> st.SearchStrategy[list[str]]:
 
 @pytest.mark.parametrize("module", PROGRAMS)
 def test_no_command_line_breaks_a_program(module: str, folder: Path) -> None:
-    @settings(slow, max_examples=15 if module == "diffuse.prepare" else 60)
+    @slow
     @given(words=command_line(module), bare=st.booleans())
     def holds(words: list[str], bare: bool) -> None:
         run(module, words if bare else PROGRAMS[module] + words, folder)

@@ -42,7 +42,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory, data_dir: Path) -> Path:
         if "sample" in program:  # the shell's part
             (run,) = folder.glob(arguments[0])
             arguments[0] = str(run)
-        done = programs.run(program, *arguments, cwd=folder, DIFFUSE_DATA=str(data_dir))
+        where = {"cwd": folder, "DIFFUSE_DATA": str(data_dir)}
+        done = programs.run(program, *arguments, warm=True, **where)
         assert done.returncode == 0, f"{text}: {done.stdout}{done.stderr}"
     return folder
 

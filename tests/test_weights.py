@@ -35,9 +35,9 @@ def test_a_digit_on_request_is_that_digit(data_dir: Path) -> None:
     classifier = load_extractor("classifier", data_dir, torch.device("cpu"))
     right = 0
     for digit in range(10):
-        images = model.images(8, digit=digit, sampler="dpm-20-eta3-clip")
+        images = model.images(4, digit=digit, sampler="dpm-20-eta3-clip")
         right += int((classifier(torch.from_numpy(images))[1].argmax(1) == digit).sum())
-    assert right >= 72, "of 80"
+    assert right >= 36, "of 40"
 
 
 def test_the_card_shows_a_picture_of_each_model() -> None:

@@ -35,7 +35,7 @@ runs:
 
 
 def launch(name: str, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    return programs.run(f"launch/{name}", *arguments)
+    return programs.run(f"launch/{name}", *arguments, warm=True)
 
 
 @pytest.fixture(scope="module")

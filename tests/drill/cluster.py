@@ -105,7 +105,7 @@ def _twin(drill: Drill) -> RunDir:
 def _lab(drill: Drill, cluster: Cluster, fault: str, grid: str, faults: int = 1) -> Iterator[Lab]:
     with drill.trial(fault, faults) as folder:
         try:
-            yield Lab(cluster, grid, folder, drill.data_dir)
+            yield Lab(cluster, grid, folder, drill.data_dir, warm=False)
         finally:
             cluster.cancel_all()
 

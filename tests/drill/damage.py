@@ -77,8 +77,8 @@ def _files(drill: Drill, home: Path) -> list[Path]:
 
 
 def _some(drill: Drill, file: object) -> dict[str, Callable[[Path, random.Random], object]]:
-    """All damages in a usual drill, two or more of them in a smaller one."""
-    number = min(len(DAMAGES), max(2, round(len(DAMAGES) * drill.share)))
+    """All damages in a usual drill, one or more of them in a smaller one."""
+    number = min(len(DAMAGES), max(1, round(len(DAMAGES) * drill.share)))
     return dict(drill.rng("damages", file).sample([*DAMAGES.items()], number))
 
 

@@ -17,7 +17,7 @@ runs:
 
 
 def sweep(*arguments: str | Path, cwd: Path = ROOT, **env: str) -> subprocess.CompletedProcess[str]:
-    return programs.run("launch/sweep.py", *arguments, cwd=cwd, **env)
+    return programs.run("launch/sweep.py", *arguments, cwd=cwd, warm=True, **env)
 
 
 def local(grid: Path, runs: Path, data_dir: Path, *more: str) -> list[str | Path]:

@@ -25,7 +25,7 @@ class Sweeps:
         self.arguments = [*place, "--cluster=local", *TINY, *threads, "--no-evaluate"]
 
     def __call__(self, *more: str) -> subprocess.CompletedProcess[str]:
-        return programs.run("launch/sweep.py", *self.arguments, *more)
+        return programs.run("launch/sweep.py", *self.arguments, *more, warm=True)
 
 
 @pytest.fixture

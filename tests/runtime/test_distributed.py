@@ -76,8 +76,9 @@ def ends(
 def test_rank_0_alone_says_the_end_on_which_all_agreed(
     last: str, expected: list[int], tmp_path: Path
 ) -> None:
-    for _ in range(2):
-        codes, messages = ends(tmp_path, last, afresh=last == "pass")  # to take itself apart
+    afresh = last == "pass"  # Python is to take itself apart
+    for _ in range(1 if afresh else 2):
+        codes, messages = ends(tmp_path, last, afresh=afresh)
         assert codes == expected, messages
         assert [bool(text) for text in messages] == [code != 0 for code in expected], messages
 

@@ -26,6 +26,7 @@ runs:
   - {{preset: ddpm/default, epochs: [{EPOCHS}], seeds: [{seed}, {seed + 2}]}}
 """
     lab = Lab(slurm, grid, tmp_path, data_dir)
+    lab.warm = False
     said = lab.sweep()
     assert "tasks" not in said and said.count(", 4 runs") == 2, "a job trains, another evaluates"
 

@@ -6,13 +6,14 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from diffuse.rundir.directory import RunDir
 from launch.inspection.run_status import run_statuses
-from tests import lab, programs
+from tests import forks, lab, programs
 from tests.cluster.cluster import Cluster
 from tests.cluster.daemons import wait_until
 from tests.conftest import require_slurm
@@ -30,13 +31,19 @@ def sbatch(
     *arguments: str | Path,
     options: tuple[str, ...] = (),
     root: Path = ROOT,
+    warm: bool = True,
     **more: str,
 ) -> str:
-    """Submit slurm/SCRIPT from `folder`, with `more` variables; the job's id."""
+    """Submit slurm/SCRIPT from `folder`, with `more` variables; the job's id.
+
+    Args:
+        warm: its program is a fork, as in `Lab.sweep`.
+    """
     command = ["sbatch", "--parsable", "--cpus-per-gpu=1", *options]
     # PATH: the scripts take the python of the active environment
     env = programs.environment(**slurm.env, VIRTUAL_ENV="yes", PYTHONPATH="")
-    env["PATH"] = f"{Path(sys.executable).parent}:{env['PATH']}"
+    python = forks.warm_python() if warm else Path(sys.executable)
+    env["PATH"] = f"{python.parent}:{env['PATH']}"
     env |= more
     done = subprocess.run(
         [*command, str(root / "slurm" / script), *map(str, arguments)],
@@ -108,13 +115,14 @@ def test_an_array_trains_a_seed_each_and_its_runs_are_evaluated(
 
 
 @pytest.mark.parametrize(
-    ("options", "ranks"), [((), 1), (("-N2", "--gpus-per-node=2"), 4)], ids=["1 rank", "4 ranks"]
+    ("options", "ranks"), [((), 1), (("-N2", "--gpus-per-node=1"), 2)], ids=["1 rank", "2 ranks"]
 )
 def test_an_interrupted_job_is_requeued_and_ends_like_an_undisturbed_one(
     slurm: Cluster, tmp_path: Path, data_dir: Path, options: tuple[str, ...], ranks: int
 ) -> None:
     arguments = (*SMALL, f"--data-dir={data_dir}", "--epochs=8")
-    job = sbatch(slurm, tmp_path, "train_ddpm.sh", "default", *arguments, options=options)
+    how: dict[str, Any] = {"options": options, "warm": ranks > 1}
+    job = sbatch(slurm, tmp_path, "train_ddpm.sh", "default", *arguments, **how)
     wait_until(lambda: any(tmp_path.glob("runs/*/checkpoints/*.pt")), 600, "a checkpoint")
     run = programs.only_run(tmp_path / "runs")
     slurm.slurm("scancel", "--signal=USR2", job)
@@ -158,9 +166,13 @@ def test_of_two_jobs_of_one_run_the_first_ends_for_good_and_a_sweep_adds_none(
     assert (user.status()[run.name]["state"], user.status()[run.name]["job"]) == ("running", second)
 
 
-@pytest.mark.parametrize("gpus", ["--gpus-per-node=2", "--gres=gpu:2"])
-def test_two_nodes_with_two_gpus_each_are_four_ranks_of_one_run(
-    slurm: Cluster, tmp_path: Path, data_dir: Path, gpus: str
+@pytest.mark.parametrize(
+    ("options", "ranks"),
+    [(("-N2", "--gpus-per-node=2"), 4), (("-N1", "--gres=gpu:2"), 2)],
+    ids=["2 nodes of 2 GPUs", "2 GPUs as a resource"],
+)
+def test_a_job_has_a_rank_for_each_gpu_of_its_nodes(
+    slurm: Cluster, tmp_path: Path, data_dir: Path, options: tuple[str, ...], ranks: int
 ) -> None:
     job = sbatch(
         slurm,
@@ -169,11 +181,11 @@ def test_two_nodes_with_two_gpus_each_are_four_ranks_of_one_run(
         *SMALL,
         f"--data-dir={data_dir}",
         "--epochs=1",
-        options=("-N", "2", gpus),
+        options=options,
     )
     ended(slurm, tmp_path, job)
     run = programs.only_run(tmp_path / "runs")
-    assert read_json(run.manifest_path)["environment"]["world_size"] == 4
+    assert read_json(run.manifest_path)["environment"]["world_size"] == ranks
 
 
 def test_a_weight_file_is_evaluated_where_output_names_and_a_login_shells_rank_is_no_matter(

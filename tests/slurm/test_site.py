@@ -96,6 +96,7 @@ def test_a_hidden_partition_may_be_used_and_an_unknown_one_is_slurms_to_refuse(l
 @pytest.mark.parametrize("export", ["NONE", "HOME"])
 def test_jobs_that_are_given_no_environment_train(lab: Lab, export: str) -> None:
     lab.grid.write_text(DDPM % 1)
+    lab.warm = False
     lab.sweep("--no-evaluate", f"--cluster-set=extra={{export: {export}}}")
     lab.wait_empty()
     (row,) = lab.status().values()
@@ -117,7 +118,15 @@ def test_the_doctors_job_and_batch_scripts_work_without_an_environment(
     python.chmod(0o755)
     arguments = (*SMALL, "--epochs=1", f"--data-dir={lab.data_dir}")
     options = ("--export=NONE",)
-    job = sbatch(lab.cluster, tmp_path, "train_ddpm.sh", *arguments, options=options, root=project)
+    job = sbatch(
+        lab.cluster,
+        tmp_path,
+        "train_ddpm.sh",
+        *arguments,
+        options=options,
+        root=project,
+        warm=False,
+    )
     ended(lab.cluster, tmp_path, job)
 
 
@@ -141,6 +150,7 @@ def test_packages_of_a_module_are_found_by_every_job_behind_the_code_it_is_to_ru
 
     lab.grid.write_text(DDPM % 1)
     setup = f"--cluster-set=setup=[export PYTHONPATH={module}]"
+    lab.warm = False
     lab.sweep("--no-evaluate", setup)
     lab.wait_empty()
     assert seen() == set(lab.runs.glob(".launch/code/*"))
@@ -149,7 +159,7 @@ def test_packages_of_a_module_are_found_by_every_job_behind_the_code_it_is_to_ru
     assert seen() == set(tmp_path.glob(".launch/doctor/code/*"))
     arguments = (*SMALL, "--epochs=1", f"--data-dir={lab.data_dir}")
     options = (f"--export=ALL,PYTHONPATH={module}",)
-    job = sbatch(lab.cluster, tmp_path, "train_ddpm.sh", *arguments, options=options)
+    job = sbatch(lab.cluster, tmp_path, "train_ddpm.sh", *arguments, options=options, warm=False)
     ended(lab.cluster, tmp_path, job)
     assert seen() == {ROOT}
 

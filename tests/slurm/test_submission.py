@@ -213,6 +213,7 @@ def test_jobs_run_the_code_of_their_submission_after_an_edit(
 ) -> None:
     root = programs.copy_project(tmp_path / "project")
     lab = Lab(slurm, DDPM % 60, tmp_path, data_dir, root)
+    lab.warm = False
     lab.sweep("--no-evaluate")
     job = lab.wait_training()
     first = programs.read_json(lab.run().manifest_path)["code"]

@@ -96,15 +96,7 @@ def lines_sent(run: RunDir) -> list[int]:
 
 
 def sync(runs_dir: Path, *arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "launch/sync.py", f"--runs-dir={runs_dir}", *arguments]
-    return subprocess.run(
-        command,
-        cwd=programs.ROOT,
-        env=programs.environment(**env),
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
+    return programs.run("launch/sync.py", f"--runs-dir={runs_dir}", *arguments, **env)
 
 
 def assert_one_line(done: subprocess.CompletedProcess[str], code: int, text: str) -> None:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 import stat
 import subprocess
-import sys
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -20,27 +20,18 @@ from launch.jobs import snapshot
 from tests import programs
 from tests.cluster.cluster import Cluster
 from tests.lab import DDPM, Lab
-from tests.programs import ROOT, TINY
+from tests.programs import TINY
 from tests.wandb_server import KEY, server
 
 TRACKED = (*TINY, "--set=samples.images=4", "--set=eval.images=20", "--set=data.limit=64")
 
 
-def sweep(tmp_path: Path, data_dir: Path, *arguments: str, umask: int, **env: str) -> Path:
+def sweep(tmp_path: Path, data_dir: Path, *arguments: str, **how: Any) -> Path:
     """A sweep of one run on local processes; its runs folder."""
     grid, runs = tmp_path / "grid.yaml", tmp_path / "runs"
     grid.write_text(DDPM % 1)
-    done = subprocess.run(
-        [
-            *(sys.executable, ROOT / "launch" / "sweep.py", f"--grid={grid}", "--cluster=local"),
-            *(f"--runs-dir={runs}", f"--data-dir={data_dir}", *TRACKED, *arguments),
-        ],
-        env=programs.environment(**env),
-        capture_output=True,
-        text=True,
-        timeout=1100,
-        umask=umask,
-    )
+    where = (f"--grid={grid}", "--cluster=local", f"--runs-dir={runs}", f"--data-dir={data_dir}")
+    done = programs.run("launch/sweep.py", *where, *TRACKED, *arguments, **how)
     assert done.returncode == 0, done.stderr
     assert KEY not in done.stdout + done.stderr
     return runs
@@ -59,7 +50,7 @@ def test_the_key_of_wandb_is_written_nowhere_and_in_no_command_line(
     stop = threading.Event()
 
     def watch() -> None:
-        while not stop.wait(0.02):
+        while not stop.wait(0.2):
             for process in psutil.process_iter(["cmdline"]):
                 seen.add(" ".join(process.info["cmdline"] or []))
 
@@ -68,7 +59,7 @@ def test_the_key_of_wandb_is_written_nowhere_and_in_no_command_line(
         watcher.start()
         try:
             online = "--set=tracking.mode=online"
-            runs = sweep(tmp_path, data_dir, online, umask=0o22, **wandb.environment())
+            runs = sweep(tmp_path, data_dir, online, afresh=True, **wandb.environment())
         finally:
             stop.set()
             watcher.join()
@@ -82,7 +73,8 @@ def test_the_key_of_wandb_is_in_no_job_script(
     slurm: Cluster, tmp_path: Path, data_dir: Path
 ) -> None:
     lab = Lab(slurm, DDPM % 1, tmp_path, data_dir)
-    done = lab.program("sweep.py", *lab.command("--no-evaluate"), WANDB_API_KEY=KEY)
+    command = lab.command("--no-evaluate")
+    done = lab.program("sweep.py", *command, WANDB_API_KEY=KEY)
     assert done.returncode == 0, done.stderr
     lab.wait_empty()
     assert next(iter(lab.status().values()))["state"] == "done"
@@ -92,7 +84,11 @@ def test_the_key_of_wandb_is_in_no_job_script(
 
 @pytest.mark.parametrize("umask", [0o027, 0o077])
 def test_files_are_made_with_the_users_umask(tmp_path: Path, data_dir: Path, umask: int) -> None:
-    runs = sweep(tmp_path, data_dir, umask=umask)
+    before = os.umask(umask)
+    try:
+        runs = sweep(tmp_path, data_dir, warm=True)
+    finally:
+        os.umask(before)
     found = [path for path in (runs, *runs.rglob("*")) if not path.is_symlink()]
     wanted = {True: 0o777 & ~umask, False: 0o666 & ~umask}
     modes = {

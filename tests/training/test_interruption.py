@@ -59,6 +59,7 @@ def test_an_attempt_that_outlives_its_node_publishes_nothing_more(
     lab: Lab, tmp_path: Path, data_dir: Path
 ) -> None:
     """kill -9 of a slurmd; its training sleeps, and wakes when another node has taken over."""
+    lab.warm = False
     lab.sweep("--no-evaluate", "--epochs=8")
     job = lab.wait_training(3)
     node = lab.status()[lab.run().name]["node"]
@@ -81,6 +82,7 @@ def test_an_attempt_that_outlives_its_node_publishes_nothing_more(
 
 
 def test_requeues_without_progress_come_to_an_end_that_is_explained(lab: Lab) -> None:
+    lab.warm = False  # a start takes longer than the test takes to requeue the job
     lab.sweep("--cluster-set=max_requeues=1")
     job = ""
     for attempt in range(2):

@@ -1,0 +1,76 @@
+"""A python whose programs of ours are forks (tests/forks.py), for the jobs of a sweep.
+
+Run as `python -IS warm_python.py PYTHON ADDRESS ARGUMENTS`. The process hands signals on to the
+fork, which dies with it, and ends as the fork does. It becomes any other program itself.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import struct
+import sys
+from types import FrameType
+from typing import NoReturn
+
+OURS = ("diffuse.", "launch.", "submitit.core.")
+NUMBER = struct.Struct("i")
+HANDED_ON = frozenset(
+    {
+        *(signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM),
+        *(signal.SIGUSR1, signal.SIGUSR2),
+    }
+)
+
+
+def main(python: str, address: str, arguments: list[str]) -> NoReturn:
+    """Run `python arguments` as a fork."""
+    words = arguments[1:] if arguments[0] == "-u" else arguments
+    if words[:1] != ["-m"] or not words[1].startswith(OURS):
+        os.execv(python, [python, *arguments])
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, HANDED_ON)  # until they can be handed on
+    ignored = [n for n in HANDED_ON if signal.getsignal(n) is signal.SIG_IGN]
+    order = {
+        "arguments": words,
+        "cwd": os.getcwd(),  # noqa: PTH109 (without pathlib it starts faster)
+        "env": dict(os.environ),
+        "umask": umask(),
+        "ignored": ignored,
+        "unbuffered": words != arguments or "PYTHONUNBUFFERED" in os.environ,
+        "warm": True,
+        "tied": True,
+    }
+    line = socket.socket(socket.AF_UNIX)
+    line.connect(address)
+    content = json.dumps(order).encode()
+    socket.send_fds(line, [NUMBER.pack(len(content))], [0, 1, 2])
+    line.sendall(content)
+    (pid,) = NUMBER.unpack(line.recv(NUMBER.size))
+
+    def hand_on(number: int, frame: FrameType | None) -> None:
+        with contextlib.suppress(ProcessLookupError):  # it has ended just now
+            os.kill(pid, number)
+
+    for number in HANDED_ON:  # those that are ignored too: the program may take them up
+        signal.signal(number, hand_on)
+    signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+    (code,) = NUMBER.unpack(line.recv(NUMBER.size))
+    if code < 0:
+        with contextlib.suppress(OSError):  # SIGKILL has no handler
+            signal.signal(-code, signal.SIG_DFL)
+        os.kill(os.getpid(), -code)
+    os._exit(code)
+
+
+def umask() -> int:
+    """This process's umask."""
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return mask
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], sys.argv[2], sys.argv[3:])
