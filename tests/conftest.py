@@ -49,7 +49,7 @@ SLOW = {
 }
 
 
-settings.register_profile("test", max_examples=20, derandomize=True)
+settings.register_profile("test", max_examples=12, derandomize=True)
 settings.register_profile("drill", max_examples=40)
 settings.load_profile("test")
 

@@ -41,6 +41,8 @@ LIBRARIES = (
     *("jinja2", "pydantic", "rich.console", "rich.table", "rich.progress", "typer", "yaml"),
     *("submitit", "psutil", "filelock", "PIL.Image"),
 )
+# Variables that the linker reads when a process starts: a server for each of their values.
+OF_A_START = ("LD_PRELOAD", "LD_LIBRARY_PATH")
 NUMBER = struct.Struct("i")
 
 
@@ -58,7 +60,7 @@ class Fork:
         self.args, self.returncode = command, None
         self._out, self._err = (tempfile.TemporaryFile("w+") for _ in range(2))  # noqa: SIM115
         self._line = socket.socket(socket.AF_UNIX)
-        self._line.connect(_server())
+        self._line.connect(_server(tuple((k, env[k]) for k in OF_A_START if k in env)))
         order = {
             "arguments": command[1:],
             "cwd": str(cwd),
@@ -116,20 +118,21 @@ class Fork:
 
 def warm_python() -> Path:
     """The executable tests/warm_python.py of this process's server."""
-    return Path(_server()).with_name("python")
+    variables = tuple((name, os.environ[name]) for name in OF_A_START if name in os.environ)
+    return Path(_server(variables)).with_name("python")
 
 
 @functools.cache
-def _server() -> str:
-    """The address of this process's server, which ends with it."""
+def _server(variables: tuple[tuple[str, str], ...]) -> str:
+    """The address of this process's server with these variables; it ends with the process."""
     folder = tempfile.TemporaryDirectory(prefix="diffuse-forks-")
     address = str(Path(folder.name) / "socket")
-    drop = ("PYTHONPATH", "PYTHONDONTWRITEBYTECODE")
+    drop = ("PYTHONPATH", "PYTHONDONTWRITEBYTECODE", *OF_A_START)
     env = {name: value for name, value in os.environ.items() if name not in drop}
     process = subprocess.Popen(
         [sys.executable, "-m", "tests.forks", address],
         cwd=ROOT,
-        env=env | {"OMP_NUM_THREADS": "1"},
+        env={**env, **dict(variables), "OMP_NUM_THREADS": "1"},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
     )
@@ -145,6 +148,7 @@ def _serve(address: str) -> None:
     for name in LIBRARIES:
         importlib.import_module(name)
     _draw()
+    _validate()
     ours = [name for name in sys.modules if name.partition(".")[0] in ("diffuse", "launch")]
     assert not ours, f"loaded before the fork: {ours}"
     gc.freeze()  # the forks share its objects' memory
@@ -173,6 +177,14 @@ def _draw() -> None:
     figure = Figure(layout="constrained")
     figure.subplots().set(yscale="log", title="a loss")
     figure.savefig(io.BytesIO())
+
+
+def _validate() -> None:
+    """Let pydantic load the modules that it loads when they are first needed."""
+    pydantic = importlib.import_module("pydantic")
+    for name in ("BaseModel", "Field", "Tag", "TypeAdapter", "field_validator", "PositiveInt"):
+        getattr(pydantic, name)
+    pydantic.create_model("Model", field=(int, 0))
 
 
 def _keep(line: socket.socket, warm: Path) -> NoReturn:

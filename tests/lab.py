@@ -14,7 +14,7 @@ from tests.cluster.daemons import wait_until
 from tests.programs import ROOT, TINY
 
 DDPM = "runs: [{preset: ddpm/default, epochs: [%d]}]"
-SMALL = (*TINY, "--set=samples.images=4", "--set=eval.images=20", "--set=data.limit=256")
+SMALL = (*TINY, "--set=samples.at_epochs=[]", "--set=eval.images=20", "--set=data.limit=256")
 EPOCHS = 40  # of 16 steps: long enough to be interrupted on a fast machine
 HOLD = "--cluster-set=extra={hold: true}"
 URGENT = ("sbatch", "--parsable", "--output=/dev/null", "-pgpu", "-N2", "--gpus-per-node=4")

@@ -75,7 +75,7 @@ def kid(real: Tensor, generated: Tensor) -> tuple[float, float]:
             subset_size=size,
             sync_on_compute=False,
         )
-        metric.update(real.double(), real=True)
+        metric.real_features = real.double()  # by update() it would be copied once more
         metric.update(generated.double(), real=False)
         mean, std = metric.compute()
     return float(mean), float(std)

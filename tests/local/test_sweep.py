@@ -111,7 +111,8 @@ def test_a_runs_dir_that_cannot_be_written_is_named(tmp_path: Path, data_dir: Pa
 
 def test_a_sweep_trains_then_has_nothing_to_do_then_extends(tmp_path: Path, data_dir: Path) -> None:
     runs = tmp_path / "runs"
-    arguments = local(write(tmp_path, PAIR), runs, data_dir, "--parallel", "2")
+    pictures = ("--set=samples.at_epochs=2", "--set=samples.images=4")
+    arguments = local(write(tmp_path, PAIR), runs, data_dir, "--parallel=2", *pictures)
     first = sweep(*arguments, "--json")
     assert first.returncode == 0, first.stderr
     done = json.loads(first.stdout)

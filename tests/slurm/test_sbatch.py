@@ -21,7 +21,7 @@ from tests.models.test_networks import ReportNetwork, ddpm_buffers, weight_file
 from tests.programs import ROOT, TINY, read_json
 
 SCRIPTS = sorted((ROOT / "slurm").glob("*.sh"))
-SMALL = (*TINY, "--device=cpu", "--set=samples.images=4")
+SMALL = (*TINY, "--device=cpu", "--set=samples.at_epochs=[]")
 
 
 def sbatch(

@@ -23,6 +23,7 @@ from tests.programs import TINY
 
 DDPM = ("--preset=ddpm/default", *TINY)
 COLD = ("--preset=cold/default_28", "--orientation=row", *TINY)
+PLAIN = (*DDPM, "--set=samples.at_epochs=[]")  # drawing takes longer than training
 EPOCHS = 4  # of 8 steps
 
 
@@ -118,7 +119,7 @@ def test_a_signal_saves_at_the_step_boundary_and_the_same_command_goes_on(
     number: signal.Signals, whole: RunDir, tmp_path: Path, data_dir: Path
 ) -> None:
     place = (f"--runs-dir={tmp_path}", f"--data-dir={data_dir}")
-    process = programs.start("diffuse.train", *DDPM, f"--epochs={EPOCHS}", *place)
+    process = programs.start("diffuse.train", *PLAIN, f"--epochs={EPOCHS}", *place)
     deadline = time.monotonic() + 60
     while not list(tmp_path.glob("*/metrics.jsonl")) and time.monotonic() < deadline:
         time.sleep(0.005)
@@ -129,7 +130,7 @@ def test_a_signal_saves_at_the_step_boundary_and_the_same_command_goes_on(
     assert "Traceback" not in errors
     stopped = programs.only_run(tmp_path)
     assert stopped.status()["state"] == "interrupted"
-    assert train(tmp_path, data_dir, *DDPM).returncode == 0
+    assert train(tmp_path, data_dir, *PLAIN).returncode == 0
     programs.assert_same_training(stopped, whole, EPOCHS)
 
 
@@ -145,7 +146,7 @@ def test_a_signal_during_start_up_ends_with_its_code_and_loses_nothing(
 ) -> None:
     process = subprocess.Popen(
         programs.command(
-            "diffuse.train", *DDPM, f"--runs-dir={tmp_path}", f"--data-dir={data_dir}"
+            "diffuse.train", *PLAIN, f"--runs-dir={tmp_path}", f"--data-dir={data_dir}"
         ),
         env=programs.environment(),
         cwd=programs.ROOT,
@@ -165,7 +166,7 @@ def test_a_signal_during_start_up_ends_with_its_code_and_loses_nothing(
 def test_ranks_see_the_same_examples_timesteps_and_noise(
     ranks: int, whole: RunDir, tmp_path: Path, data_dir: Path
 ) -> None:
-    done = train(tmp_path, data_dir, *DDPM, ranks=ranks, afresh=ranks == 2)  # by torchrun
+    done = train(tmp_path, data_dir, *PLAIN, ranks=ranks, afresh=ranks == 2)  # by torchrun
     assert done.returncode == 0, done.stderr
     np.testing.assert_allclose(
         programs.losses(programs.only_run(tmp_path)), programs.losses(whole), rtol=2e-4
@@ -174,10 +175,10 @@ def test_ranks_see_the_same_examples_timesteps_and_noise(
 
 @pytest.mark.parametrize("ranks", [2, 4])
 def test_several_ranks_resume_bit_for_bit_too(ranks: int, tmp_path: Path, data_dir: Path) -> None:
-    assert train(tmp_path / "whole", data_dir, *DDPM, epochs=2, ranks=ranks).returncode == 0
+    assert train(tmp_path / "whole", data_dir, *PLAIN, epochs=2, ranks=ranks).returncode == 0
     # stopped after the first epoch, then extended: the second attempt starts from a checkpoint
-    assert train(tmp_path / "parts", data_dir, *DDPM, epochs=1, ranks=ranks).returncode == 0
-    assert train(tmp_path / "parts", data_dir, *DDPM, epochs=2, ranks=ranks).returncode == 0
+    assert train(tmp_path / "parts", data_dir, *PLAIN, epochs=1, ranks=ranks).returncode == 0
+    assert train(tmp_path / "parts", data_dir, *PLAIN, epochs=2, ranks=ranks).returncode == 0
     a, b = (programs.only_run(tmp_path / name) for name in ("whole", "parts"))
     programs.assert_same_training(a, b, 2)
 
@@ -185,18 +186,18 @@ def test_several_ranks_resume_bit_for_bit_too(ranks: int, tmp_path: Path, data_d
 def test_more_epochs_extend_a_run_and_a_lost_epoch_is_made_again(
     whole: RunDir, tmp_path: Path, data_dir: Path
 ) -> None:
-    assert train(tmp_path, data_dir, *DDPM, epochs=2).returncode == 0
-    assert train(tmp_path, data_dir, *DDPM).returncode == 0
+    assert train(tmp_path, data_dir, *PLAIN, epochs=2).returncode == 0
+    assert train(tmp_path, data_dir, *PLAIN).returncode == 0
     extended = programs.only_run(tmp_path)
     programs.assert_same_training(extended, whole, EPOCHS)
     # an epoch asked for first is kept; another is made again when asked for
     assert extended.has_epoch(2)
     assert not extended.has_epoch(1)
-    again = train(tmp_path, data_dir, *DDPM, "--set=eval.at_epochs=1")
+    again = train(tmp_path, data_dir, *PLAIN, "--set=eval.at_epochs=1")
     assert again.returncode == 0, again.stderr
     assert extended.has_epoch(1)
     before = extended.metrics_path.read_bytes()
-    assert train(tmp_path, data_dir, *DDPM, "--set=eval.at_epochs=1").returncode == 0
+    assert train(tmp_path, data_dir, *PLAIN, "--set=eval.at_epochs=1").returncode == 0
     assert extended.metrics_path.read_bytes() == before, "nothing was missing, yet it trained"
 
 
@@ -205,20 +206,20 @@ def test_a_call_trains_to_the_epochs_that_it_asks_for_and_no_further(
 ) -> None:
     beyond = "--set=eval.at_epochs=1,3"
     for _ in range(2):  # the same command again finds nothing to do
-        assert train(tmp_path, data_dir, *DDPM, beyond, epochs=2).returncode == 0
+        assert train(tmp_path, data_dir, *PLAIN, beyond, epochs=2).returncode == 0
     mine = programs.only_run(tmp_path)
     assert mine.attempt_number() == 1
     assert [e["epoch"] for e in mine.metrics("epoch")] == [1, 2]
     # One that is on its way to more, and dies, keeps the epochs asked of it.
     place = (f"--runs-dir={tmp_path}", f"--data-dir={data_dir}")
-    process = programs.start("diffuse.train", *DDPM, "--epochs=100000", *place)
+    process = programs.start("diffuse.train", *PLAIN, "--epochs=100000", *place)
     deadline = time.monotonic() + 60
     while mine.status().get("epoch", 0) < 4 and time.monotonic() < deadline:
         time.sleep(0.05)
     process.send_signal(signal.SIGUSR2)
     assert process.wait(30) == 75
     assert mine.status()["epochs"] == 100_000
-    said = train(tmp_path, data_dir, *DDPM, epochs=3)
+    said = train(tmp_path, data_dir, *PLAIN, epochs=3)
     assert said.returncode == 0 and "to epoch 3, " in said.stdout, said.stdout + said.stderr
     assert mine.status()["epoch"] == mine.status()["epochs"] == 3
     assert mine.has_epoch(1) and mine.has_epoch(2) and mine.has_epoch(3)
@@ -228,7 +229,7 @@ def test_a_checkpoint_is_written_after_some_minutes_however_short_the_epochs(
     tmp_path: Path, data_dir: Path
 ) -> None:
     rarely = ("--set=checkpoint.every_epochs=1000", "--set=checkpoint.every_minutes=0.002")
-    assert train(tmp_path, data_dir, *DDPM, *rarely, epochs=12).returncode == 0
+    assert train(tmp_path, data_dir, *PLAIN, *rarely, epochs=12).returncode == 0
     files = [e["file"] for e in programs.only_run(tmp_path).metrics("checkpoint")]
     assert len(files) > 1, files
 
@@ -236,13 +237,13 @@ def test_a_checkpoint_is_written_after_some_minutes_however_short_the_epochs(
 def test_a_damaged_checkpoint_is_refused_by_name_and_made_again(
     whole: RunDir, tmp_path: Path, data_dir: Path
 ) -> None:
-    assert train(tmp_path, data_dir, *DDPM).returncode == 0
+    assert train(tmp_path, data_dir, *PLAIN).returncode == 0
     mine = programs.only_run(tmp_path)
     path = mine.checkpoint_path(EPOCHS)
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1  # a single bit, in the middle of a tensor
     path.write_bytes(content)
-    again = train(tmp_path, data_dir, *DDPM)
+    again = train(tmp_path, data_dir, *PLAIN)
     assert again.returncode == 0
     assert "epoch_0004.pt: damaged" in again.stderr
     programs.assert_same_training(mine, whole, EPOCHS)
@@ -251,7 +252,7 @@ def test_a_damaged_checkpoint_is_refused_by_name_and_made_again(
 def test_accumulated_parts_give_the_gradient_of_the_whole_batch(
     whole: RunDir, tmp_path: Path, data_dir: Path
 ) -> None:
-    done = train(tmp_path, data_dir, *DDPM, "--set=train.accumulate=4")
+    done = train(tmp_path, data_dir, *PLAIN, "--set=train.accumulate=4")
     assert done.returncode == 0, done.stderr
     np.testing.assert_allclose(
         programs.losses(programs.only_run(tmp_path)), programs.losses(whole), rtol=2e-4
@@ -263,7 +264,7 @@ def test_gradients_are_clipped_and_the_rate_rises_to_its_value(
 ) -> None:
     clip, lr = 0.01, 4e-4
     settings = (f"--set=train.grad_clip={clip}", f"--set=train.lr={lr}")
-    done = train(tmp_path, data_dir, *DDPM, *settings, "--set=train.warmup_steps=10", epochs=2)
+    done = train(tmp_path, data_dir, *PLAIN, *settings, "--set=train.warmup_steps=10", epochs=2)
     assert done.returncode == 0, done.stderr
     mine = programs.only_run(tmp_path)
 
@@ -300,7 +301,7 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(
     tmp_path: Path, data_dir: Path
 ) -> None:
     fatal = ("--set=train.lr=1e30", "--set=train.warmup_steps=0")
-    done = train(tmp_path, data_dir, *DDPM, *fatal)
+    done = train(tmp_path, data_dir, *PLAIN, *fatal)
     assert done.returncode == 1
     assert "the loss became nan at step" in done.stderr
     assert "Traceback" not in done.stderr
@@ -314,7 +315,7 @@ def test_a_file_that_finds_no_room_is_named_in_one_line_and_the_run_goes_on_late
     whole: RunDir, tmp_path: Path, data_dir: Path
 ) -> None:
     """A limit on file sizes stands for a full disk or a quota: the write fails half-way."""
-    arguments = (*DDPM, f"--epochs={EPOCHS}", f"--runs-dir={tmp_path}", f"--data-dir={data_dir}")
+    arguments = (*PLAIN, f"--epochs={EPOCHS}", f"--runs-dir={tmp_path}", f"--data-dir={data_dir}")
     command = programs.command("diffuse.train", *arguments)
     size = whole.checkpoint_path(EPOCHS).stat().st_size // 1024 // 2  # KiB
     done = subprocess.run(
@@ -331,7 +332,7 @@ def test_a_file_that_finds_no_room_is_named_in_one_line_and_the_run_goes_on_late
     mine = programs.only_run(tmp_path)
     assert mine.status()["state"] == "failed"
     assert not list(mine.checkpoints.iterdir())
-    assert train(tmp_path, data_dir, *DDPM).returncode == 0
+    assert train(tmp_path, data_dir, *PLAIN).returncode == 0
     programs.assert_same_training(mine, whole, EPOCHS)
 
 
@@ -339,7 +340,7 @@ def test_an_older_attempt_publishes_nothing_once_a_newer_one_has_begun(
     whole: RunDir, tmp_path: Path, data_dir: Path
 ) -> None:
     place = (f"--runs-dir={tmp_path}", f"--data-dir={data_dir}")
-    process = programs.start("diffuse.train", *DDPM, "--epochs=400", *place)
+    process = programs.start("diffuse.train", *PLAIN, "--epochs=400", *place)
     deadline = time.monotonic() + 60
     while not list(tmp_path.glob("*/metrics.jsonl")) and time.monotonic() < deadline:
         time.sleep(0.01)
@@ -357,11 +358,11 @@ def test_an_older_attempt_publishes_nothing_once_a_newer_one_has_begun(
 
 def test_a_live_run_is_not_started_twice_on_one_machine(tmp_path: Path, data_dir: Path) -> None:
     place = (f"--runs-dir={tmp_path}", f"--data-dir={data_dir}")
-    first = programs.start("diffuse.train", *DDPM, "--epochs=400", *place)
+    first = programs.start("diffuse.train", *PLAIN, "--epochs=400", *place)
     deadline = time.monotonic() + 60
     while not list(tmp_path.glob("*/status.json")) and time.monotonic() < deadline:
         time.sleep(0.01)
-    second = train(tmp_path, data_dir, *DDPM, epochs=400)
+    second = train(tmp_path, data_dir, *PLAIN, epochs=400)
     first.terminate()
     first.wait(timeout=600)
     assert second.returncode == 2
