@@ -14,7 +14,7 @@ from xdist.scheduler import LoadFileScheduling
 from diffuse import ROOT
 from diffuse.data.staging import stage_mnist
 from diffuse.rundir.directory import RunDir
-from tests import programs
+from tests import forks, programs
 from tests.cluster import install
 from tests.cluster.cluster import Cluster
 from tests.lab import DDPM, EPOCHS, SMALL, Lab
@@ -69,6 +69,12 @@ def group_of(path: Path) -> str:
 def pytest_addoption(parser: pytest.Parser) -> None:
     """`pytest -m cuda --device cpu` tries the GPU's tests out where there is none."""
     parser.addoption("--device", choices=("cuda", "cpu"), default="cuda", help="of tests of a GPU")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Several test processes share a server of forks, which loads while they collect the tests."""
+    if config.getoption("numprocesses", None) and not hasattr(config, "workerinput"):
+        forks.share()
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Groups | None:

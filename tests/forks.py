@@ -27,6 +27,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -43,6 +44,7 @@ LIBRARIES = (
 )
 # Variables that the linker reads when a process starts: a server for each of their values.
 OF_A_START = ("LD_PRELOAD", "LD_LIBRARY_PATH")
+SHARED = "FORKS_SERVER"  # the address of the server that several processes share
 NUMBER = struct.Struct("i")
 
 
@@ -60,7 +62,7 @@ class Fork:
         self.args, self.returncode = command, None
         self._out, self._err = (tempfile.TemporaryFile("w+") for _ in range(2))  # noqa: SIM115
         self._line = socket.socket(socket.AF_UNIX)
-        self._line.connect(_server(tuple((k, env[k]) for k in OF_A_START if k in env)))
+        self._line.connect(_server(_of_a_start(env)))
         order = {
             "arguments": command[1:],
             "cwd": str(cwd),
@@ -118,13 +120,23 @@ class Fork:
 
 def warm_python() -> Path:
     """The executable tests/warm_python.py of this process's server."""
-    variables = tuple((name, os.environ[name]) for name in OF_A_START if name in os.environ)
-    return Path(_server(variables)).with_name("python")
+    return Path(_server(_of_a_start(os.environ))).with_name("python")
+
+
+def share() -> None:
+    """Start a server for this process and those that it starts; it loads while they go on."""
+    os.environ[SHARED] = _server(_of_a_start(os.environ))
+
+
+def _of_a_start(env: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
+    return tuple((name, env[name]) for name in OF_A_START if name in env)
 
 
 @functools.cache
 def _server(variables: tuple[tuple[str, str], ...]) -> str:
-    """The address of this process's server with these variables; it ends with the process."""
+    """The address of a server with these variables: the shared one, or one of this process's."""
+    if SHARED in os.environ and variables == _of_a_start(os.environ):
+        return os.environ[SHARED]
     folder = tempfile.TemporaryDirectory(prefix="diffuse-forks-")
     address = str(Path(folder.name) / "socket")
     drop = ("PYTHONPATH", "PYTHONDONTWRITEBYTECODE", *OF_A_START)
@@ -139,21 +151,12 @@ def _server(variables: tuple[tuple[str, str], ...]) -> str:
     assert process.stdin and process.stdout
     atexit.register(folder.cleanup)
     atexit.register(process.stdin.close)
-    assert process.stdout.readline() == b"ready\n", "the server of forks did not start"
+    assert process.stdout.readline() == b"listening\n", "the server of forks did not start"
     return address
 
 
 def _serve(address: str) -> None:
     """Answer orders until the standard input, which the owner holds, is closed."""
-    for name in LIBRARIES:
-        importlib.import_module(name)
-    _draw()
-    _validate()
-    ours = [name for name in sys.modules if name.partition(".")[0] in ("diffuse", "launch")]
-    assert not ours, f"loaded before the fork: {ours}"
-    gc.freeze()  # the forks share its objects' memory
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for the keepers
     warm = Path(address).with_name("python")
     script = (sys.executable, "-IS", str(ROOT / "tests" / "warm_python.py"), sys.executable)
     warm.write_text(f'#!/bin/sh\nexec {shlex.join((*script, address))} "$@"\n')
@@ -161,13 +164,27 @@ def _serve(address: str) -> None:
     with socket.socket(socket.AF_UNIX) as door:
         door.bind(address)
         door.listen(64)
-        print("ready", flush=True)
+        print("listening", flush=True)
+        _load()
+        gc.freeze()  # the forks share its objects' memory
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for the keepers
         while 0 not in select.select([door, 0], [], [])[0]:
             line, _ = door.accept()
             if os.fork() == 0:
                 door.close()
                 _keep(line, warm)
             line.close()
+
+
+def _load() -> None:
+    """Load the libraries, and the modules that they load when they are first used."""
+    for name in LIBRARIES:
+        importlib.import_module(name)
+    _draw()
+    _validate()
+    ours = [name for name in sys.modules if name.partition(".")[0] in ("diffuse", "launch")]
+    assert not ours, f"loaded before the fork: {ours}"
 
 
 def _draw() -> None:
