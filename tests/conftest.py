@@ -50,7 +50,7 @@ SLOW = {
 
 
 settings.register_profile("test", max_examples=12, derandomize=True)
-settings.register_profile("drill", max_examples=40)
+settings.register_profile("drill", max_examples=60)
 settings.load_profile("test")
 
 
@@ -97,7 +97,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="session")
 def data_dir() -> Path:
     """The real MNIST, staged once for all test processes; stage_mnist waits for its lock."""
-    folder = Path(os.environ.get("DIFFUSE_DATA") or ROOT / "data")
+    folder = Path(os.environ.get("DIFFUSE_DATA") or ROOT / "data").absolute()
     return stage_mnist(folder).parent
 
 

@@ -2,9 +2,10 @@
 
 A fork is the program's own process, with its arguments, environment, folder and streams. The
 libraries are loaded already; the project's own code is imported afresh, from where `python -m`
-would take it. Two things differ. Variables that a library reads while it is imported
-(OMP_NUM_THREADS) are as for `tests.programs.environment`. And a fork ends when its threads and its
-exit handlers have: that Python then takes itself apart costs more than most starts.
+would take it. These differ: variables that a library reads while it is imported (OMP_NUM_THREADS)
+are as for `tests.programs.environment`; the seed of hashes and the limits of resources are the
+server's, and so are the command line and the variables that /proc shows; and a fork ends when its
+threads and its exit handlers have: that Python takes itself apart costs more than most starts.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
-from tests.warm_python import umask
+from tests.warm_python import received, umask
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -43,8 +44,8 @@ LIBRARIES = (
     *("submitit", "psutil", "filelock", "PIL.Image"),
 )
 # Variables that the linker reads when a process starts: a server for each of their values.
-OF_A_START = ("LD_PRELOAD", "LD_LIBRARY_PATH")
-SHARED = "FORKS_SERVER"  # the address of the server that several processes share
+LINKER = ("LD_PRELOAD", "LD_LIBRARY_PATH")
+SHARED = "FORKS_SERVER"  # names the server that several processes share, and its linker's variables
 NUMBER = struct.Struct("i")
 
 
@@ -62,7 +63,7 @@ class Fork:
         self.args, self.returncode = command, None
         self._out, self._err = (tempfile.TemporaryFile("w+") for _ in range(2))  # noqa: SIM115
         self._line = socket.socket(socket.AF_UNIX)
-        self._line.connect(_server(_of_a_start(env)))
+        self._line.connect(_server(_linker_variables(env)))
         order = {
             "arguments": command[1:],
             "cwd": str(cwd),
@@ -71,14 +72,14 @@ class Fork:
             "ignored": [],
             "unbuffered": False,
             "warm": warm,
-            "tied": False,
+            "is_job": False,
         }
         content = json.dumps(order).encode()
         with Path(os.devnull).open() as nothing:
             streams = [nothing.fileno(), self._out.fileno(), self._err.fileno()]
             socket.send_fds(self._line, [NUMBER.pack(len(content))], streams)
         self._line.sendall(content)
-        (self.pid,) = NUMBER.unpack(self._line.recv(NUMBER.size))
+        self.pid = received(self._line)
 
     def poll(self) -> int | None:
         """Its exit code; None while it runs."""
@@ -91,7 +92,7 @@ class Fork:
         if self.returncode is None:
             if not select.select([self._line], [], [], timeout)[0]:
                 raise subprocess.TimeoutExpired(self.args, timeout or 0)
-            (self.returncode,) = NUMBER.unpack(self._line.recv(NUMBER.size))
+            self.returncode = received(self._line)
             self._line.close()
         return self.returncode
 
@@ -120,26 +121,29 @@ class Fork:
 
 def warm_python() -> Path:
     """The executable tests/warm_python.py of this process's server."""
-    return Path(_server(_of_a_start(os.environ))).with_name("python")
+    return Path(_server(_linker_variables(os.environ))).with_name("python")
 
 
 def share() -> None:
     """Start a server for this process and those that it starts; it loads while they go on."""
-    os.environ[SHARED] = _server(_of_a_start(os.environ))
+    variables = _linker_variables(os.environ)
+    os.environ[SHARED] = json.dumps([_server(variables), variables])
 
 
-def _of_a_start(env: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
-    return tuple((name, env[name]) for name in OF_A_START if name in env)
+def _linker_variables(env: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
+    return tuple((name, env[name]) for name in LINKER if name in env)
 
 
 @functools.cache
 def _server(variables: tuple[tuple[str, str], ...]) -> str:
     """The address of a server with these variables: the shared one, or one of this process's."""
-    if SHARED in os.environ and variables == _of_a_start(os.environ):
-        return os.environ[SHARED]
+    if SHARED in os.environ:
+        address, shared = json.loads(os.environ[SHARED])
+        if shared == [list(variable) for variable in variables]:
+            return str(address)
     folder = tempfile.TemporaryDirectory(prefix="diffuse-forks-")
     address = str(Path(folder.name) / "socket")
-    drop = ("PYTHONPATH", "PYTHONDONTWRITEBYTECODE", *OF_A_START)
+    drop = ("PYTHONPATH", "PYTHONDONTWRITEBYTECODE", *LINKER)
     env = {name: value for name, value in os.environ.items() if name not in drop}
     process = subprocess.Popen(
         [sys.executable, "-m", "tests.forks", address],
@@ -157,6 +161,7 @@ def _server(variables: tuple[tuple[str, str], ...]) -> str:
 
 def _serve(address: str) -> None:
     """Answer orders until the standard input, which the owner holds, is closed."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     warm = Path(address).with_name("python")
     script = (sys.executable, "-IS", str(ROOT / "tests" / "warm_python.py"), sys.executable)
     warm.write_text(f'#!/bin/sh\nexec {shlex.join((*script, address))} "$@"\n')
@@ -167,7 +172,6 @@ def _serve(address: str) -> None:
         print("listening", flush=True)
         _load()
         gc.freeze()  # the forks share its objects' memory
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
         signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for the keepers
         while 0 not in select.select([door, 0], [], [])[0]:
             line, _ = door.accept()
@@ -217,7 +221,7 @@ def _keep(line: socket.socket, warm: Path) -> NoReturn:
     for stream in streams:
         os.close(stream)
     _tell(line, pid)
-    if order["tied"] and line in select.select([line, os.pidfd_open(pid)], [], [])[0]:
+    if order["is_job"] and line in select.select([line, os.pidfd_open(pid)], [], [])[0]:
         os.kill(pid, signal.SIGKILL)  # with its owner
     _tell(line, os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
     os._exit(0)
@@ -230,6 +234,8 @@ def _tell(line: socket.socket, number: int) -> None:
 
 def _become(order: dict[str, Any], streams: list[int], warm: Path) -> None:
     """Make this process the one that the order is for."""
+    if order["is_job"]:
+        os.setsid()  # a terminal's Ctrl-C is for the tests
     signal.signal(signal.SIGINT, signal.default_int_handler)
     for number in order["ignored"]:
         signal.signal(number, signal.SIG_IGN)
@@ -246,10 +252,12 @@ def _become(order: dict[str, Any], streams: list[int], warm: Path) -> None:
     os.environ.update(order["env"])
     for name in [name for name in sys.modules if name.partition(".")[0] == "tests"]:
         del sys.modules[name]
-    path = order["env"].get("PYTHONPATH")
-    script = order["arguments"][0]
+    path, script = order["env"].get("PYTHONPATH"), order["arguments"][0]
     first = order["cwd"] if script == "-m" else str(Path(script).resolve().parent)
-    sys.path[:1] = [first, *(path.split(os.pathsep) if path else ())]
+    sys.path[:1] = path.split(os.pathsep) if path else []
+    if not order["env"].get("PYTHONSAFEPATH"):
+        sys.path.insert(0, first)
+    sys.modules["numpy"].random.seed()  # as a new interpreter does
 
 
 def _run(arguments: list[str]) -> int:

@@ -25,8 +25,9 @@ class Lab:
 
     Args:
         root: whose launch/ is used.
-        warm: the programs of its jobs are forks (tests/warm_python.py), whose processes in the job
-            hand signals on; else they are these processes themselves.
+        warm: the programs of its jobs are forks (tests/warm_python.py): a process of the job hands
+            its signals on to each. Else the programs run in the job's own processes.
+        settings: of its trainings.
     """
 
     def __init__(
@@ -37,9 +38,10 @@ class Lab:
         data_dir: Path,
         root: Path = ROOT,
         warm: bool = True,
+        settings: tuple[str, ...] = SMALL,
     ) -> None:
         self.cluster, self.runs, self.data_dir = cluster, folder / "runs", data_dir
-        self.root, self.warm = root, warm
+        self.root, self.warm, self.settings = root, warm, settings
         self.grid = folder / "grid.yaml"
         self.grid.write_text(grid)
 
@@ -54,7 +56,7 @@ class Lab:
     def command(self, *arguments: str, grid: str | Path | None = None) -> list[str]:
         """Arguments of a sweep of small trainings."""
         place = [f"--grid={grid or self.grid}", f"--data-dir={self.data_dir}", "--cluster=slurm"]
-        return [*place, *SMALL, "--cluster-set=cpus_per_task=1", *arguments]
+        return [*place, *self.settings, "--cluster-set=cpus_per_task=1", *arguments]
 
     def sweep(self, *arguments: str, grid: str | Path | None = None, afresh: bool = False) -> str:
         done = self.program("sweep.py", *self.command(*arguments, grid=grid), afresh=afresh)

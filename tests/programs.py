@@ -88,7 +88,7 @@ def run(
 
     Args:
         afresh: by a new interpreter, and torchrun for several ranks, not as forks.
-        warm: the programs of its jobs are forks too.
+        warm: the programs of its jobs are forks too, unless it is run afresh.
     """
     if afresh:
         line, around = command(program, *arguments, ranks=ranks), environment(**env)

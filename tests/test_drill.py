@@ -1,4 +1,4 @@
-"""A part of the drill with every `make test`; all of it: `make drill`."""
+"""A small part of the drill with every `make test`; all of it: `make drill`."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def test_each_part_of_the_drill_is_tried_here_or_elsewhere() -> None:
 
 
 @pytest.mark.parametrize("part", HERE)
-def test_each_fault_once_and_nothing_is_lost(part: str, tmp_path: Path, data_dir: Path) -> None:
+def test_nothing_is_lost(part: str, tmp_path: Path, data_dir: Path) -> None:
     arguments = ["--share=0", f"--data-dir={data_dir}"]
     arguments += [part, "--seed=1", f"--folder={tmp_path}"]
     done = programs.run("tests.drill", *arguments)

@@ -1,7 +1,8 @@
-"""A python whose programs of ours are forks (tests/forks.py), for the jobs of a sweep.
+"""Stands for `python` in the jobs of a sweep, and runs the project's programs as forks.
 
-Run as `python -IS warm_python.py PYTHON ADDRESS ARGUMENTS`. The process hands signals on to the
-fork, which dies with it, and ends as the fork does. It becomes any other program itself.
+Run as `python -IS warm_python.py PYTHON ADDRESS ARGUMENTS`, with the address of a server of forks
+(tests/forks.py). The process hands signals on to the fork, which dies with it, and ends with the
+fork's exit code. Other commands are executed by PYTHON itself.
 """
 
 from __future__ import annotations
@@ -41,14 +42,14 @@ def main(python: str, address: str, arguments: list[str]) -> NoReturn:
         "ignored": ignored,
         "unbuffered": words != arguments or "PYTHONUNBUFFERED" in os.environ,
         "warm": True,
-        "tied": True,
+        "is_job": True,
     }
     line = socket.socket(socket.AF_UNIX)
     line.connect(address)
     content = json.dumps(order).encode()
     socket.send_fds(line, [NUMBER.pack(len(content))], [0, 1, 2])
     line.sendall(content)
-    (pid,) = NUMBER.unpack(line.recv(NUMBER.size))
+    pid = received(line)
 
     def hand_on(number: int, frame: FrameType | None) -> None:
         with contextlib.suppress(ProcessLookupError):  # it has ended just now
@@ -57,12 +58,19 @@ def main(python: str, address: str, arguments: list[str]) -> NoReturn:
     for number in HANDED_ON:  # those that are ignored too: the program may take them up
         signal.signal(number, hand_on)
     signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-    (code,) = NUMBER.unpack(line.recv(NUMBER.size))
+    code = received(line)
     if code < 0:
         with contextlib.suppress(OSError):  # SIGKILL has no handler
             signal.signal(-code, signal.SIG_DFL)
         os.kill(os.getpid(), -code)
     os._exit(code)
+
+
+def received(line: socket.socket) -> int:
+    """The next number from a server of forks."""
+    if not (content := line.recv(NUMBER.size)):
+        raise SystemExit("error: the server of forks has ended; its standard error says why")
+    return int(NUMBER.unpack(content)[0])
 
 
 def umask() -> int:

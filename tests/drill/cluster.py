@@ -27,6 +27,7 @@ from tests.lab import DDPM, SMALL, URGENT, Lab
 from tests.programs import ROOT
 
 EPOCHS = 24  # of 16 steps: some seconds
+PICTURED = (*SMALL, f"--set=samples.at_epochs={EPOCHS}", "--set=samples.images=4")
 HOLD = "--cluster-set=extra={hold: true}"
 # Two shapes of resources: two arrays each, and a report.
 FIVE_CALLS = """
@@ -97,7 +98,8 @@ def _twin(drill: Drill) -> RunDir:
     folder = drill.folder / "twin-slurm"
     where = (f"--runs-dir={folder}", f"--data-dir={drill.data_dir}", f"--epochs={EPOCHS}")
     log = drill.folder / "twin-slurm.log"
-    program.finish("diffuse.train", "--preset=ddpm/default", *SMALL, "--threads=1", *where, log=log)
+    arguments = ("--preset=ddpm/default", *PICTURED, "--threads=1", *where)
+    program.finish("diffuse.train", *arguments, log=log)
     return programs.only_run(folder)
 
 
@@ -105,7 +107,7 @@ def _twin(drill: Drill) -> RunDir:
 def _lab(drill: Drill, cluster: Cluster, fault: str, grid: str, faults: int = 1) -> Iterator[Lab]:
     with drill.trial(fault, faults) as folder:
         try:
-            yield Lab(cluster, grid, folder, drill.data_dir, warm=False)
+            yield Lab(cluster, grid, folder, drill.data_dir, warm=False, settings=PICTURED)
         finally:
             cluster.cancel_all()
 

@@ -50,7 +50,7 @@ def test_the_key_of_wandb_is_written_nowhere_and_in_no_command_line(
     stop = threading.Event()
 
     def watch() -> None:
-        while not stop.wait(0.2):
+        while not stop.wait(0.05):
             for process in psutil.process_iter(["cmdline"]):
                 seen.add(" ".join(process.info["cmdline"] or []))
 

@@ -82,7 +82,7 @@ def test_an_attempt_that_outlives_its_node_publishes_nothing_more(
 
 
 def test_requeues_without_progress_come_to_an_end_that_is_explained(lab: Lab) -> None:
-    lab.warm = False  # a start takes longer than the test takes to requeue the job
+    lab.warm = False  # starts so slow that the job is requeued before its first checkpoint
     lab.sweep("--cluster-set=max_requeues=1")
     job = ""
     for attempt in range(2):
