@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
 from diffuse.data.tensors import load_split
 from diffuse.evaluation.features import load_extractor
@@ -15,6 +14,8 @@ from tests import programs
 
 def random_inception(path: Path) -> Path:
     """Weights of Inception's layout, with random values."""
+    # Where it is needed: it loads torchvision and torch's compiler.
+    from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
     class Unloaded(FeatureExtractorInceptionV3):  # type: ignore[misc]
         def load_state_dict(self, *_: Any, **__: Any) -> None:
@@ -31,6 +32,8 @@ def random_inception(path: Path) -> Path:
 def test_inception_is_staged_from_a_file_and_extracts_as_torch_fidelity_does(
     tmp_path: Path, data_dir: Path
 ) -> None:
+    from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+
     weights = random_inception(tmp_path / "weights.pth")
     staged = tmp_path / "data"
     staged.mkdir()
