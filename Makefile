@@ -65,12 +65,12 @@ clean: ## Remove the environment (runs and data stay)
 $(DATA)/mnist.h5: | $(VENV)/.train
 	$(BIN)/python -m diffuse.prepare --data-dir $(DATA)
 
-# What to install is decided by pyproject.toml; the stamp files say that it has been done. The tests
-# import a quarter of all modules: compiling these when they are imported is sooner done.
+# What to install is decided by pyproject.toml; the stamp files say that it has been done.
 $(VENV)/.train: pyproject.toml | $(VENV)/bin/pip
 	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[train]'
 	@touch $@
 
+# The tests import a quarter of all modules; only these are compiled, when they are imported.
 $(VENV)/.dev: pyproject.toml | $(VENV)/bin/pip
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-compile -e '.[dev]'
 	@touch $@ $(VENV)/.train

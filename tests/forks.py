@@ -23,7 +23,6 @@ import select
 import shlex
 import signal
 import socket
-import struct
 import subprocess
 import sys
 import tempfile
@@ -32,7 +31,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
-from tests.warm_python import received, umask
+from tests.warm_python import NUMBER, fork, received
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -46,7 +45,6 @@ LIBRARIES = (
 # Variables that the linker reads when a process starts: a server for each of their values.
 LINKER = ("LD_PRELOAD", "LD_LIBRARY_PATH")
 SHARED = "FORKS_SERVER"  # names the server that several processes share, and its linker's variables
-NUMBER = struct.Struct("i")
 
 
 class Fork:
@@ -62,24 +60,18 @@ class Fork:
         """
         self.args, self.returncode = command, None
         self._out, self._err = (tempfile.TemporaryFile("w+") for _ in range(2))  # noqa: SIM115
-        self._line = socket.socket(socket.AF_UNIX)
-        self._line.connect(_server(_linker_variables(env)))
         order = {
             "arguments": command[1:],
             "cwd": str(cwd),
             "env": env,
-            "umask": umask(),
             "ignored": [],
             "unbuffered": False,
             "warm": warm,
             "is_job": False,
         }
-        content = json.dumps(order).encode()
         with Path(os.devnull).open() as nothing:
             streams = [nothing.fileno(), self._out.fileno(), self._err.fileno()]
-            socket.send_fds(self._line, [NUMBER.pack(len(content))], streams)
-        self._line.sendall(content)
-        self.pid = received(self._line)
+            self._line, self.pid = fork(_server(_linker_variables(env)), order, streams)
 
     def poll(self) -> int | None:
         """Its exit code; None while it runs."""
@@ -202,7 +194,8 @@ def _draw() -> None:
 
 def _validate() -> None:
     """Let pydantic load the modules that it loads when they are first needed."""
-    pydantic = importlib.import_module("pydantic")
+    import pydantic
+
     for name in ("BaseModel", "Field", "Tag", "TypeAdapter", "field_validator", "PositiveInt"):
         getattr(pydantic, name)
     pydantic.create_model("Model", field=(int, 0))
@@ -234,6 +227,8 @@ def _tell(line: socket.socket, number: int) -> None:
 
 def _become(order: dict[str, Any], streams: list[int], warm: Path) -> None:
     """Make this process the one that the order is for."""
+    import numpy as np
+
     if order["is_job"]:
         os.setsid()  # a terminal's Ctrl-C is for the tests
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -257,7 +252,7 @@ def _become(order: dict[str, Any], streams: list[int], warm: Path) -> None:
     sys.path[:1] = path.split(os.pathsep) if path else []
     if not order["env"].get("PYTHONSAFEPATH"):
         sys.path.insert(0, first)
-    sys.modules["numpy"].random.seed()  # as a new interpreter does
+    np.random.seed()  # as a new interpreter does
 
 
 def _run(arguments: list[str]) -> int:

@@ -15,7 +15,7 @@ import socket
 import struct
 import sys
 from types import FrameType
-from typing import NoReturn
+from typing import Any, NoReturn
 
 OURS = ("diffuse.", "launch.", "submitit.core.")
 NUMBER = struct.Struct("i")
@@ -38,18 +38,12 @@ def main(python: str, address: str, arguments: list[str]) -> NoReturn:
         "arguments": words,
         "cwd": os.getcwd(),  # noqa: PTH109 (without pathlib it starts faster)
         "env": dict(os.environ),
-        "umask": umask(),
         "ignored": ignored,
         "unbuffered": words != arguments or "PYTHONUNBUFFERED" in os.environ,
         "warm": True,
         "is_job": True,
     }
-    line = socket.socket(socket.AF_UNIX)
-    line.connect(address)
-    content = json.dumps(order).encode()
-    socket.send_fds(line, [NUMBER.pack(len(content))], [0, 1, 2])
-    line.sendall(content)
-    pid = received(line)
+    line, pid = fork(address, order, [0, 1, 2])
 
     def hand_on(number: int, frame: FrameType | None) -> None:
         with contextlib.suppress(ProcessLookupError):  # it has ended just now
@@ -66,6 +60,23 @@ def main(python: str, address: str, arguments: list[str]) -> NoReturn:
     os._exit(code)
 
 
+def fork(address: str, order: dict[str, Any], streams: list[int]) -> tuple[socket.socket, int]:
+    """Have a server start a program, with this process's umask.
+
+    Args:
+        order: the program, as `tests.forks._become` takes it.
+        streams: its standard input, output and error.
+
+    Returns the connection, on which the exit code will come, and the number of its process.
+    """
+    content = json.dumps({**order, "umask": _umask()}).encode()
+    line = socket.socket(socket.AF_UNIX)
+    line.connect(address)
+    socket.send_fds(line, [NUMBER.pack(len(content))], streams)
+    line.sendall(content)
+    return line, received(line)
+
+
 def received(line: socket.socket) -> int:
     """The next number from a server of forks."""
     if not (content := line.recv(NUMBER.size)):
@@ -73,8 +84,7 @@ def received(line: socket.socket) -> int:
     return int(NUMBER.unpack(content)[0])
 
 
-def umask() -> int:
-    """This process's umask."""
+def _umask() -> int:
     mask = os.umask(0o077)
     os.umask(mask)
     return mask

@@ -14,7 +14,7 @@ from tests import programs
 
 def random_inception(path: Path) -> Path:
     """Weights of Inception's layout, with random values."""
-    # Where it is needed: it loads torchvision and torch's compiler.
+    # torch_fidelity loads torchvision and torch's compiler: not while tests are collected.
     from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
     class Unloaded(FeatureExtractorInceptionV3):  # type: ignore[misc]

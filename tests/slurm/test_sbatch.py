@@ -6,7 +6,6 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -121,8 +120,8 @@ def test_an_interrupted_job_is_requeued_and_ends_like_an_undisturbed_one(
     slurm: Cluster, tmp_path: Path, data_dir: Path, options: tuple[str, ...], ranks: int
 ) -> None:
     arguments = (*SMALL, f"--data-dir={data_dir}", "--epochs=8")
-    how: dict[str, Any] = {"options": options, "warm": False}
-    job = sbatch(slurm, tmp_path, "train_ddpm.sh", "default", *arguments, **how)
+    script = ("train_ddpm.sh", "default", *arguments)
+    job = sbatch(slurm, tmp_path, *script, options=options, warm=False)
     wait_until(lambda: any(tmp_path.glob("runs/*/checkpoints/*.pt")), 600, "a checkpoint")
     run = programs.only_run(tmp_path / "runs")
     slurm.slurm("scancel", "--signal=USR2", job)
